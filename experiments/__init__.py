@@ -1,0 +1,1 @@
+"""Scripts that read top to bottom: `python -m experiments.grpo --help`."""

@@ -1,0 +1,166 @@
+"""Train a language model by GRPO on a task with verifiable rewards.
+
+    python -m experiments.grpo                                     # SmolLM2-135M learns two-digit sums, on a CPU
+    python -m experiments.grpo --model tiny --steps 2              # a smoke test
+    python -m experiments.grpo --model path/to/folder --task reasoning_gym/chain_sum --max-new-tokens 64
+    python -m experiments.grpo --task data.jsonl --rewards my_module:reward
+    python -m experiments.grpo --run-dir runs/grpo --resume        # go on with a run that was stopped
+
+How it differs from the paper (arXiv:2402.03300): one update a rollout by default, so that the ratio is 1 and nothing is
+clipped; no KL term by default; AdamW at 2e-5 on prompts of one task.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+
+import jax
+import optax
+import tyro
+
+from rl_jax import tasks
+from rl_jax.analysis import report
+from rl_jax.models import presets, weights
+from rl_jax.objectives import grpo
+from rl_jax.sampling import samplers
+from rl_jax.sampling.generate import make_generate
+from rl_jax.tasks import rewards
+from rl_jax.train import checkpoint, loop, parallel, rollout, text
+from rl_jax.train.compiles import CompileCounter
+from rl_jax.train.evaluate import evaluate
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.score import make_score
+from rl_jax.train.state import RLState
+from rl_jax.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  model: str = "smollm2"  # smollm2, tiny, a folder in Hugging Face's format, or a .gguf file
+  task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, or a .jsonl or .parquet file
+  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
+  rewards: tuple[str, ...] = ()  # reward functions, such as my_module:reward; they replace the task's own
+  reward_weights: tuple[float, ...] = ()  # one a reward function; all 1 by default
+  run_dir: str = "runs/grpo"  # configuration, metrics, samples, checkpoints, plot and the trained model
+  resume: bool = False  # go on with the run in run_dir
+  steps: int = 40  # rollouts
+  prompts: int = 16  # prompts a rollout
+  group_size: int = 8  # completions a prompt
+  max_prompt_tokens: int = 512  # longer prompts are passed over
+  max_new_tokens: int = 5  # longest completion
+  temperature: float = 1.0  # of sampling and of every log-prob
+  top_k: int | None = None  # sample from the k likeliest tokens only
+  top_p: float | None = None  # sample from the likeliest tokens that add up to this probability only
+  min_p: float | None = None  # sample only tokens at least this likely, relative to the likeliest
+  learning_rate: float = 2e-5  # of AdamW, after warm-up
+  warmup: int = 3  # updates over which the learning rate rises
+  weight_decay: float = 0.0  # of AdamW
+  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+  clip_low: float = 0.2  # the ratio's gradient stops below 1 - clip_low
+  clip_high: float = 0.2  # and above 1 + clip_high
+  kl_coef: float = 0.0  # weight of the KL to the initial model; above 0 a copy of it is kept
+  epochs: int = 1  # passes over a rollout
+  minibatches: int = 1  # updates a pass
+  microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
+  recompute_old_logp: bool = False  # with several updates a rollout: old log-probs from a pass, not from the sampler
+  mask_truncated: bool = False  # leave completions that were cut off out of the loss
+  remat: bool = False  # compute activations again in the backward pass, to save memory
+  checkpoint_every: int = 0  # rollouts between checkpoints; 0 for one at the end
+  seed: int = 0  # of data and sampling
+
+
+def main(config: Config) -> None:
+  check(config)
+  functions = rewards.from_paths(config.rewards, config.reward_weights)
+  task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
+  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
+    model = presets.load(config.model, remat=config.remat)
+    size = f"{model.num_params / 1e6:.1f} M parameters"
+    print(f"{config.model}: {size}, {jax.device_count()} device(s); task {task.name}", flush=True)
+    train(config, task, model, run)
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for settings that cannot work together."""
+  if config.group_size < 2:
+    raise ValueError(f"group_size must be at least 2, got {config.group_size}: a group of one has no advantage")
+  updates, devices = config.minibatches * config.microbatches, jax.device_count()
+  if config.prompts % (updates * devices):
+    raise ValueError(f"prompts must be a multiple of {updates * devices}, the micro-batches times {devices} device(s)")
+  samplers.check(samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p))
+  if config.temperature == 0:
+    raise ValueError("temperature must be positive: greedy completions of one prompt are all the same")
+
+
+def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
+  policy, tokenizer, counter = model.policy, model.tokenizer, CompileCounter()
+
+  # The objective, and the optimiser that minimises it.
+  objective = grpo.objective(clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef)
+  rate = optax.linear_schedule(config.learning_rate / (config.warmup + 1), config.learning_rate, config.warmup)
+  adamw = optax.adamw(rate, weight_decay=config.weight_decay)
+  tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+  # The update step, over all devices.
+  mesh = parallel.make_mesh()
+  score = make_score(policy, temperature=config.temperature)
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+  update = parallel.jit_step(counter.count(step), mesh)
+
+  # Rollouts: prompts in, completions with advantages out.
+  def generator(group_size: int):
+    pad_token, length = text.pad_token(tokenizer), config.max_new_tokens
+    generate = make_generate(policy, group_size=group_size, max_new_tokens=length, pad_token=pad_token)
+    return jax.jit(counter.count(generate))
+
+  collect = rollout.make_collect(
+    task=task,
+    tokenizer=tokenizer,
+    generate=generator(config.group_size),
+    score=jax.jit(counter.count(score)),
+    objective=objective,
+    sampler=samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p),
+    prompts_per_batch=config.prompts,
+    max_prompt_tokens=config.max_prompt_tokens,
+    on_policy=config.epochs * config.minibatches == 1,
+    recompute_old_logp=config.recompute_old_logp,
+    mask_truncated=config.mask_truncated,
+    place=partial(parallel.shard_rows, mesh=mesh),
+  )
+  limit, size = config.max_prompt_tokens, min(64, len(task.evaluation))
+  test = partial(
+    evaluate, task=task, tokenizer=tokenizer, generate=generator(1), batch_size=size, max_prompt_tokens=limit
+  )
+
+  # The state, new or from the last checkpoint; then everything runs.
+  state = RLState.create(model.params, tx, jax.random.key(config.seed), keep_reference="ref_logp" in objective.needs)
+  with checkpoint.open_checkpoints(run.folder / "checkpoints") as checkpoints:
+    resumed = checkpoints.latest()
+    state = checkpoints.resume(parallel.replicate(state, mesh))
+    run.rewind(-1 if resumed is None else resumed)
+    if resumed is None:
+      run.write_evaluation(0, test(state.policy.params))
+    state, done = loop.fit(
+      state,
+      steps=config.steps,
+      collect=collect,
+      update=update,
+      run=run,
+      checkpoints=checkpoints,
+      checkpoint_every=config.checkpoint_every,
+      epochs=config.epochs,
+      minibatches=config.minibatches,
+      compiles=counter.total,
+    )
+  if done < config.steps:
+    sys.exit(f"stopped after {done} of {config.steps} steps; --resume --run-dir {config.run_dir} goes on from there")
+  run.write_evaluation(done, test(state.policy.params))
+  weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, tokenizer)
+  report.show(run.folder)
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Plots and statistics of runs, from what they wrote to disk."""

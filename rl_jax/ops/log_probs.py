@@ -1,0 +1,178 @@
+"""Log-probs and entropies of sampled tokens, and the one place that shifts tokens against hidden states.
+
+Everything is of `softmax(logits / temperature)`, in float32, whatever the model computes in.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rl_jax.ops.masking import upcast
+
+
+def predictors(
+  prompt_hidden: Float[Array, "*batch D"], completion_hidden: Float[Array, "*batch T D"]
+) -> Float[Array, "*batch T D"]:
+  """Returns the hidden states that predict a completion: the shift by one, done here and nowhere else.
+
+  The first token is predicted by the prompt's last token, the next by the first token, and so on.
+
+  Args:
+    prompt_hidden: Hidden state of the last prompt token `[..., D]`.
+    completion_hidden: Hidden states of the first `T - 1` completion tokens, `[..., T - 1, D]`.
+
+  Returns:
+    `[..., T, D]`; row t predicts completion token t.
+
+  >>> print(predictors(jnp.array([1.0]), jnp.array([[2.0], [3.0]])).ravel())
+  [1. 2. 3.]
+  """
+  return jnp.concatenate([prompt_hidden[..., None, :], completion_hidden], axis=-2)
+
+
+def gather_log_probs(
+  logits: Float[Array, "*batch T V"],
+  tokens: Int[Array, "*batch T"],
+  *,
+  temperature: float | Array = 1.0,
+) -> Float[Array, "*batch T"]:
+  """`log softmax(logits_t / temperature)[token_t]`: the plain form, which holds all logits.
+
+  Args:
+    logits: `[..., T, V]`, row t predicts token t.
+    tokens: `[..., T]`, in `[0, V)`.
+    temperature: The one that the tokens were sampled at.
+
+  Returns:
+    `[..., T]`, in nats, at most 0.
+
+  >>> print(gather_log_probs(jnp.zeros((1, 4)), jnp.array([2])).round(4))
+  [-1.3863]
+  """
+  chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
+  scaled = upcast(logits) / temperature
+  chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def entropy(
+  logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.0
+) -> Float[Array, "*batch"]:
+  """`H = -sum_v p_v log p_v` of `p = softmax(logits / temperature)`, in nats. Logits of -inf have no share in it.
+
+  >>> print(entropy(jnp.array([0.0, 0.0, -jnp.inf])).round(4))
+  0.6931
+  """
+  logp = jax.nn.log_softmax(upcast(logits) / temperature, axis=-1)
+  p = jnp.exp(logp)
+  return -jnp.sum(jnp.where(p > 0, p * jnp.where(p > 0, logp, 0), 0), axis=-1)
+
+
+def token_log_probs(
+  hidden: Float[Array, "*batch T D"],
+  unembedding: Float[Array, "D V"],
+  tokens: Int[Array, "*batch T"],
+  *,
+  temperature: float | Array = 1.0,
+  chunk_size: int = 512,
+) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
+  """Log-probs of tokens and entropies straight from hidden states, without ever holding `[tokens, V]` logits.
+
+    z = hidden W / temperature,  logp = z[token] - logsumexp(z),  H = logsumexp(z) - sum softmax(z) z
+
+  Logits exist for one chunk at a time, forward and backward: the backward pass computes them again. Chunks
+  are cut along time, so rows may be sharded over devices.
+
+  Args:
+    hidden: `[..., T, D]`, row t predicts token t (see `predictors`).
+    unembedding: `[D, V]`.
+    tokens: `[..., T]`, in `[0, V)`.
+    temperature: A scalar; differentiable.
+    chunk_size: Tokens a chunk, over all rows together; every chunk holds at least one token of each row.
+
+  Returns:
+    `(logp [..., T], entropy [..., T])` in float32 (float64 for float64 inputs), differentiable in `hidden`,
+    `unembedding` and `temperature`.
+
+  Raises:
+    ValueError: If `chunk_size` is below 1.
+
+  >>> logp, entropies = token_log_probs(jnp.ones((3, 2)), jnp.zeros((2, 4)), jnp.array([0, 1, 2]))
+  >>> print(logp.round(4), entropies.round(4))
+  [-1.3863 -1.3863 -1.3863] [1.3863 1.3863 1.3863]
+  """
+  if chunk_size < 1:
+    raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+  chex.assert_equal_shape_prefix([hidden, tokens], tokens.ndim)
+  batch, length = tokens.shape[:-1], tokens.shape[-1]
+  rows = tokens.size // max(length, 1)
+  width = min(max(chunk_size // max(rows, 1), 1), max(length, 1))
+  pad = -length % width
+  # [chunks, rows, width]: the last chunk is filled up with zeros, whose results are cut off below.
+  flat_hidden = jnp.pad(hidden.reshape(rows, length, -1), ((0, 0), (0, pad), (0, 0)))
+  flat_tokens = jnp.pad(tokens.reshape(rows, length), ((0, 0), (0, pad)))
+  hidden_chunks = jnp.moveaxis(flat_hidden.reshape(rows, -1, width, hidden.shape[-1]), 1, 0)
+  token_chunks = jnp.moveaxis(flat_tokens.reshape(rows, -1, width), 1, 0)
+  temperature = jnp.asarray(temperature, _compute_dtype(hidden))
+  results = _chunked_log_probs(hidden_chunks, unembedding, token_chunks, temperature)
+  logp, entropies = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length] for x in results)
+  return logp.reshape(*batch, length), entropies.reshape(*batch, length)
+
+
+def _compute_dtype(x: Array) -> jnp.dtype:
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _scaled_logits(hidden: Array, unembedding: Array, temperature: Array) -> Array:
+  logits = jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=_compute_dtype(hidden))
+  return logits / temperature
+
+
+@jax.custom_vjp
+def _chunked_log_probs(hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
+  return _chunked_forward(hidden, unembedding, tokens, temperature)[0]
+
+
+def _chunked_forward(hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
+  def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    h, token = inputs
+    z = _scaled_logits(h, unembedding, temperature)
+    highest = jnp.max(z, axis=-1, keepdims=True)
+    weight = jnp.exp(z - highest)
+    total = jnp.sum(weight, axis=-1)
+    log_total = jnp.log(total) + highest[..., 0]
+    mean_logit = jnp.sum(weight * z, axis=-1) / total
+    chosen = jnp.take_along_axis(z, token[..., None], axis=-1)[..., 0]
+    return chosen - log_total, log_total - mean_logit, log_total
+
+  logp, entropies, log_total = jax.lax.map(chunk, (hidden, tokens))
+  return (logp, entropies), (hidden, unembedding, tokens, temperature, log_total, entropies)
+
+
+def _chunked_backward(residuals: tuple, cotangents: tuple[Array, Array]):
+  hidden, unembedding, tokens, temperature, log_totals, entropies = residuals
+
+  def chunk(carry: tuple[Array, Array], inputs: tuple):
+    d_unembedding, d_temperature = carry
+    h, token, log_total, entropy_, d_logp, d_entropy = inputs
+    z = _scaled_logits(h, unembedding, temperature)
+    logp = z - log_total[..., None]
+    # d logp[token] / dz = onehot - p;   d H / dz = -p (log p + H)
+    d_z = -jnp.exp(logp) * (d_logp[..., None] + d_entropy[..., None] * (logp + entropy_[..., None]))
+    is_token = jnp.arange(z.shape[-1], dtype=token.dtype) == token[..., None]
+    d_z = jnp.where(is_token, d_z + d_logp[..., None], d_z)
+    d_temperature -= jnp.sum(d_z * z) / temperature
+    d_logits = (d_z / temperature).astype(h.dtype)
+    d_h = jnp.einsum("...v,dv->...d", d_logits, unembedding).astype(h.dtype)
+    d_unembedding += jnp.einsum("...d,...v->dv", h, d_logits, preferred_element_type=d_unembedding.dtype)
+    return (d_unembedding, d_temperature), d_h
+
+  zeros = (jnp.zeros(unembedding.shape, _compute_dtype(unembedding)), jnp.zeros_like(temperature))
+  (d_unembedding, d_temperature), d_hidden = jax.lax.scan(
+    chunk, zeros, (hidden, tokens, log_totals, entropies, *cotangents)
+  )
+  return d_hidden, d_unembedding.astype(unembedding.dtype), None, d_temperature
+
+
+_chunked_log_probs.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,99 @@
+"""Metrics that can be combined in any order: sums and counts on the device, one division on the host.
+
+A mean of micro-batch means is wrong when the micro-batches hold different numbers of tokens. These are monoids:
+stack them over micro-batches or devices, `reduce` over the stacked axis, and read `result` at the very end.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rl_jax.ops.masking import as_bool, masked_count, masked_sum, upcast
+
+
+class Mean(NamedTuple):
+  """A mean of selected values, held as its numerator and denominator.
+
+  >>> Mean.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).result()
+  2.0
+  """
+
+  total: Float[Array, "*stack"]
+  count: Float[Array, "*stack"]
+
+  @classmethod
+  def of(cls, values: Array, mask: Array) -> "Mean":
+    values = jax.lax.stop_gradient(values)
+    return cls(masked_sum(values, mask), masked_count(mask))
+
+  def reduce(self) -> "Mean":
+    return Mean(self.total.sum(0), self.count.sum(0))
+
+  def result(self) -> float:
+    return float(self.total / np.maximum(self.count, 1))
+
+
+class Max(NamedTuple):
+  """The largest selected value; -inf when nothing is selected.
+
+  >>> Max.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).result()
+  3.0
+  """
+
+  value: Float[Array, "*stack"]
+
+  @classmethod
+  def of(cls, values: Array, mask: Array) -> "Max":
+    return cls(jnp.max(jnp.where(as_bool(mask), upcast(jax.lax.stop_gradient(values)), -jnp.inf)))
+
+  def reduce(self) -> "Max":
+    return Max(self.value.max(0))
+
+  def result(self) -> float:
+    return float(self.value)
+
+
+class Min(NamedTuple):
+  """The smallest selected value; inf when nothing is selected.
+
+  >>> Min.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).result()
+  1.0
+  """
+
+  value: Float[Array, "*stack"]
+
+  @classmethod
+  def of(cls, values: Array, mask: Array) -> "Min":
+    return cls(jnp.min(jnp.where(as_bool(mask), upcast(jax.lax.stop_gradient(values)), jnp.inf)))
+
+  def reduce(self) -> "Min":
+    return Min(self.value.min(0))
+
+  def result(self) -> float:
+    return float(self.value)
+
+
+Metric = Mean | Max | Min
+Metrics = dict[str, Metric]
+
+
+def reduce(metrics: Metrics) -> Metrics:
+  """Combines metrics stacked on their leading axis (micro-batches, devices, steps).
+
+  >>> stacked = {"x": Mean(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0]))}
+  >>> results(reduce(stacked))
+  {'x': 2.0}
+  """
+  return {name: metric.reduce() for name, metric in metrics.items()}
+
+
+def results(metrics: Metrics) -> dict[str, float]:
+  """Divides, on the host, and returns plain floats (this waits for the device).
+
+  >>> results({"x": Max(jnp.array(3.0))})
+  {'x': 3.0}
+  """
+  return {name: metric.result() for name, metric in jax.device_get(metrics).items()}

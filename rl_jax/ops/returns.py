@@ -1,0 +1,125 @@
+"""Returns and generalised advantage estimation over time, right to left.
+
+Both forms solve the same linear recurrence `x_t = a_t x_{t+1} + b_t`: `gae` by a sequential scan, which reads like
+the paper, `gae_associative` in `log T` parallel steps.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rl_jax.ops.masking import as_bool, zero_masked
+
+Holes = Literal["carry", "zero"]
+
+
+def _check(rewards: Array, values: Array, mask: Array, holes: str) -> None:
+  if holes not in ("carry", "zero"):
+    raise ValueError(f"holes must be 'carry' or 'zero', got {holes!r}")
+  chex.assert_equal_shape([rewards, values, mask])
+
+
+def _stepped(mask: Array, holes: Holes) -> Array:
+  """Where the recursion takes a step: at real tokens only ("carry"), or at every slot up to the last one."""
+  if holes == "carry":
+    return as_bool(mask)
+  return jnp.flip(jax.lax.cummax(jnp.flip(as_bool(mask), -1).astype(jnp.int32), axis=mask.ndim - 1), -1) > 0
+
+
+def gae(
+  rewards: Float[Array, "*batch T"],
+  values: Float[Array, "*batch T"],
+  mask: Array,
+  *,
+  gamma: float | Array = 1.0,
+  lam: float | Array = 0.95,
+  last_value: float | Array = 0.0,
+  holes: Holes = "carry",
+) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
+  """Generalised advantage estimation.
+
+    d_t = R_t + gamma V_{t+1} - V_t
+    A_t = d_t + gamma lam A_{t+1}
+    returns_t = A_t + V_t
+
+  Args:
+    rewards: `[..., T]`, the reward that follows the token chosen at t.
+    values: `[..., T]`, the value estimate *before* that token.
+    mask: 1 where a token was chosen. Slots after the last one are padding and never leak.
+    gamma: Discount.
+    lam: 1 gives Monte Carlo advantages, 0 one-step TD errors.
+    last_value: `V` after the last token, a scalar or `[...]`: 0 for a finished sequence, a value to bootstrap a
+      truncated one.
+    holes: Interior slots with mask 0 (tool output): `"carry"` skips them, so that the token before a hole sees the
+      value and advantage of the token after it (verl); `"zero"` steps through them with reward and value 0
+      (OpenRLHF), so each costs a factor `gamma lam`.
+
+  Returns:
+    Advantages and returns `[..., T]`, 0 where the mask is 0.
+
+  Reference: J. Schulman et al., "High-Dimensional Continuous Control Using GAE", arXiv:1506.02438.
+
+  >>> advantages, returns = gae(
+  ...     jnp.array([0.0, 0.0, 1.0]), jnp.array([0.5, 0.5, 0.5]), jnp.ones(3), gamma=1.0, lam=1.0)
+  >>> print(advantages, returns)
+  [0.5 0.5 0.5] [1. 1. 1.]
+  """
+  _check(rewards, values, mask, holes)
+  rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+  stepped = _stepped(mask, holes)
+
+  def step(carry: tuple[Array, Array], slot: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    next_value, next_advantage = carry
+    reward, value, taken = slot
+    advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+    advantage = jnp.where(taken, advantage, next_advantage)
+    return (jnp.where(taken, value, next_value), advantage), advantage
+
+  bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])
+  slots = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, stepped))
+  _, advantages = jax.lax.scan(step, (bootstrap, jnp.zeros_like(bootstrap)), slots, reverse=True)
+  advantages = jnp.moveaxis(advantages, 0, -1)
+  return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
+
+
+def gae_associative(
+  rewards: Float[Array, "*batch T"],
+  values: Float[Array, "*batch T"],
+  mask: Array,
+  *,
+  gamma: float | Array = 1.0,
+  lam: float | Array = 0.95,
+  last_value: float | Array = 0.0,
+  holes: Holes = "carry",
+) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
+  """The same as `gae`, in every argument and result, by an associative scan: `log T` steps on an accelerator.
+
+  >>> advantages, returns = gae_associative(
+  ...     jnp.array([0.0, 0.0, 1.0]), jnp.array([0.5, 0.5, 0.5]), jnp.ones(3), gamma=1.0, lam=1.0)
+  >>> print(advantages, returns)
+  [0.5 0.5 0.5] [1. 1. 1.]
+  """
+  _check(rewards, values, mask, holes)
+  rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+  stepped = _stepped(mask, holes)
+  bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])[..., None]
+  # V_t where a step is taken, else the value that follows: a recurrence with a_t in {0, 1}.
+  carried = _reverse_recurrence(jnp.where(stepped, 0, 1).astype(values.dtype), values, bootstrap)
+  next_values = jnp.concatenate([carried[..., 1:], bootstrap], axis=-1)
+  deltas = jnp.where(stepped, rewards + gamma * next_values - values, 0)
+  decay = jnp.where(stepped, jnp.asarray(gamma * lam, values.dtype), 1)
+  advantages = _reverse_recurrence(decay, deltas, jnp.zeros_like(bootstrap))
+  return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
+
+
+def _reverse_recurrence(a: Array, b: Array, last: Array) -> Array:
+  """Solves `x_t = a_t x_{t+1} + b_t` with `x_T = last`."""
+
+  def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+    return later[0] * earlier[0], earlier[0] * later[1] + earlier[1]
+
+  slope, offset = jax.lax.associative_scan(combine, (a, b), reverse=True, axis=a.ndim - 1)
+  return slope * last + offset

@@ -1,0 +1,44 @@
+"""Per-token policy losses. Each factory returns `(log_ratio, advantages) -> loss [..., T]`, to be minimised."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+Surrogate = Callable[[Array, Array], Array]
+
+
+def clip(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
+  """The clipped surrogate, `max(-A r, -A clip(r, 1 - low, 1 + high))` with `r = exp(log_ratio)`.
+
+  The gradient is that of `-A r`, and 0 where `A > 0, r > 1 + high` or `A < 0, r < 1 - low`.
+
+  Args:
+    low: How far the ratio may fall below 1 before the gradient stops.
+    high: How far it may rise above 1. `high > low` is DAPO's asymmetric clip ("clip-higher").
+
+  Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (eq. 7).
+
+  >>> loss = clip(low=0.2, high=0.2)
+  >>> print(loss(jnp.log(jnp.array([1.1, 1.5, 0.5, 1.5])), jnp.array([1.0, 1.0, -1.0, -1.0])))
+  [-1.1 -1.2  0.8  1.5]
+  """
+
+  def surrogate(log_ratio: Array, advantages: Array) -> Array:
+    ratio = jnp.exp(log_ratio)
+    return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - low, 1 + high))
+
+  return surrogate
+
+
+def is_stopped(surrogate: Surrogate, log_ratio: Array, advantages: Array) -> Array:
+  """Returns where a surrogate passes no gradient although the advantage is not 0: the tokens that it clipped.
+
+  Computed from the derivative in `log_ratio`, so it holds for any surrogate, one written tomorrow included.
+
+  >>> print(is_stopped(clip(), jnp.log(jnp.array([1.5, 1.5])), jnp.array([1.0, -1.0])))
+  [ True False]
+  """
+  _, slope = jax.jvp(lambda x: surrogate(x, advantages), (log_ratio,), (jnp.ones_like(log_ratio),))
+  return jax.lax.stop_gradient((slope == 0) & (advantages != 0))

@@ -1,0 +1,142 @@
+"""Prefill each prompt once, then decode its G completions together until all have stopped."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_jax.sampling.samplers import Sampler, choose
+
+
+class Completions(NamedTuple):
+  """G completions of each of P prompts, right-padded to T.
+
+  Attributes:
+    tokens: The stop token, where one was produced, is the last real token.
+    mask: Which tokens are real.
+    logp: Log-probs in the distribution that was sampled from (truncated and renormalised).
+    full_logp: Log-probs in the untruncated distribution at the same temperature.
+    stopped: Whether a stop token ended the completion; False for one cut off at T.
+  """
+
+  tokens: Int[Array, "P G T"]
+  mask: Bool[Array, "P G T"]
+  logp: Float[Array, "P G T"]
+  full_logp: Float[Array, "P G T"]
+  stopped: Bool[Array, "P G"]
+
+
+Generate = Callable[..., Completions]
+
+
+class LanguageModel(Protocol):
+  """What sampling and scoring know of a model: three pure functions. `models.transformer.Policy` is one.
+
+  Attributes:
+    apply: `(params, tokens, positions, *, mask, prefix, cache, cache_index) -> (hidden, kv)`, where `prefix` is the
+      `kv` of an earlier call, shared by all G rows of a prompt, and `cache` one that this call adds to.
+    unembed: `params -> [D, V]`.
+    empty_cache: `((P, G), size) -> cache`.
+  """
+
+  @property
+  def apply(self) -> Callable[..., Any]: ...
+
+  @property
+  def unembed(self) -> Callable[[Any], Array]: ...
+
+  @property
+  def empty_cache(self) -> Callable[[tuple[int, ...], int], Any]: ...
+
+
+def prompt_positions(mask: Array) -> Int[Array, "*batch L"]:
+  """Positions of the real tokens, counted from 0; padding on either side does not count.
+
+  >>> print(prompt_positions(jnp.array([[0, 1, 1], [1, 1, 0]])))
+  [[0 0 1]
+   [0 1 1]]
+  """
+  return jnp.maximum(jnp.cumsum(mask != 0, axis=-1) - 1, 0)
+
+
+def last_real(hidden: Float[Array, "*batch L D"], mask: Array) -> Float[Array, "*batch D"]:
+  """Returns the hidden state of the last real token.
+
+  >>> print(last_real(jnp.array([[[1.0], [2.0], [3.0]]]), jnp.array([[1, 1, 0]])))
+  [[2.]]
+  """
+  last = hidden.shape[-2] - 1 - jnp.argmax(jnp.flip(mask != 0, axis=-1), axis=-1)
+  return jnp.take_along_axis(hidden, last[..., None, None], axis=-2)[..., 0, :]
+
+
+def make_generate(model: LanguageModel, *, group_size: int, max_new_tokens: int, pad_token: int) -> Generate:
+  """Returns `generate(params, prompts, prompt_mask, stop_tokens, key, sampler) -> Completions`, to be jitted.
+
+  Args:
+    model: Pure functions of parameters.
+    group_size: G.
+    max_new_tokens: T, the longest completion.
+    pad_token: Fills slots after the end.
+
+  Of `generate`'s arguments, `stop_tokens [S]`, the key and the sampler's numbers are traced: only new shapes compile.
+  """
+  if group_size < 1 or max_new_tokens < 1:
+    raise ValueError(f"group_size and max_new_tokens must be at least 1, got {group_size} and {max_new_tokens}")
+
+  def generate(
+    params: Any,
+    prompts: Int[Array, "P L"],
+    prompt_mask: Array,
+    stop_tokens: Int[Array, " S"],
+    key: Array,
+    sampler: Sampler,
+  ) -> Completions:
+    rows, length = (prompts.shape[0], group_size), max_new_tokens
+    unembedding = model.unembed(params)
+    prompt = model.apply(params, prompts, prompt_positions(prompt_mask), mask=prompt_mask)
+    first_position = jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
+
+    def choose_next(hidden: Float[Array, "P G D"], t: Array, done: Array, out: Completions):
+      logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
+      choice = choose(jax.random.fold_in(key, t), logits, sampler)
+      token = jnp.where(done, pad_token, choice.token)
+      stops = ~done & jnp.any(token[..., None] == stop_tokens, axis=-1)
+      out = Completions(
+        tokens=out.tokens.at[:, :, t].set(token),
+        mask=out.mask.at[:, :, t].set(~done),
+        logp=out.logp.at[:, :, t].set(jnp.where(done, 0, choice.logp)),
+        full_logp=out.full_logp.at[:, :, t].set(jnp.where(done, 0, choice.full_logp)),
+        stopped=out.stopped | stops,
+      )
+      return done | stops, out
+
+    def unfinished(carry: tuple) -> Array:
+      t, done, _, _ = carry
+      return (t < length) & ~jnp.all(done)
+
+    def decode(carry: tuple) -> tuple:
+      t, done, cache, out = carry
+      token = jax.lax.dynamic_slice_in_dim(out.tokens, t - 1, 1, axis=-1)
+      real = jax.lax.dynamic_slice_in_dim(out.mask, t - 1, 1, axis=-1)
+      position = jnp.broadcast_to(first_position + t - 1, token.shape)
+      step = model.apply(params, token, position, mask=real, prefix=prompt.kv, cache=cache, cache_index=t - 1)
+      done, out = choose_next(step.hidden[:, :, 0], t, done, out)
+      return t + 1, done, step.kv, out
+
+    empty = Completions(
+      tokens=jnp.full((*rows, length), pad_token, jnp.int32),
+      mask=jnp.zeros((*rows, length), bool),
+      logp=jnp.zeros((*rows, length), jnp.float32),
+      full_logp=jnp.zeros((*rows, length), jnp.float32),
+      stopped=jnp.zeros(rows, bool),
+    )
+    last_hidden = last_real(prompt.hidden, prompt_mask)[:, None, :]
+    last_hidden = jnp.broadcast_to(last_hidden, (*rows, last_hidden.shape[-1]))
+    done, out = choose_next(last_hidden, jnp.int32(0), empty.stopped, empty)
+    # The last token is never fed back, so the cache holds one fewer.
+    cache = model.empty_cache(rows, max(length - 1, 1))
+    return jax.lax.while_loop(unfinished, decode, (jnp.int32(1), done, cache, out))[-1]
+
+  return generate

@@ -1,0 +1,39 @@
+"""The contract between tasks and training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rl_jax.tasks.rewards import Reward
+
+Row = Mapping[str, Any]
+
+
+class Task(NamedTuple):
+  """Prompts and rewards.
+
+  Attributes:
+    name: For tables and file names.
+    row: `index -> row`, for any index from 0 on, the same row every time: a run resumes by its index alone.
+    evaluation: Held-out rows.
+    rewards: Reward functions; their weighted sum is what is learnt.
+    solved: `(prompts, completions, **columns) -> list[bool]`, the exact match that evaluation counts; None where the
+      task has no such notion, and evaluation reports the mean reward alone.
+    stop: Texts of one token each that end a completion, besides the tokenizer's end of sequence.
+  """
+
+  name: str
+  row: Callable[[int], Row]
+  evaluation: Sequence[Row]
+  rewards: tuple[Reward, ...]
+  solved: Callable[..., list[bool]] | None = None
+  stop: tuple[str, ...] = ()
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list]:
+  """Returns the rows' columns other than the prompt, as reward functions get them; a missing value is None.
+
+  >>> columns([{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "2 + 2 =", "answer": "4"}])
+  {'answer': ['2', '4']}
+  """
+  names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+  return {name: [row.get(name) for row in rows] for name in names}

@@ -1,0 +1,100 @@
+"""Tasks from JSONL and Parquet files: a prompt column (a string or a list of chat messages), and any others.
+
+The rows are shuffled anew in every epoch, in an order that depends on the seed and the epoch alone.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_jax.tasks.base import Row, Task
+from rl_jax.tasks.rewards import Reward
+
+
+def load(
+  path: str | Path,
+  rewards: Sequence[Reward],
+  *,
+  evaluation_size: int = 64,
+  prompt_column: str = "prompt",
+  seed: int = 0,
+) -> Task:
+  """Returns the task of a file; the last `evaluation_size` rows of a seeded shuffle are held out.
+
+  Raises:
+    ValueError: For a missing file, a broken line (by number), a row without a usable prompt, or too few rows.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise ValueError(f"task file {str(path)!r} does not exist")
+  if not rewards:
+    raise ValueError(f"task file {str(path)!r} needs at least one reward function")
+  rows = [_row(row, number, path, prompt_column) for number, row in enumerate(_read(path), start=1)]
+  if len(rows) <= evaluation_size:
+    raise ValueError(f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size}")
+  order = np.random.default_rng(seed).permutation(len(rows))
+  train, held_out = order[: len(rows) - evaluation_size], order[len(rows) - evaluation_size :]
+
+  @functools.lru_cache(maxsize=2)
+  def epoch_order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(train)
+
+  def row(index: int) -> Row:
+    epoch, place = divmod(index, len(train))
+    return rows[epoch_order(epoch)[place]]
+
+  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards))
+
+
+def _read(path: Path) -> list[Any]:
+  if path.suffix == ".jsonl":
+    return _read_jsonl(path)
+  if path.suffix == ".parquet":
+    return _read_parquet(path)
+  raise ValueError(f"task file {str(path)!r} must end in .jsonl or .parquet")
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+  rows = []
+  with path.open(encoding="utf-8") as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+  return rows
+
+
+def _read_parquet(path: Path) -> list[Any]:
+  try:
+    import pyarrow
+    import pyarrow.parquet
+  except ImportError:
+    raise ValueError("reading .parquet needs pyarrow: pip install 'rl-jax[tasks]'") from None
+  try:
+    return pyarrow.parquet.read_table(path).to_pylist()
+  except (pyarrow.ArrowInvalid, OSError) as error:
+    raise ValueError(f"task file {str(path)!r} is no readable Parquet file ({error})") from None
+
+
+def _row(row: Any, number: int, path: Path, prompt_column: str) -> Row:
+  if not isinstance(row, dict) or prompt_column not in row:
+    raise ValueError(f"{path}, row {number}: no column {prompt_column!r}")
+  prompt = row[prompt_column]
+  if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
+    raise ValueError(f"{path}, row {number}: the prompt must be text or a list of messages with role and content")
+  return {**{k: v for k, v in row.items() if k != prompt_column}, "prompt": prompt}
+
+
+def _is_chat(prompt: Any) -> bool:
+  return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
+
+
+def _is_message(message: Any) -> bool:
+  return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))

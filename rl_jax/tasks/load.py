@@ -1,0 +1,64 @@
+"""Tasks by name, as the command line gives them."""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rl_jax.tasks import arithmetic, files, reasoning
+from rl_jax.tasks.base import Task
+from rl_jax.tasks.rewards import Reward
+
+
+def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = (), seed: int = 0) -> Task:
+  """Returns a task.
+
+  Args:
+    name: "arithmetic", "reasoning_gym/<dataset>", or a path that ends in .jsonl or .parquet.
+    options: The task's own settings, each `"key=value"`, such as `"digits=3"`.
+    rewards: Reward functions; they replace the task's own. A file has none of its own.
+    seed: Of the order of the rows.
+
+  Raises:
+    ValueError: For an unknown name or option.
+
+  >>> load("arithmetic", ["digits=3"]).name
+  'arithmetic-3'
+  >>> load("arithmetics")
+  Traceback (most recent call last):
+  ...
+  ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files
+  """
+  settings = dict(_option(text) for text in options)
+  if name == "arithmetic":
+    task = _call(arithmetic.load, name, settings, seed=seed)
+  elif name.startswith("reasoning_gym/"):
+    task = reasoning.load(name.removeprefix("reasoning_gym/"), seed=seed, **settings)
+  elif name.endswith((".jsonl", ".parquet")):
+    task = _call(files.load, name, settings, path=name, rewards=rewards, seed=seed)
+  else:
+    raise ValueError(
+      f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files"
+    )
+  return task._replace(rewards=tuple(rewards)) if rewards else task
+
+
+def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fixed: Any) -> Task:
+  known = [key for key in inspect.signature(loader).parameters if key not in fixed]
+  for key, value in settings.items():
+    if key not in known:
+      raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(known)}")
+    default = inspect.signature(loader).parameters[key].default
+    if type(value) is not type(default):
+      raise ValueError(f"option {key} of task {name!r} must be {type(default).__name__}, got {value!r}")
+  return loader(**fixed, **settings)
+
+
+def _option(text: str) -> tuple[str, Any]:
+  key, equals, value = text.partition("=")
+  if not equals:
+    raise ValueError(f"task option {text!r} must read key=value")
+  try:
+    return key, json.loads(value)
+  except json.JSONDecodeError:
+    return key, value

@@ -1,0 +1,60 @@
+"""Any reasoning-gym dataset by name, with its own scorer.
+
+Reference: Z. Stojanovski et al., "Reasoning Gym", arXiv:2505.24760.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from rl_jax.tasks.base import Row, Task
+from rl_jax.tasks.rewards import Reward
+
+_INSTRUCTION = "Answer with the final answer alone, between <answer> and </answer>."
+_TRAIN_SIZE = 1_000_000  # rows are made when they are asked for, so a large number costs nothing
+
+
+def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = True, **options: Any) -> Task:
+  """Returns the task of a reasoning-gym dataset.
+
+  Args:
+    name: Such as "chain_sum"; `reasoning_gym.factory.DATASETS` lists them.
+    evaluation_size: Held-out problems, from another seed.
+    seed: Of the problems.
+    chat: Whether a prompt is a chat message, or plain text for models without a chat template.
+    **options: Of the dataset, such as `min_terms=2`.
+
+  Raises:
+    ValueError: If reasoning-gym is not installed, or knows no such dataset or option.
+  """
+  try:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+    from reasoning_gym.utils import extract_answer
+  except ImportError:
+    raise ValueError("reasoning-gym tasks need reasoning-gym: pip install 'rl-jax[tasks]'") from None
+  if name not in DATASETS:
+    raise ValueError(f"unknown reasoning-gym dataset {name!r}; there are {', '.join(sorted(DATASETS))}")
+  try:
+    train = reasoning_gym.create_dataset(name, size=_TRAIN_SIZE, seed=seed, **options)
+    held_out = reasoning_gym.create_dataset(name, size=evaluation_size, seed=seed + 2**30, **options)
+  except (TypeError, AssertionError) as error:
+    raise ValueError(f"reasoning-gym dataset {name!r}: {error}") from None
+
+  def to_row(entry: dict) -> Row:
+    text = f"{entry['question']}\n{_INSTRUCTION}"
+    return {"prompt": [{"role": "user", "content": text}] if chat else text + "\n", "entry": entry}
+
+  def grade(completion: Any, entry: dict) -> float:
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return float(train.score_answer(extract_answer(text), entry))
+
+  def reasoning_gym_score(completions: Sequence[Any], entry: Sequence[dict], **_) -> list[float]:
+    return [grade(*pair) for pair in zip(completions, entry, strict=True)]
+
+  def solved(completions: Sequence[Any], entry: Sequence[dict], **_) -> list[bool]:
+    return [grade(*pair) >= 1 for pair in zip(completions, entry, strict=True)]
+
+  row = functools.lru_cache(maxsize=1024)(lambda index: to_row(train[index % _TRAIN_SIZE]))
+  evaluation = [to_row(held_out[index]) for index in range(evaluation_size)]
+  return Task(name, row, evaluation, (Reward(reasoning_gym_score, 1.0, "score"),), solved)

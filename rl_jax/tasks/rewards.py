@@ -1,0 +1,162 @@
+"""Reward functions: `reward(prompts, completions, completion_ids, **columns) -> list[float | None]`.
+
+They are called with keywords only and may be plain, async, or callable objects. Prompts and completions are strings, or
+lists of chat messages for conversational prompts; the task's columns arrive by name. None or NaN means "not
+applicable". Whatever goes wrong in one is reported with its name and the row.
+"""
+
+import asyncio
+import importlib
+import inspect
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Reward(NamedTuple):
+  """A reward function with its weight and the name that metrics show."""
+
+  function: Callable[..., Any]
+  weight: float
+  name: str
+
+
+class Scored(NamedTuple):
+  """Rewards of n completions: the weighted sum, NaN where no function applied, and each function's own."""
+
+  total: np.ndarray
+  parts: dict[str, np.ndarray]
+
+
+def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, ...]:
+  """Imports reward functions from dotted paths such as `"my_module:reward"`; the working directory is searched too.
+
+  Raises:
+    ValueError: For a path that cannot be imported, names that repeat, or a different number of weights.
+
+  >>> from_paths(["math:fsum"])[0].name
+  'fsum'
+  """
+  if weights and len(weights) != len(paths):
+    raise ValueError(f"reward weights: {len(weights)} for {len(paths)} reward functions")
+  rewards = []
+  for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+      raise ValueError(f"reward {path!r} must read 'module:function'")
+    rewards.append(Reward(_import(path, module_name, attribute), float(weight), attribute))
+  names = [reward.name for reward in rewards]
+  if len(set(names)) < len(names):
+    raise ValueError(f"reward functions must have different names, got {names}")
+  return tuple(rewards)
+
+
+def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
+  try:
+    function = getattr(importlib.import_module(module_name), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"reward {path!r} cannot be imported: {error}") from None
+  if not callable(function):
+    raise ValueError(f"reward {path!r} is not callable")
+  return function
+
+
+def score(
+  rewards: Sequence[Reward],
+  *,
+  prompts: Sequence[Any],
+  completions: Sequence[Any],
+  completion_ids: Sequence[Sequence[int]],
+  columns: Mapping[str, Sequence[Any]],
+) -> Scored:
+  """Calls every reward function on n completions; async ones run at the same time.
+
+  Returns:
+    Totals `[n]` and one `[n]` array a function, NaN where a function did not apply.
+
+  Raises:
+    ValueError: Naming the function, and the row where there is one, if it raises, or returns a wrong length or type.
+
+  >>> length = Reward(lambda completions, **_: [len(c) for c in completions], 0.5, "length")
+  >>> score([length], prompts=["a"], completions=["bcd"], completion_ids=[[1]], columns={}).total
+  array([1.5])
+  """
+  keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+  count = len(completions)
+  returned = _call_all(rewards, keywords, count)
+  parts = {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
+  stacked = np.stack([parts[reward.name] for reward in rewards])
+  weights = np.array([reward.weight for reward in rewards])[:, None]
+  total = np.where(np.isnan(stacked).all(axis=0), np.nan, np.nansum(stacked * weights, axis=0))
+  return Scored(total, parts)
+
+
+def _call_all(rewards: Sequence[Reward], keywords: Mapping[str, Any], count: int) -> list[Any]:
+  """Calls plain functions in this thread and awaits async ones together in another, which has no event loop yet."""
+  returned = [_call(reward, keywords, count) for reward in rewards]
+  pending = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
+  if not pending:
+    return returned
+
+  async def gather() -> list[Any]:
+    return await asyncio.gather(*(returned[i] for i in pending), return_exceptions=True)
+
+  with ThreadPoolExecutor(1) as pool:
+    for i, value in zip(pending, pool.submit(asyncio.run, gather()).result(), strict=True):
+      if isinstance(value, Exception):
+        raise _failure(rewards[i].name, value, f"one of {count} rows")
+      returned[i] = value
+  return returned
+
+
+def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
+  try:
+    return reward.function(**keywords)
+  except Exception as error:
+    raise _failure(reward.name, error, _where(reward, keywords, count)) from error
+
+
+def _failure(name: str, error: BaseException, where: str) -> ValueError:
+  return ValueError(f"reward function {name!r} raised {type(error).__name__} on {where}: {error}")
+
+
+def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
+  """Names the first row that a function fails on by itself."""
+  for row in range(count):
+    try:
+      reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
+    except Exception:
+      return f"row {row}"
+  return f"a batch of {count} rows"
+
+
+def _checked(name: str, values: Any, count: int) -> np.ndarray:
+  try:
+    values = list(values)
+  except TypeError:
+    raise ValueError(
+      f"reward function {name!r} must return a list of {count} numbers, got {type(values).__name__}"
+    ) from None
+  if len(values) != count:
+    raise ValueError(f"reward function {name!r} returned {len(values)} rewards for {count} completions")
+  return np.array([_number(name, row, value) for row, value in enumerate(values)], np.float64)
+
+
+def _number(name: str, row: int, value: Any) -> float:
+  if value is None:
+    return math.nan
+  if isinstance(value, np.ndarray) and value.ndim == 0:
+    value = value.item()
+  if not isinstance(value, numbers.Real):
+    raise ValueError(f"reward function {name!r} returned {type(value).__name__} for row {row}, expected a number")
+  if math.isinf(value):
+    raise ValueError(f"reward function {name!r} returned {value} for row {row}")
+  return float(value)

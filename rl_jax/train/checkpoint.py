@@ -1,0 +1,55 @@
+"""Checkpoints: the whole `RLState`, written asynchronously and atomically by orbax.
+
+A run that is killed at any instant, also while a checkpoint is being written, resumes from the last finished one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """The checkpoints of one run. Open them with `open_checkpoints`, which waits for writes to finish on leaving."""
+
+  def __init__(self, manager: ocp.CheckpointManager):
+    self._manager = manager
+
+  def latest(self) -> int | None:
+    """Returns the step of the newest finished checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def resume(self, state: Any) -> Any:
+    """Returns the newest checkpoint in the form of `state`, or `state` itself where there is none."""
+    step = self.latest()
+    return state if step is None else self.restore(step, state)
+
+  def save(self, step: int, state: Any) -> None:
+    """Writes `state` in the background as checkpoint `step`, unless there is one already."""
+    if step != self.latest():
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+
+  def restore(self, step: int, like: Any) -> Any:
+    """Returns checkpoint `step`, with the structure, types and devices of `like`.
+
+    Raises:
+      ValueError: If the checkpoint does not fit, because another model or optimiser wrote it.
+    """
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    except (ValueError, KeyError, TypeError) as error:
+      reason = str(error).splitlines()[0]
+      raise ValueError(f"checkpoint {step} in {self._manager.directory} does not fit this run: {reason}") from error
+
+
+@contextmanager
+def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Iterator[Checkpoints]:
+  """Opens the checkpoints of a folder, keeping the newest `keep`."""
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
+    yield Checkpoints(manager)
+    manager.wait_until_finished()

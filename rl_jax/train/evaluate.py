@@ -1,0 +1,91 @@
+"""Greedy evaluation on a task's held-out rows."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rl_jax.analysis.statistics import wilson_interval
+from rl_jax.sampling.generate import Generate
+from rl_jax.sampling.samplers import Sampler
+from rl_jax.tasks import rewards as rewards_lib
+from rl_jax.tasks.base import Task, columns
+from rl_jax.train import text
+
+
+class Evaluation(NamedTuple):
+  """Results on `count` held-out rows.
+
+  Attributes:
+    reward: Mean reward.
+    solved: How many were solved exactly; None where the task cannot tell.
+    count: Rows that were tried.
+    skipped: Rows whose prompt was over the limit.
+    samples: Prompts, completions and rewards.
+  """
+
+  reward: float
+  solved: int | None
+  count: int
+  skipped: int
+  samples: list[dict[str, Any]]
+
+  def describe(self) -> str:
+    """Returns one line: the solved fraction with its 95 % interval, or the mean reward."""
+    if self.solved is None:
+      return f"mean reward {self.reward:.3f} on {self.count} held-out problems"
+    low, high = wilson_interval(self.solved, self.count)
+    share = self.solved / self.count
+    return f"{share:.3f} solved, 95 % interval {low:.3f} to {high:.3f}, {self.solved} of {self.count} held-out problems"
+
+
+def evaluate(
+  params: Any,
+  *,
+  task: Task,
+  tokenizer: Any,
+  generate: Generate,
+  batch_size: int,
+  max_prompt_tokens: int,
+  prompt_bucket: int = 16,
+) -> Evaluation:
+  """Answers every held-out row greedily and scores the answers.
+
+  Args:
+    params: Of the policy.
+    task: Held-out rows, rewards and the notion of a solved row.
+    tokenizer: A `transformers` tokenizer.
+    generate: From `sampling.make_generate` with `group_size=1`, jitted.
+    batch_size: Prompts at one time.
+    max_prompt_tokens: Longer prompts are left out, and counted.
+    prompt_bucket: Prompts are padded to a multiple of this.
+
+  Raises:
+    ValueError: If no held-out prompt is within the limit.
+  """
+  encoded = [(row, text.encode(tokenizer, row["prompt"])) for row in task.evaluation]
+  kept = [(row, tokens) for row, tokens in encoded if len(tokens) <= max_prompt_tokens]
+  if not kept:
+    raise ValueError(f"no held-out prompt of {task.name!r} is within max_prompt_tokens={max_prompt_tokens}")
+  rows = [row for row, _ in kept]
+  pad_token = text.pad_token(tokenizer)
+  tokens, mask = text.pad([tokens for _, tokens in kept], pad_token, prompt_bucket)
+  stops = text.stop_tokens(tokenizer, task.stop)
+  fill = -len(rows) % batch_size  # repeat the last rows, so that every batch has the same shape
+  order = np.minimum(np.arange(len(rows) + fill), len(rows) - 1).reshape(-1, batch_size)
+  outputs = [
+    generate(params, tokens[part], mask[part], stops, jax.random.key(0), Sampler(temperature=0.0)) for part in order
+  ]
+  completions = np.concatenate([np.asarray(out.tokens[:, 0]) for out in outputs])[: len(rows)]
+  real = np.concatenate([np.asarray(out.mask[:, 0]) for out in outputs])[: len(rows)]
+  texts = text.decode(tokenizer, completions, real)
+  replies = text.as_replies(rows, texts)
+  prompts, extra = [row["prompt"] for row in rows], columns(rows)
+  ids = [row[chosen].tolist() for row, chosen in zip(completions, real, strict=True)]
+  scored = rewards_lib.score(task.rewards, prompts=prompts, completions=replies, completion_ids=ids, columns=extra)
+  solved = None if task.solved is None else sum(task.solved(prompts=prompts, completions=replies, **extra))
+  samples = [
+    {"prompt": row["prompt"], "completion": reply, "reward": float(reward)}
+    for row, reply, reward in zip(rows, texts, scored.total, strict=True)
+  ]
+  return Evaluation(float(np.nanmean(scored.total)), solved, len(rows), len(encoded) - len(rows), samples)

@@ -1,0 +1,130 @@
+"""The training loop with host rewards: collect, update, write; stops cleanly and resumes exactly."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import jax
+import numpy as np
+
+from rl_jax.ops import metrics as metrics_lib
+from rl_jax.ops.metrics import Metrics
+from rl_jax.train.checkpoint import Checkpoints
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.progress import LiveTable
+from rl_jax.train.rollout import Collect
+from rl_jax.train.state import RLState, TrainState
+from rl_jax.train.step import Batch, TrainStep
+
+
+def fit(
+  state: RLState,
+  *,
+  steps: int,
+  collect: Collect,
+  update: TrainStep,
+  run: RunDirectory,
+  checkpoints: Checkpoints,
+  checkpoint_every: int = 0,
+  epochs: int = 1,
+  minibatches: int = 1,
+  compiles: Callable[[], int] = lambda: 0,
+) -> tuple[RLState, int]:
+  """Trains until `steps` rollouts have been collected and used, counting those of the state that comes in.
+
+  Each rollout is used for `epochs * minibatches` updates. The state is saved at the end, every `checkpoint_every`
+  rollouts, on Ctrl-C, and when a reward function fails, so that nothing learnt is lost.
+
+  Args:
+    state: From `RLState.create` or a checkpoint.
+    steps: Rollouts in all.
+    collect: From `train.rollout.make_collect`.
+    update: From `train.step.make_train_step`, wrapped by one of `train.parallel`.
+    run: Where metrics and samples go.
+    checkpoints: Where states go.
+    checkpoint_every: Rollouts between checkpoints; 0 for none but the last.
+    epochs: Passes over each rollout.
+    minibatches: Parts of a rollout, split by prompts; each is one update.
+    compiles: Returns how many programs have been compiled, for the metric `compiles`.
+
+  Returns:
+    The state after the last finished rollout, and how many are finished: fewer than `steps` after Ctrl-C.
+  """
+  per_rollout = epochs * minibatches
+  first = int(state.policy.step) // per_rollout
+  done = first
+  with LiveTable(steps, first=first) as table, _interrupted() as stop:
+    try:
+      while done < steps and not stop():
+        start = time.perf_counter()
+        collected = collect(state)
+        collected_at = time.perf_counter()
+        order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
+        policy, metrics = _updates(update, state.policy, collected.batch, order_key, epochs, minibatches)
+        values = metrics_lib.results(metrics)  # waits for the device
+        state = collected.state._replace(policy=policy)
+        done += 1
+        seconds = time.perf_counter() - start
+        row = collected.metrics | values
+        row["tokens_per_second"] = row.pop("tokens") / seconds
+        row |= {"seconds": seconds, "seconds/rollout": collected_at - start, "compiles": float(compiles())}
+        run.write_metrics(done, row)
+        run.write_samples(done, collected.samples)
+        table.add(done, row)
+        if row["skipped"]:
+          table.warn(f"step {done}: loss or gradient was not finite; {row['skipped']:.0%} of its updates were left out")
+        if checkpoint_every and done % checkpoint_every == 0:
+          checkpoints.save(done, state)
+    finally:
+      if done > first:
+        checkpoints.save(done, state)
+  return state, done
+
+
+def _updates(
+  update: TrainStep, policy: TrainState, batch: Batch, key: jax.Array, epochs: int, minibatches: int
+) -> tuple[TrainState, Metrics]:
+  collected = []
+  for part in _minibatches(batch, key, epochs, minibatches):
+    policy, metrics = update(policy, part)
+    collected.append(metrics)
+  return policy, metrics_lib.reduce(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(collected)))
+
+
+def _minibatches(batch: Batch, key: jax.Array, epochs: int, minibatches: int) -> Iterator[Batch]:
+  if epochs * minibatches == 1:
+    yield batch
+    return
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  for epoch in range(epochs):
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), rows))
+    for part in order.reshape(minibatches, -1):
+      yield jax.tree.map(lambda leaf, part=part: leaf[part], batch)
+
+
+@contextmanager
+def _interrupted() -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells whether Ctrl-C was pressed. The first one lets the step finish; a second one does not.
+
+  Outside the main thread signals cannot be handled, and Ctrl-C interrupts at once.
+  """
+  pressed = False
+
+  def on_interrupt(number: int, frame: FrameType | None) -> None:
+    nonlocal pressed
+    if pressed:
+      raise KeyboardInterrupt
+    pressed = True
+    print("\nstopping after this step; press Ctrl-C again to stop at once", flush=True)
+
+  try:
+    before = signal.signal(signal.SIGINT, on_interrupt)
+  except ValueError:
+    yield lambda: False
+    return
+  try:
+    yield lambda: pressed
+  finally:
+    signal.signal(signal.SIGINT, before)

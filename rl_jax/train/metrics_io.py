@@ -1,0 +1,109 @@
+"""What a run leaves on disk: its configuration, metrics (JSONL, and TensorBoard where installed) and samples."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rl_jax.train.evaluate import Evaluation
+
+_FREE = frozenset({"run_dir", "resume", "steps"})  # may change when a run is resumed
+
+
+class RunDirectory:
+  """One run's folder; a context manager.
+
+    config.json   metrics.jsonl   samples.jsonl   evaluation.jsonl   evaluation_samples.jsonl
+    tensorboard/   checkpoints/   model/   curves.png
+  """
+
+  def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool):
+    """Creates the folder, or checks that it holds the same run.
+
+    Args:
+      folder: Made where it does not exist.
+      config: JSON values, saved, and compared on resuming; `steps` and `run_dir` may differ.
+      resume: Whether a run that is there goes on. Where there is none, it starts.
+
+    Raises:
+      ValueError: If the folder holds another run or other files; nothing is changed then.
+    """
+    self.folder = Path(folder)
+    path = self.folder / "config.json"
+    if path.exists():
+      if not resume:
+        raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
+      _check_same(json.loads(path.read_text()), json.loads(json.dumps(config)), str(folder))
+    elif self.folder.exists() and any(self.folder.iterdir()):
+      raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
+    self.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    self._tensorboard = _tensorboard(self.folder / "tensorboard")
+
+  def __enter__(self) -> "RunDirectory":
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+  def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Appends one line to metrics.jsonl; NaN becomes null."""
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    self._append("metrics.jsonl", [{"step": step, **finite}])
+    for name, value in finite.items():
+      if self._tensorboard is not None and value is not None:
+        self._tensorboard.add_scalar(name, value, step)
+
+  def write_samples(self, step: int, samples: Iterable[Mapping[str, Any]], *, file: str = "samples.jsonl") -> None:
+    """Appends completions with their prompts and rewards."""
+    self._append(file, [{"step": step, **sample} for sample in samples])
+
+  def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+    """Appends the result to evaluation.jsonl and its completions to evaluation_samples.jsonl."""
+    result = {name: value for name, value in evaluation._asdict().items() if name != "samples"}
+    self._append("evaluation.jsonl", [{"step": step, **result}])
+    self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
+
+  def rewind(self, step: int) -> None:
+    """Drops what was written after `step`, and a last line that a killed run left unfinished."""
+    for path in self.folder.glob("*.jsonl"):
+      kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+      path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+  def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with (self.folder / name).open("a", encoding="utf-8") as file:
+      file.write(lines)
+
+
+def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
+  """Returns the rows of one of a run's JSONL files; none where there is no such file."""
+  path = Path(folder) / name
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _step(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except json.JSONDecodeError:
+    return math.inf
+
+
+def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str) -> None:
+  changed = [
+    f"{key} was {saved.get(key)!r}, is {config.get(key)!r}"
+    for key in sorted(set(saved) | set(config))
+    if key not in _FREE and saved.get(key) != config.get(key)
+  ]
+  if changed:
+    raise ValueError(f"run directory {folder!r} holds a run with other settings: {'; '.join(changed)}")
+
+
+def _tensorboard(folder: Path) -> Any:
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    return None
+  return SummaryWriter(str(folder))

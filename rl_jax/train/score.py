@@ -1,0 +1,62 @@
+"""Log-probs and entropies of completions under some parameters; each prompt runs once for its G completions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rl_jax.ops.log_probs import predictors, token_log_probs
+from rl_jax.sampling.generate import LanguageModel, last_real, prompt_positions
+
+
+class Sequences(NamedTuple):
+  """Prompts and their completions, the part of a batch that a model reads.
+
+  Attributes:
+    prompts: `[P, L]` with its mask of real tokens.
+    prompt_mask: `[P, L]`.
+    completions: `[P, G, T]`.
+    completion_mask: `[P, G, T]`, 1 for real tokens: they are attended to, whether or not they are trained on.
+  """
+
+  prompts: Int[Array, "P L"]
+  prompt_mask: Array
+  completions: Int[Array, "P G T"]
+  completion_mask: Array
+
+
+class Scores(NamedTuple):
+  """What one pass of a policy gives, per completion token."""
+
+  logp: Float[Array, "P G T"]
+  entropy: Float[Array, "P G T"]
+
+
+Score = Callable[[Any, Sequences], Scores]
+
+
+def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_size: int = 512) -> Score:
+  """Returns `score(params, sequences) -> Scores`, differentiable in the parameters.
+
+  Args:
+    model: Pure functions of parameters, as for `sampling.make_generate`.
+    temperature: The one that the completions are sampled at.
+    chunk_size: Tokens whose logits exist at one time.
+  """
+
+  def score(params: Any, sequences: Sequences) -> Scores:
+    prompts, prompt_mask, completions, completion_mask = sequences
+    prompt = model.apply(params, prompts, prompt_positions(prompt_mask), mask=prompt_mask)
+    first_hidden = last_real(prompt.hidden, prompt_mask)[:, None]
+    first_hidden = jnp.broadcast_to(first_hidden, (*completions.shape[:2], first_hidden.shape[-1]))
+    # The last token predicts nothing that is scored.
+    tokens, mask = completions[..., :-1], completion_mask[..., :-1]
+    positions = prompt_positions(mask) + jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
+    completion = model.apply(params, tokens, positions, mask=mask, prefix=prompt.kv)
+    hidden = predictors(first_hidden, completion.hidden)
+    return Scores(
+      *token_log_probs(hidden, model.unembed(params), completions, temperature=temperature, chunk_size=chunk_size)
+    )
+
+  return score

@@ -1,0 +1,121 @@
+"""The update step: weights on the global batch, gradients summed over micro-batches and devices, one optimiser step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from rl_jax.objectives.base import Inputs, Objective
+from rl_jax.ops import metrics as metrics_lib
+from rl_jax.ops.metrics import Mean, Metrics
+from rl_jax.train import parallel
+from rl_jax.train.score import Score
+from rl_jax.train.state import TrainState
+
+
+class Batch(NamedTuple):
+  """What an update reads. Every leaf has the prompts on its leading axis.
+
+  Attributes:
+    sequences: What the score function reads, usually `train.score.Sequences`.
+    inputs: The parameter-free fields of the objective's inputs; `logp` and `entropy` are filled in by the step.
+      Where `old_logp` is None, the batch counts as on-policy: the old log-probs are the learner's own.
+  """
+
+  sequences: Any
+  inputs: Inputs
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+  score: Score,
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  *,
+  microbatches: int = 1,
+  axis_name: parallel.AxisName = None,
+) -> TrainStep:
+  """Returns `step(state, batch) -> (state, metrics)`, pure; wrap it with one of `train.parallel`.
+
+  A non-finite loss or gradient leaves parameters and optimiser state as they were, and the metric `skipped` counts it.
+
+  Args:
+    score: `(params, sequences) -> Scores`, differentiable.
+    objective: What to minimise.
+    tx: Any optax transformation.
+    microbatches: Slices that the gradient is accumulated over; it saves memory and does not change the result.
+    axis_name: The mapped axis under shard_map or pmap; None under plain or sharded jit.
+
+  The step raises ValueError at trace time if the prompts of a batch do not divide by `microbatches`.
+  """
+  if microbatches < 1:
+    raise ValueError(f"microbatches must be at least 1, got {microbatches}")
+
+  def loss(params: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics]:
+    scores = score(params, batch.sequences)
+    inputs = batch.inputs._replace(logp=scores.logp, entropy=scores.entropy)
+    if inputs.old_logp is None:
+      inputs = inputs._replace(old_logp=jax.lax.stop_gradient(scores.logp))
+    value, metrics = objective.loss(inputs, weights)
+    return value, metrics | {"entropy": Mean.of(scores.entropy, inputs.mask)}
+
+  differentiate = jax.value_and_grad(loss, has_aux=True)
+
+  def gradients(params: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics, Any]:
+    if microbatches == 1:
+      (value, metrics), grads = differentiate(params, batch, weights)
+      return value, metrics, grads
+
+    def accumulate(carry: tuple[Array, Any], part: tuple[Batch, Any]) -> tuple[tuple[Array, Any], Metrics]:
+      (value, metrics), grads = differentiate(params, *part)
+      return jax.tree.map(jnp.add, carry, (value, grads)), metrics
+
+    parts = split_rows((batch, weights), microbatches)
+    (value, _), grads = jax.eval_shape(differentiate, params, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, grads))
+    (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
+    return value, metrics_lib.reduce(metrics), grads
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    weights = parallel.global_weights(objective.weight, batch.inputs, axis_name)
+    value, metrics, grads = gradients(state.params, batch, weights)
+    value, grads = parallel.sum_over_devices((value, grads), axis_name)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updated = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
+    )
+    one = jnp.ones(())
+    metrics = parallel.combine_metrics(metrics, axis_name) | {
+      "loss": Mean(value, one),
+      "grad_norm": Mean(grad_norm, one),
+      "skipped": Mean(1 - finite.astype(jnp.float32), one),
+    }
+    return TrainState(params, opt_state, state.step + 1), metrics
+
+  return step
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+  """Cuts the leading axis into `parts` slices, stacked on a new leading axis; slice i takes rows i, i + parts, ...
+
+  Strided slices keep rows that are sharded over devices where they are.
+
+  >>> print(split_rows(jnp.arange(4), 2))
+  [[0 2]
+   [1 3]]
+  """
+
+  def split(leaf: Array) -> Array:
+    if leaf.shape[0] % parts:
+      raise ValueError(f"the {leaf.shape[0]} prompts of a batch do not divide into {parts} parts")
+    return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+
+  return jax.tree.map(split, tree)

@@ -1,0 +1,133 @@
+"""Between text and padded token arrays."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_jax.tasks.base import Row, Task
+
+
+class PromptBatch(NamedTuple):
+  """Rows of a task as right-padded tokens.
+
+  Attributes:
+    rows: The task's rows.
+    tokens: `[P, L]`, with L a multiple of the bucket.
+    mask: `[P, L]`, True for real tokens.
+    position: The index of the next row that was not drawn.
+    skipped: Rows that were passed over because their prompt was too long.
+  """
+
+  rows: list[Row]
+  tokens: np.ndarray
+  mask: np.ndarray
+  position: int
+  skipped: int
+
+
+def bucketed(length: int, bucket: int) -> int:
+  """Returns `length` rounded up to a multiple of `bucket`: few shapes mean few compiles.
+
+  >>> bucketed(17, 16)
+  32
+  """
+  return -(-length // bucket) * bucket
+
+
+def encode(tokenizer: Any, prompt: Any) -> list[int]:
+  """Returns the tokens of a prompt: text as it is, chat messages through the chat template, ready to be answered.
+
+  Raises:
+    ValueError: If the prompt is empty, or is a chat and the tokenizer has no chat template.
+  """
+  if isinstance(prompt, str):
+    tokens = tokenizer(prompt)["input_ids"]
+  elif tokenizer.chat_template is None:
+    raise ValueError("the prompt is a list of chat messages, but this model's tokenizer has no chat template")
+  else:
+    tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+  if not tokens:
+    raise ValueError(f"prompt {prompt!r} has no tokens")
+  return list(tokens)
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_token: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns right-padded tokens and their mask.
+
+  >>> pad([[5, 6], [7]], 0, 4)[0].tolist()
+  [[5, 6, 0, 0], [7, 0, 0, 0]]
+  """
+  length = bucketed(max(len(tokens) for tokens in sequences), bucket)
+  padded = np.full((len(sequences), length), pad_token, np.int32)
+  mask = np.zeros((len(sequences), length), bool)
+  for row, tokens in enumerate(sequences):
+    padded[row, : len(tokens)] = tokens
+    mask[row, : len(tokens)] = True
+  return padded, mask
+
+
+def draw_prompts(
+  task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int, bucket: int
+) -> PromptBatch:
+  """Takes the next `count` rows of a task from `position` on; prompts over the limit are passed over and counted.
+
+  Raises:
+    ValueError: If a thousand prompts in a row are over the limit.
+  """
+  rows, encoded, skipped = [], [], 0
+  start = position
+  while len(rows) < count:
+    row = task.row(position)
+    tokens = encode(tokenizer, row["prompt"])
+    position += 1
+    if len(tokens) <= max_prompt_tokens:
+      rows.append(row)
+      encoded.append(tokens)
+      continue
+    skipped += 1
+    if skipped >= 1000 and not rows:
+      raise ValueError(f"task {task.name!r}: rows {start} to {position - 1} are over {max_prompt_tokens=}")
+  return PromptBatch(rows, *pad(encoded, pad_token(tokenizer), bucket), position, skipped)
+
+
+def pad_token(tokenizer: Any) -> int:
+  """Returns the tokenizer's padding token, or its end of sequence where it has none."""
+  return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def stop_tokens(tokenizer: Any, stop: Sequence[str]) -> np.ndarray:
+  """Returns the tokens that end a completion: end of sequence, and each of the texts `stop`.
+
+  Raises:
+    ValueError: If a text is not one token, or nothing ends a completion.
+  """
+  tokens = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+  for text in stop:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+      raise ValueError(f"stop text {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
+    tokens += ids
+  if not tokens:
+    raise ValueError("the tokenizer has no end-of-sequence token and the task no stop text")
+  return np.asarray(tokens, np.int32)
+
+
+def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+  """Returns the texts of `[N, T]` completions, without special tokens."""
+  return [
+    tokenizer.decode(row[real], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for row, real in zip(tokens, mask, strict=True)
+  ]
+
+
+def as_replies(rows: Sequence[Row], texts: Sequence[str]) -> list[Any]:
+  """Returns completions in the form of their prompts: text, or a list with one assistant message.
+
+  >>> as_replies([{"prompt": [{"role": "user", "content": "Hi"}]}], ["Hello"])
+  [[{'role': 'assistant', 'content': 'Hello'}]]
+  """
+  return [
+    text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+    for row, text in zip(rows, texts, strict=True)
+  ]
