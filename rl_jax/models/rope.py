@@ -95,7 +95,8 @@ def _yarn_scale(parameters: Mapping[str, Any]) -> float:
 
 def angles(positions: Int[Array, "*batch T"], frequency: Frequencies) -> tuple[Array, Array]:
   """Returns `(cos, sin)`, each `[..., T, head_dim / 2]` in float32."""
-  turned = positions[..., None].astype(jnp.float32) * jnp.asarray(frequency.inverse, jnp.float32)
+  inverse = jnp.asarray(frequency.inverse, jnp.float32).reshape((1,) * positions.ndim + (-1,))
+  turned = positions[..., None].astype(jnp.float32) * inverse
   return jnp.cos(turned) * frequency.scale, jnp.sin(turned) * frequency.scale
 
 

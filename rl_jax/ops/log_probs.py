@@ -3,6 +3,8 @@
 Everything is of `softmax(logits / temperature)`, in float32, whatever the model computes in.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -106,17 +108,18 @@ def token_log_probs(
     raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
   chex.assert_equal_shape_prefix([hidden, tokens], tokens.ndim)
   batch, length = tokens.shape[:-1], tokens.shape[-1]
-  rows = tokens.size // max(length, 1)
+  rows = math.prod(batch)
   width = min(max(chunk_size // max(rows, 1), 1), max(length, 1))
   pad = -length % width
   # [chunks, rows, width]: the last chunk is filled up with zeros, whose results are cut off below.
-  flat_hidden = jnp.pad(hidden.reshape(rows, length, -1), ((0, 0), (0, pad), (0, 0)))
+  flat_hidden = jnp.pad(hidden.reshape(rows, length, hidden.shape[-1]), ((0, 0), (0, pad), (0, 0)))
   flat_tokens = jnp.pad(tokens.reshape(rows, length), ((0, 0), (0, pad)))
-  hidden_chunks = jnp.moveaxis(flat_hidden.reshape(rows, -1, width, hidden.shape[-1]), 1, 0)
-  token_chunks = jnp.moveaxis(flat_tokens.reshape(rows, -1, width), 1, 0)
+  chunks = (length + pad) // width
+  hidden_chunks = jnp.moveaxis(flat_hidden.reshape(rows, chunks, width, hidden.shape[-1]), 1, 0)
+  token_chunks = jnp.moveaxis(flat_tokens.reshape(rows, chunks, width), 1, 0)
   temperature = jnp.asarray(temperature, _compute_dtype(hidden))
   results = _chunked_log_probs(hidden_chunks, unembedding, token_chunks, temperature)
-  logp, entropies = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length] for x in results)
+  logp, entropies = (jnp.moveaxis(x, 0, 1).reshape(rows, length + pad)[:, :length] for x in results)
   return logp.reshape(*batch, length), entropies.reshape(*batch, length)
 
 
@@ -160,7 +163,7 @@ def _chunked_backward(residuals: tuple, cotangents: tuple[Array, Array]):
     logp = z - log_total[..., None]
     # d logp[token] / dz = onehot - p;   d H / dz = -p (log p + H)
     d_z = -jnp.exp(logp) * (d_logp[..., None] + d_entropy[..., None] * (logp + entropy_[..., None]))
-    is_token = jnp.arange(z.shape[-1], dtype=token.dtype) == token[..., None]
+    is_token = jax.lax.broadcasted_iota(token.dtype, z.shape, z.ndim - 1) == token[..., None]
     d_z = jnp.where(is_token, d_z + d_logp[..., None], d_z)
     d_temperature -= jnp.sum(d_z * z) / temperature
     d_logits = (d_z / temperature).astype(h.dtype)

@@ -78,6 +78,7 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   >>> float(masked_variance(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])))
   1.0
   """
+  x = zero_masked(x, mask)
   centred = zero_masked(x - masked_mean(x, mask), mask)
   return jnp.sum(jnp.square(centred)) / jnp.maximum(masked_count(mask) - ddof, 1)
 
@@ -99,6 +100,7 @@ def masked_whiten(
   >>> print(masked_whiten(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0]), ddof=0).round(3))
   [-1.  1.  0.]
   """
+  x = zero_masked(x, mask)
   mean = masked_mean(x, mask)
   whitened = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask, ddof=ddof) + eps)
   return zero_masked(whitened if shift_mean else whitened + mean, mask)

@@ -102,7 +102,7 @@ def make_generate(model: LanguageModel, *, group_size: int, max_new_tokens: int,
       logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
       choice = choose(jax.random.fold_in(key, t), logits, sampler)
       token = jnp.where(done, pad_token, choice.token)
-      stops = ~done & jnp.any(token[..., None] == stop_tokens, axis=-1)
+      stops = ~done & jnp.any(token[..., None] == stop_tokens[None, None, :], axis=-1)
       out = Completions(
         tokens=out.tokens.at[:, :, t].set(token),
         mask=out.mask.at[:, :, t].set(~done),

