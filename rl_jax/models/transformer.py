@@ -104,18 +104,21 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
   Returns:
     `[P, G, T, heads * C]`.
   """
-  kv_heads = key.shape[-2]
-  query = query.reshape(*query.shape[:3], kv_heads, -1, query.shape[-1]) * query.shape[-1] ** -0.5
-  scores = jnp.einsum("pgtkrc,pgskc->pgtkrs", query, key, preferred_element_type=jnp.float32)
-  scores = jnp.where(shared.own_mask[:, :, :, None, None, :], scores, MASKED)
+  kv_heads, size = key.shape[-2:]
+  query = query.reshape(*query.shape[:3], kv_heads, -1, size) * size**-0.5
+  # Batch axes first: the dots then need no transposed copy of the scores, which are the largest arrays here.
+  query = jnp.einsum("pgtkrc->pkgtrc", query)
+  scores = jnp.einsum("pkgtrc,pgskc->pkgtrs", query, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(shared.own_mask[:, None, :, :, None, :], scores, MASKED)
   if prefix is not None and shared.prefix_mask is not None:
-    prefix_scores = jnp.einsum("pgtkrc,plkc->pgtkrl", query, prefix[0], preferred_element_type=jnp.float32)
+    prefix_scores = jnp.einsum("pkgtrc,plkc->pkgtrl", query, prefix[0], preferred_element_type=jnp.float32)
     prefix_scores = jnp.where(shared.prefix_mask[:, None, None, None, None, :], prefix_scores, MASKED)
     scores = jnp.concatenate([prefix_scores, scores], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  out = jnp.einsum("pgtkrs,pgskc->pgtkrc", weights[..., weights.shape[-1] - key.shape[2] :], value)
+  out = jnp.einsum("pkgtrs,pgskc->pkgtrc", weights[..., weights.shape[-1] - key.shape[2] :], value)
   if prefix is not None:
-    out += jnp.einsum("pgtkrl,plkc->pgtkrc", weights[..., : prefix[1].shape[1]], prefix[1])
+    out += jnp.einsum("pkgtrl,plkc->pkgtrc", weights[..., : prefix[1].shape[1]], prefix[1])
+  out = jnp.einsum("pkgtrc->pgtkrc", out)
   return out.reshape(*out.shape[:3], -1)
 
 

@@ -77,7 +77,7 @@ def token_log_probs(
   tokens: Int[Array, "*batch T"],
   *,
   temperature: float | Array = 1.0,
-  chunk_size: int = 512,
+  chunk_size: int = 1024,
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
   """Log-probs of tokens and entropies straight from hidden states, without ever holding `[tokens, V]` logits.
 
@@ -109,12 +109,13 @@ def token_log_probs(
   chex.assert_equal_shape_prefix([hidden, tokens], tokens.ndim)
   batch, length = tokens.shape[:-1], tokens.shape[-1]
   rows = math.prod(batch)
-  width = min(max(chunk_size // max(rows, 1), 1), max(length, 1))
-  pad = -length % width
+  # As few chunks as the size allows, and as equal as can be, so that little padding is computed.
+  chunks = max(-(-length // max(chunk_size // max(rows, 1), 1)), 1)
+  width = -(-length // chunks)
+  pad = chunks * width - length
   # [chunks, rows, width]: the last chunk is filled up with zeros, whose results are cut off below.
   flat_hidden = jnp.pad(hidden.reshape(rows, length, hidden.shape[-1]), ((0, 0), (0, pad), (0, 0)))
   flat_tokens = jnp.pad(tokens.reshape(rows, length), ((0, 0), (0, pad)))
-  chunks = (length + pad) // width
   hidden_chunks = jnp.moveaxis(flat_hidden.reshape(rows, chunks, width, hidden.shape[-1]), 1, 0)
   token_chunks = jnp.moveaxis(flat_tokens.reshape(rows, chunks, width), 1, 0)
   temperature = jnp.asarray(temperature, _compute_dtype(hidden))

@@ -1,4 +1,4 @@
-"""Sums of numbers, few-shot: `17 + 25 =` is answered by ` 42` and a line end.
+"""Sums of numbers, one-shot: `17 + 25 =` is answered by ` 42` and a line end.
 
 Held-out problems are those whose text hashes into one class of sixteen; training never draws them.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from rl_jax.tasks.base import Row, Task
 from rl_jax.tasks.rewards import Reward
 
-_SHOTS = "1 + 2 = 3\n20 + 15 = 35\n"
+_SHOT = "38 + 47 = 85\n"
 _ANSWER = re.compile(r"\s*(\d+)\s*")
 
 
@@ -25,7 +25,7 @@ def load(*, digits: int = 2, evaluation_size: int = 256, seed: int = 0) -> Task:
     seed: Of the order in which problems are drawn.
 
   >>> row = load(digits=2).row(0)
-  >>> row["prompt"].startswith(_SHOTS), len(row["answer"]) in (2, 3)
+  >>> row["prompt"].startswith(_SHOT), len(row["answer"]) in (2, 3)
   (True, True)
   """
   if not 1 <= digits <= 9:
@@ -38,7 +38,7 @@ def load(*, digits: int = 2, evaluation_size: int = 256, seed: int = 0) -> Task:
     while True:
       a, b = (int(x) for x in rng.integers(10 ** (digits - 1), 10**digits, 2))
       if _is_held_out(a, b) == held_out:
-        return {"prompt": f"{_SHOTS}{a} + {b} =", "answer": str(a + b)}
+        return {"prompt": f"{_SHOT}{a} + {b} =", "answer": str(a + b)}
 
   candidates = (draw(1, index, True) for index in range(20 * evaluation_size))
   evaluation = list({row["prompt"]: row for row in candidates}.values())[:evaluation_size]

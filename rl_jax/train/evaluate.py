@@ -47,7 +47,7 @@ def evaluate(
   generate: Generate,
   batch_size: int,
   max_prompt_tokens: int,
-  prompt_bucket: int = 16,
+  prompt_bucket: int = 8,
 ) -> Evaluation:
   """Answers every held-out row greedily and scores the answers.
 

@@ -70,7 +70,7 @@ def make_collect(
   on_policy: bool = True,
   recompute_old_logp: bool = False,
   mask_truncated: bool = False,
-  prompt_bucket: int = 16,
+  prompt_bucket: int = 8,
   completion_bucket: int = 16,
   place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Collect:

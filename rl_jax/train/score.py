@@ -36,7 +36,7 @@ class Scores(NamedTuple):
 Score = Callable[[Any, Sequences], Scores]
 
 
-def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_size: int = 512) -> Score:
+def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_size: int = 1024) -> Score:
   """Returns `score(params, sequences) -> Scores`, differentiable in the parameters.
 
   Args:

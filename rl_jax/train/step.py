@@ -1,6 +1,7 @@
 """The update step: weights on the global batch, gradients summed over micro-batches and devices, one optimiser step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,17 +82,17 @@ def make_train_step(
     (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
     return value, metrics_lib.reduce(metrics), grads
 
+  def apply(grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = parallel.global_weights(objective.weight, batch.inputs, axis_name)
     value, metrics, grads = gradients(state.params, batch, weights)
     value, grads = parallel.sum_over_devices((value, grads), axis_name)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    updated = (optax.apply_updates(state.params, updates), opt_state)
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
-    )
+    params, opt_state = jax.lax.cond(finite, partial(apply, grads), lambda *same: same, state.params, state.opt_state)
     one = jnp.ones(())
     metrics = parallel.combine_metrics(metrics, axis_name) | {
       "loss": Mean(value, one),
