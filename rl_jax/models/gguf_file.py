@@ -148,7 +148,7 @@ def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
 
 
 def _pre_tokenizer(pattern: str | None, single_digits: bool) -> pre_tokenizers.PreTokenizer:
-  steps = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
+  steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
   if pattern is not None:
     steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
   steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))

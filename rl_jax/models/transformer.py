@@ -12,7 +12,9 @@ stacked on a leading axis.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,7 +49,6 @@ class TransformerConfig:
   qk_norm: bool = False  # Qwen3
   dtype: Any = jnp.float32  # of activations; parameters keep the type that they were loaded or made in
   remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
-  unroll: int = 1  # layers a scan step
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -141,7 +142,9 @@ class Layer(nn.Module):
       return nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
 
     h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
-    heads = lambda y: y.reshape(*y.shape[:-1], -1, c.head_dim)  # noqa: E731
+    def heads(y: Array) -> Array:
+      return y.reshape(*y.shape[:-1], -1, c.head_dim)
+
     query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h))
     key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h))
     value = heads(dense(c.num_kv_heads * c.head_dim, "value", c.qkv_bias)(h))
@@ -154,7 +157,7 @@ class Layer(nn.Module):
     if cache is None:
       new_kv = (key, value)
     else:
-      start = (number, 0, 0, shared.cache_index, 0, 0)
+      start: Any = (number, 0, 0, shared.cache_index, 0, 0)
       cache = tuple(
         jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), start)
         for held, new in zip(cache, (key, value), strict=True)
@@ -196,9 +199,8 @@ class Transformer(nn.Module):
       layer,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
       length=c.num_layers,
-      unroll=c.unroll,
     )(c, name="layers")
     held = None if cache is None else (cache.keys, cache.values)
     scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))
@@ -207,7 +209,8 @@ class Transformer(nn.Module):
     return RMSNorm(c.rms_norm_eps, name="final_norm")(x), keys, values
 
 
-class Policy(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Policy:
   """A language model as pure functions, which is all that sampling and training know of it.
 
   Attributes:
@@ -221,6 +224,19 @@ class Policy(NamedTuple):
   apply: Callable[..., Output]
   unembed: Callable[[Any], Array]
   empty_cache: Callable[[tuple[int, ...], int], KVCache]
+
+
+def _with_batch(x: Array, *, old: int, new: tuple[int, ...], lead: int = 0) -> Array:
+  """Reshapes the `old` batch axes that follow the first `lead` axes into `new`."""
+  return x.reshape(*x.shape[:lead], *new, *x.shape[lead + old :])
+
+
+def _causal(attendable: Bool[Array, "*batch S"], length: int, offset: Array) -> Bool[Array, "*batch T S"]:
+  """Who may attend to whom: token t, in slot `t + offset`, to the real slots up to its own."""
+  shape = (*attendable.shape[:-1], length, attendable.shape[-1])
+  query = jax.lax.broadcasted_iota(offset.dtype, shape, len(shape) - 2) + offset
+  slot = jax.lax.broadcasted_iota(offset.dtype, shape, len(shape) - 1)
+  return attendable[..., None, :] & (slot <= query)
 
 
 def policy(config: TransformerConfig) -> Policy:
@@ -265,31 +281,26 @@ def policy(config: TransformerConfig) -> Policy:
     Returns:
       Hidden states, and the tokens' own keys and values, or the updated cache.
     """
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
     batch, length = tokens.shape[:-1], tokens.shape[-1]
-    rows = (-1, 1) if prefix is None else (-1, batch[-1])
-
-    def grouped(x: Array, lead: int, axes: tuple[int, ...]) -> Array:
-      return x.reshape(*x.shape[:lead], *axes, *x.shape[lead + len(batch) :])
-
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
     index = jnp.asarray(cache_index)
-    if cache is None:
-      attendable, offset = mask, 0
-    else:
-      attendable = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
-      offset = index
-      cache = KVCache(grouped(cache.keys, 1, rows), grouped(cache.values, 1, rows), attendable)
-    slots = jnp.arange(attendable.shape[-1])
-    causal = slots[None, :] <= jnp.arange(length)[:, None] + offset
-    own_mask = grouped(attendable[..., None, :] & causal.reshape(*(1 for _ in batch), *causal.shape), 0, rows)
+    attendable = mask if cache is None else jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
+    own_mask = _causal(attendable, length, jnp.zeros((), index.dtype) if cache is None else index)
+
+    # The module works on [P, G, T]: rows without a common prefix are groups of one.
+    groups = (math.prod(batch), 1) if prefix is None else (math.prod(batch[:-1]), batch[-1])
+    group = partial(_with_batch, old=len(batch), new=groups)
     if prefix is not None:
-      flat = lambda x, lead: x.reshape(*x.shape[:lead], -1, *x.shape[lead + len(batch) - 1 :])  # noqa: E731
-      prefix = KVCache(flat(prefix.keys, 1), flat(prefix.values, 1), flat(prefix.mask, 0))
-    hidden, keys, values = module.apply(
-      {"params": params}, grouped(tokens, 0, rows), grouped(positions, 0, rows), own_mask, prefix, cache, index
+      flat = partial(_with_batch, old=len(batch) - 1, new=groups[:1])
+      prefix = KVCache(flat(prefix.keys, lead=1), flat(prefix.values, lead=1), flat(prefix.mask))
+    if cache is not None:
+      cache = KVCache(group(cache.keys, lead=1), group(cache.values, lead=1), attendable)
+    outputs: Any = module.apply(
+      {"params": params}, group(tokens), group(positions), group(own_mask), prefix, cache, index
     )
-    unflat = lambda x: x.reshape(x.shape[0], *batch, *x.shape[3:])  # noqa: E731
-    return Output(hidden.reshape(*batch, length, -1), KVCache(unflat(keys), unflat(values), attendable))
+    hidden, keys, values = outputs
+    ungroup = partial(_with_batch, old=2, new=batch)
+    return Output(ungroup(hidden), KVCache(ungroup(keys, lead=1), ungroup(values, lead=1), attendable))
 
   def unembed(params: Any) -> Array:
     return params["embedding"].T if config.tie_embeddings else params["unembedding"]

@@ -100,7 +100,7 @@ def policy_gradient(ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate) ->
     advantages = field(inputs, "advantages")
     log_ratio = ratio(logp, old_logp, inputs.mask)
     stopped = is_stopped(surrogate, log_ratio, advantages)
-    metrics = {
+    metrics: Metrics = {
       "ratio": Mean.of(jnp.exp(log_ratio), inputs.mask),
       "approx_kl": Mean.of(jnp.expm1(log_ratio) - log_ratio, inputs.mask),
       "clip_low": Mean.of(stopped & (advantages < 0), inputs.mask),

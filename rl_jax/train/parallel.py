@@ -7,7 +7,7 @@ are summed once after it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,11 +19,13 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
 WHOLE = PartitionSpec()
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+Device: TypeAlias = Any  # a jax.Device, which type checkers take for a variable
+Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+AxisName: TypeAlias = str | tuple[str, ...] | None
 
 
 def make_mesh(
-  *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+  *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence[Device] | None = None
 ) -> Mesh:
   """Returns a mesh with axes data, fsdp and tensor; `data` takes all remaining devices by default.
 
@@ -70,7 +72,7 @@ def shard_map_step(step: Step, mesh: Mesh) -> Step:
   return jax.jit(mapped, donate_argnums=0)
 
 
-def pmap_step(step: Step, *, axis_name: str = "data", devices: Sequence[jax.Device] | None = None) -> Step:
+def pmap_step(step: Step, *, axis_name: str = "data", devices: Sequence[Device] | None = None) -> Step:
   """The step, made with the same `axis_name`, under pmap. Batches come whole and are split over the devices.
 
   On CPU it costs two to five times a `jit_step`; it is here for programs that are written around pmap.
@@ -84,9 +86,6 @@ def pmap_step(step: Step, *, axis_name: str = "data", devices: Sequence[jax.Devi
     return leaf.reshape(len(devices), -1, *leaf.shape[1:])
 
   return lambda state, batch: mapped(state, jax.tree.map(split, batch))
-
-
-AxisName = str | tuple[str, ...] | None
 
 
 def global_weights(weight: Callable[[Any], Any], inputs: Any, axis_name: AxisName) -> Any:

@@ -1,7 +1,6 @@
 """One batch of experience: draw prompts, sample completions, score them on the host, estimate advantages."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_jax.objectives.base import Inputs, Objective
 from rl_jax.ops import advantages as advantages_lib
 from rl_jax.ops.advantages import Estimator
-from rl_jax.sampling.generate import Completions, Generate
+from rl_jax.sampling.generate import Generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.tasks import rewards as rewards_lib
 from rl_jax.tasks.base import Task, columns
@@ -97,13 +96,15 @@ def make_collect(
   """
   stops = text.stop_tokens(tokenizer, task.stop)
 
-  def sample(state: RLState) -> tuple[text.PromptBatch, Completions]:
+  def sample(state: RLState) -> tuple[text.PromptBatch, Any]:
+    """Returns prompts and their completions, as NumPy arrays: waits for the device."""
     position = int(state.position)
     prompts = text.draw_prompts(
       task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens, bucket=prompt_bucket
     )
     key = jax.random.fold_in(jax.random.split(state.key)[0], position)
-    return prompts, generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stops, key, sampler)
+    completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stops, key, sampler)
+    return prompts, jax.device_get(completions)
 
   def logps(state: RLState, rollout: Rollout) -> tuple[Array | None, Array | None]:
     old = ref = None
@@ -115,7 +116,6 @@ def make_collect(
 
   def collect(state: RLState) -> Collected:
     prompts, completions = sample(state)
-    completions = jax.tree.map(np.asarray, completions)
     rollout = _rollout(prompts, completions, state, mask_truncated, completion_bucket)
     rollout = rollout._replace(sequences=place(rollout.sequences))
     old_logp, ref_logp = logps(state, rollout)  # dispatched; the rewards below are computed meanwhile
@@ -130,28 +130,26 @@ def make_collect(
 
 
 def _rollout(
-  prompts: text.PromptBatch, completions: Completions, state: RLState, mask_truncated: bool, bucket: int
+  prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool, bucket: int
 ) -> Rollout:
   longest = int(completions.mask.sum(axis=-1).max())
   length = min(text.bucketed(longest, bucket), completions.mask.shape[-1])
-  cut = partial(np.take, indices=np.arange(length), axis=-1)
-  mask = cut(completions.mask)
-  trained = mask & completions.stopped[..., None] if mask_truncated else mask
-  sequences = Sequences(prompts.tokens, prompts.mask, cut(completions.tokens), mask)
-  rewards = np.full(completions.stopped.shape, np.nan)
+  mask = completions.mask[..., :length]
   return Rollout(
-    sequences,
-    trained,
-    cut(completions.logp),
-    cut(completions.full_logp),
-    rewards,
-    completions.stopped,
-    state.policy.step,
+    sequences=Sequences(
+      jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), completions.tokens[..., :length], mask
+    ),
+    mask=mask & completions.stopped[..., None] if mask_truncated else mask,
+    behaviour_logp=completions.logp[..., :length],
+    full_logp=completions.full_logp[..., :length],
+    rewards=np.full(completions.stopped.shape, np.nan),
+    stopped=completions.stopped,
+    version=state.policy.step,
   )
 
 
 def _score_on_host(
-  task: Task, tokenizer: Any, prompts: text.PromptBatch, completions: Completions
+  task: Task, tokenizer: Any, prompts: text.PromptBatch, completions: Any
 ) -> tuple[rewards_lib.Scored, list[dict[str, Any]]]:
   group = completions.tokens.shape[1]
   rows = [row for row in prompts.rows for _ in range(group)]

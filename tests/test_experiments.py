@@ -1,0 +1,114 @@
+"""The experiments as a user runs them: in a process of their own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rl_jax.train.metrics_io import read_lines
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--model", "tiny", "--prompts", "4", "--group-size", "2", "--task-options", "evaluation_size=8"]
+ENVIRONMENT = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def start(folder, *arguments):
+  return subprocess.Popen(
+    [sys.executable, "-m", "experiments.grpo", *arguments],
+    cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+
+
+def run(folder, *arguments):
+  process = start(folder, *arguments)
+  return process, process.communicate()[0]
+
+
+def test_help_explains_every_field(tmp_path):
+  process, output = run(tmp_path, "--help")
+  assert process.returncode == 0
+  for option in ("--model", "--task", "--rewards", "--kl-coef", "--resume", "reasoning_gym/<dataset>"):
+    assert option in output
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    (["--task", "sums"], "unknown task 'sums'"),
+    (["--model", "nothing"], "unknown model 'nothing'"),
+    (["--group-size", "1"], "group_size must be at least 2"),
+    (["--temperature", "0"], "temperature must be positive"),
+    (["--prompts", "3", "--microbatches", "2"], "prompts must be a multiple of 2"),
+    (["--rewards", "nowhere:reward"], "cannot be imported"),
+    (["--max-prompt-tokens", "2"], "no held-out prompt"),
+  ],
+)
+def test_mistakes_end_in_one_line(tmp_path, arguments, message):
+  process, output = run(tmp_path, "--model", "tiny", "--steps", "1", *arguments)
+  assert process.returncode == 1
+  assert output.strip().splitlines()[-1].startswith("error: ") and message in output
+  assert "Traceback" not in output
+
+
+def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
+  more = ["--kl-coef", "0.01", "--minibatches", "2"]
+  process, output = run(tmp_path, *SMALL, "--steps", "2", "--run-dir", "first", *more)
+  assert process.returncode == 0, output
+  assert "before:" in output and "after 2 steps:" in output and "step 2" in output
+  names = {path.name for path in (tmp_path / "first").iterdir()}
+  assert {"config.json", "metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "checkpoints", "model"} <= names
+  assert read_lines(tmp_path / "first", "metrics.jsonl")[0]["kl/kl"] >= 0
+  process, output = run(tmp_path, *SMALL, "--steps", "1", "--run-dir", "first")
+  assert process.returncode == 1 and "holds another run" in output
+  (tmp_path / "rows.jsonl").write_text('{"prompt": "1 2", "target": 3}\n' * 20)
+  code = "async def reward(completions, target, **_):\n  return [len(c) / t for c, t in zip(completions, target)]\n"
+  (tmp_path / "mine.py").write_text(code)
+  process, output = run(
+    tmp_path, "--model", "first/model", "--task", "rows.jsonl", "--task-options", "evaluation_size=4",
+    "--rewards", "mine:reward", "--steps", "1", "--prompts", "4", "--run-dir", "second",
+  )  # fmt: skip
+  assert process.returncode == 0, output
+  assert "mean reward" in output
+
+
+def wait_for_steps(folder, count, process):
+  while process.poll() is None and len(read_lines(folder, "metrics.jsonl")) < count:
+    time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_moment_and_resumed_the_result_is_bit_identical(tmp_path):
+  arguments = [*SMALL, "--steps", "12", "--checkpoint-every", "1", "--kl-coef", "0.01", "--minibatches", "2"]
+  process, output = run(tmp_path, *arguments, "--run-dir", "whole")
+  assert process.returncode == 0, output
+  rng = random.Random(time.time_ns())
+  for kill_after in (rng.randint(1, 4), rng.randint(5, 9)):
+    process = start(tmp_path, *arguments, "--run-dir", "killed", "--resume")
+    wait_for_steps(tmp_path / "killed", kill_after, process)
+    time.sleep(rng.random() * 0.3)
+    process.kill()
+    process.communicate()
+  process, output = run(tmp_path, *arguments, "--run-dir", "killed", "--resume")
+  assert process.returncode == 0, output
+  weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+  assert weights[0] == weights[1]
+  steps = [[row["step"] for row in read_lines(tmp_path / n, "metrics.jsonl")] for n in ("whole", "killed")]
+  assert steps[0] == steps[1] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
+  process = start(tmp_path, *SMALL, "--steps", "100000", "--run-dir", "run")
+  wait_for_steps(tmp_path / "run", 2, process)
+  process.send_signal(signal.SIGINT)
+  output = process.communicate(timeout=60)[0]
+  assert process.returncode == 1 and "--resume" in output and "Traceback" not in output
+  done = len(read_lines(tmp_path / "run", "metrics.jsonl"))
+  process, output = run(tmp_path, *SMALL, "--steps", str(done + 1), "--run-dir", "run", "--resume")
+  assert process.returncode == 0, output
+  assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == done + 1

@@ -1,0 +1,256 @@
+"""The loop on a bigram model: what it writes, how it stops, and that a resumed run is bit for bit the same."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rl_jax.models.presets import character_tokenizer
+from rl_jax.objectives import grpo
+from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.samplers import Sampler
+from rl_jax.tasks import Task
+from rl_jax.tasks.rewards import Reward
+from rl_jax.train import loop, parallel
+from rl_jax.train.checkpoint import open_checkpoints
+from rl_jax.train.metrics_io import RunDirectory, read_lines
+from rl_jax.train.rollout import make_collect
+from rl_jax.train.score import make_score
+from rl_jax.train.state import RLState
+from rl_jax.train.step import make_train_step
+from tests.fakes import bigram, bigram_params
+
+TOKENIZER = character_tokenizer("0123456789")  # 13 tokens with the special ones, as the bigram model has
+MESH = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+
+
+def sevens(completions, **_):
+  return [text.count("7") / max(len(text), 1) for text in completions]
+
+
+SEVENS = (Reward(sevens, 1.0, "sevens"),)
+
+
+def make(rewards=SEVENS, kl_coef=0.1, prompts=4, collect_kwargs=None, epochs=1, minibatches=1):
+  task = Task("sevens", lambda i: {"prompt": str(i % 89 + 10)}, [{"prompt": "12"}], rewards)
+  objective = grpo.objective(kl_coef=kl_coef)
+  tx = optax.adam(0.05)
+  score = make_score(bigram())
+  collect = make_collect(
+    task=task,
+    tokenizer=TOKENIZER,
+    generate=jax.jit(make_generate(bigram(), group_size=4, max_new_tokens=5, pad_token=0)),
+    score=jax.jit(score),
+    objective=objective,
+    sampler=Sampler(),
+    prompts_per_batch=prompts,
+    max_prompt_tokens=8,
+    on_policy=epochs * minibatches == 1,
+    **(collect_kwargs or {}),
+  )
+  return SimpleNamespace(
+    state=RLState.create(bigram_params(), tx, jax.random.key(1), keep_reference=kl_coef > 0),
+    collect=collect,
+    update=parallel.jit_step(make_train_step(score, objective, tx), MESH),
+    epochs=epochs,
+    minibatches=minibatches,
+  )
+
+
+def fit(folder, steps, parts=None, resume=False, checkpoint_every=1):
+  parts = parts or make()
+  with RunDirectory(folder, {"seed": 1}, resume=resume) as run, open_checkpoints(folder / "checkpoints") as checkpoints:
+    resumed = checkpoints.latest()
+    run.rewind(-1 if resumed is None else resumed)
+    return loop.fit(
+      checkpoints.resume(parts.state),
+      steps=steps,
+      collect=parts.collect,
+      update=parts.update,
+      run=run,
+      checkpoints=checkpoints,
+      checkpoint_every=checkpoint_every,
+      epochs=parts.epochs,
+      minibatches=parts.minibatches,
+    )
+
+
+def leaves(state):
+  plain = state._replace(key=jax.random.key_data(state.key))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(plain)]
+
+
+@pytest.mark.parametrize("updates", [{}, {"epochs": 2, "minibatches": 2}])
+def test_resumed_run_is_bit_identical(tmp_path, updates):
+  whole, done = fit(tmp_path / "whole", 6, make(**updates))
+  assert done == 6
+  fit(tmp_path / "parts", 2, make(**updates))
+  fit(tmp_path / "parts", 5, make(**updates), resume=True)
+  resumed, done = fit(tmp_path / "parts", 6, make(**updates), resume=True)
+  assert done == 6
+  for one, other in zip(leaves(whole), leaves(resumed), strict=True):
+    np.testing.assert_array_equal(one, other)
+  keep = lambda rows: [{k: v for k, v in row.items() if "second" not in k} for row in rows]  # noqa: E731
+  metrics = [keep(read_lines(tmp_path / name, "metrics.jsonl")) for name in ("whole", "parts")]
+  assert metrics[0] == metrics[1]
+  samples = [read_lines(tmp_path / name, "samples.jsonl") for name in ("whole", "parts")]
+  assert samples[0] == samples[1] and len(samples[0]) == 6 * 16
+
+
+def test_it_learns_and_writes(tmp_path):
+  fit(tmp_path / "run", 40, make(kl_coef=0.0), checkpoint_every=0)
+  rows = read_lines(tmp_path / "run", "metrics.jsonl")
+  assert [row["step"] for row in rows] == list(range(1, 41))
+  assert np.mean([row["reward"] for row in rows[-5:]]) > np.mean([row["reward"] for row in rows[:5]]) + 0.3
+  assert {"reward", "reward_std", "zero_variance", "completion_tokens", "entropy", "grad_norm", "policy/clip_low",
+          "tokens_per_second", "seconds", "seconds/rollout", "stopped", "skipped", "loss"} <= set(rows[0])  # fmt: skip
+  sample = read_lines(tmp_path / "run", "samples.jsonl")[0]
+  assert set(sample) == {"step", "prompt", "completion", "reward", "tokens"}
+  assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()
+
+
+def test_off_policy_updates_have_ratios(tmp_path):
+  fit(tmp_path / "run", 3, make(epochs=3, minibatches=2))
+  rows = read_lines(tmp_path / "run", "metrics.jsonl")
+  assert all(row["policy/approx_kl"] > 0 for row in rows)
+  on_policy = tmp_path / "on"
+  fit(on_policy, 3)
+  assert all(row["policy/approx_kl"] == 0 for row in read_lines(on_policy, "metrics.jsonl"))
+
+
+def test_recomputed_old_log_probs_agree_with_the_samplers(tmp_path):
+  batches = [
+    make(epochs=2, collect_kwargs={"recompute_old_logp": recompute}) for recompute in (False, True)
+  ]
+  one, other = (parts.collect(parts.state).batch.inputs.old_logp for parts in batches)
+  mask = np.asarray(batches[0].collect(batches[0].state).batch.inputs.mask)
+  np.testing.assert_allclose(np.asarray(one)[mask], np.asarray(other)[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_pass_runs_only_when_needed():
+  parts = make(kl_coef=0.0)
+  assert parts.state.ref_params is None and parts.collect(parts.state).batch.inputs.ref_logp is None
+  parts = make(kl_coef=0.1)
+  assert parts.collect(parts.state).batch.inputs.ref_logp.shape == parts.collect(parts.state).batch.inputs.mask.shape
+
+
+def test_rewards_that_do_not_apply_are_left_out():
+  def picky(completions, **_):
+    return [None if i % 4 == 0 else float(i % 3) for i in range(len(completions))]
+
+  parts = make(rewards=(Reward(picky, 1.0, "picky"),))
+  collected = parts.collect(parts.state)
+  mask = np.asarray(collected.batch.inputs.mask)
+  assert not mask[:, 0].any() and mask[:, 1:].any(axis=-1).all()
+  np.testing.assert_array_equal(np.asarray(collected.batch.inputs.advantages)[:, 0], 0)
+  assert collected.metrics["reward"] == pytest.approx(np.mean([i % 3 for i in range(16) if i % 4]))
+
+
+def test_truncated_completions_can_be_left_out():
+  parts = make(collect_kwargs={"mask_truncated": True})
+  batch = parts.collect(parts.state).batch
+  mask, real = np.asarray(batch.inputs.mask), np.asarray(batch.sequences.completion_mask)
+  tokens = np.asarray(batch.sequences.completions)
+  stopped = (tokens == TOKENIZER.eos_token_id).any(-1)
+  assert 0 < stopped.mean() < 1
+  np.testing.assert_array_equal(mask, real & stopped[..., None])
+
+
+def test_failing_reward_saves_what_was_learnt(tmp_path):
+  calls = []
+
+  def fragile(completions, **_):
+    calls.append(1)
+    if len(calls) == 3:
+      raise RuntimeError("service is down")
+    return sevens(completions)
+
+  with pytest.raises(ValueError, match="'fragile' raised RuntimeError"):
+    fit(tmp_path / "run", 6, make(rewards=(Reward(fragile, 1.0, "fragile"),)), checkpoint_every=0)
+  with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    assert checkpoints.latest() == 2
+  _, done = fit(tmp_path / "run", 6, make(rewards=(Reward(fragile, 1.0, "fragile"),)), resume=True)
+  whole, _ = fit(tmp_path / "whole", 6)
+  resumed, _ = fit(tmp_path / "run", 6, resume=True)
+  for one, other in zip(leaves(whole), leaves(resumed), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+  calls = []
+
+  def interrupting(completions, **_):
+    calls.append(1)
+    if len(calls) == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+    return sevens(completions)
+
+  parts = make(rewards=(Reward(interrupting, 1.0, "interrupting"),))
+  _, done = fit(tmp_path / "run", 6, parts, checkpoint_every=0)
+  assert done == 2
+  with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    assert checkpoints.latest() == 2
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class TestRunDirectory:
+  def test_holds_one_run(self, tmp_path):
+    folder = tmp_path / "run"
+    with RunDirectory(folder, {"seed": 1, "steps": 3}, resume=False) as run:
+      run.write_metrics(1, {"reward": 1.0})
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.json*")}
+    with pytest.raises(ValueError, match="holds another run"):
+      RunDirectory(folder, {"seed": 1}, resume=False)
+    with pytest.raises(ValueError, match="seed was 1, is 2"):
+      RunDirectory(folder, {"seed": 2, "steps": 3}, resume=True)
+    assert before == {path.name: path.read_bytes() for path in folder.rglob("*.json*")}
+    RunDirectory(folder, {"seed": 1, "steps": 9}, resume=True)
+
+  def test_does_not_touch_other_folders(self, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+      with pytest.raises(ValueError, match="not empty and holds no run"):
+        RunDirectory(tmp_path, {}, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+  def test_rewinds_to_a_step_and_drops_a_torn_line(self, tmp_path):
+    run = RunDirectory(tmp_path / "run", {}, resume=False)
+    for step in (1, 2, 3):
+      run.write_metrics(step, {"reward": float(step), "bad": float("nan")})
+    with (run.folder / "metrics.jsonl").open("a") as file:
+      file.write('{"step": 2, "rew')
+    run.rewind(2)
+    assert [row["step"] for row in read_lines(run.folder, "metrics.jsonl")] == [1, 2]
+    assert read_lines(run.folder, "metrics.jsonl")[0]["bad"] is None
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+  parts = make()
+  with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(1, parts.state)
+  other = parts.state._replace(policy=parts.state.policy._replace(params={"table": jnp.zeros((3, 3))}))
+  with open_checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(ValueError, match="does not fit"):
+    checkpoints.restore(1, other)
+
+
+def test_checkpoint_moves_to_another_number_of_devices(tmp_path):
+  parts = make()
+  with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(1, parts.state)
+  wide = parallel.replicate(parts.state, parallel.make_mesh())
+  with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+    restored = checkpoints.restore(1, wide)
+  for one, other in zip(leaves(restored), leaves(parts.state), strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert len(restored.policy.params["table"].sharding.device_set) == 4
+
+
+def test_config_is_readable_json(tmp_path):
+  RunDirectory(tmp_path / "run", {"steps": 1, "stop": ("a",)}, resume=False)
+  assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"steps": 1, "stop": ["a"]}
