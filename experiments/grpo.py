@@ -164,3 +164,5 @@ if __name__ == "__main__":
     main(tyro.cli(Config, description=__doc__))
   except ValueError as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")

@@ -88,9 +88,9 @@ def _tiny(overrides: dict[str, Any]) -> Model:
     num_key_value_heads=2,
     head_dim=16,
     tie_word_embeddings=True,
-    eos_token_id=tokenizer.convert_tokens_to_ids("<eos>"),
+    eos_token_id=tokenizer.get_vocab()["<eos>"],
     bos_token_id=None,
-    pad_token_id=tokenizer.convert_tokens_to_ids("<pad>"),
+    pad_token_id=tokenizer.get_vocab()["<pad>"],
   )
   config = hf_config.transformer_config(hf, **overrides)
   model = policy(config)

@@ -47,7 +47,6 @@ def evaluate(
   generate: Generate,
   batch_size: int,
   max_prompt_tokens: int,
-  prompt_bucket: int = 8,
 ) -> Evaluation:
   """Answers every held-out row greedily and scores the answers.
 
@@ -58,7 +57,6 @@ def evaluate(
     generate: From `sampling.make_generate` with `group_size=1`, jitted.
     batch_size: Prompts at one time.
     max_prompt_tokens: Longer prompts are left out, and counted.
-    prompt_bucket: Prompts are padded to a multiple of this.
 
   Raises:
     ValueError: If no held-out prompt is within the limit.
@@ -69,7 +67,7 @@ def evaluate(
     raise ValueError(f"no held-out prompt of {task.name!r} is within max_prompt_tokens={max_prompt_tokens}")
   rows = [row for row, _ in kept]
   pad_token = text.pad_token(tokenizer)
-  tokens, mask = text.pad([tokens for _, tokens in kept], pad_token, prompt_bucket)
+  tokens, mask = text.pad([tokens for _, tokens in kept], pad_token)
   stops = text.stop_tokens(tokenizer, task.stop)
   fill = -len(rows) % batch_size  # repeat the last rows, so that every batch has the same shape
   order = np.minimum(np.arange(len(rows) + fill), len(rows) - 1).reshape(-1, batch_size)

@@ -19,7 +19,7 @@ class RunDirectory:
   """
 
   def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool):
-    """Creates the folder, or checks that it holds the same run.
+    """Creates the folder, or checks that it holds the same run. A run that never began counts as none.
 
     Args:
       folder: Made where it does not exist.
@@ -31,11 +31,11 @@ class RunDirectory:
     """
     self.folder = Path(folder)
     path = self.folder / "config.json"
-    if path.exists():
+    if path.exists() and _has_begun(self.folder):
       if not resume:
         raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
       _check_same(json.loads(path.read_text()), json.loads(json.dumps(config)), str(folder))
-    elif self.folder.exists() and any(self.folder.iterdir()):
+    elif not path.exists() and self.folder.exists() and any(self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     self.folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(config, indent=2) + "\n")
@@ -82,6 +82,11 @@ def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
   """Returns the rows of one of a run's JSONL files; none where there is no such file."""
   path = Path(folder) / name
   return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _has_begun(folder: Path) -> bool:
+  """A run that ended before its first evaluation or step left nothing that a new one could harm."""
+  return (folder / "evaluation.jsonl").exists() or (folder / "metrics.jsonl").exists()
 
 
 def _step(line: str) -> float:

@@ -69,8 +69,6 @@ def make_collect(
   on_policy: bool = True,
   recompute_old_logp: bool = False,
   mask_truncated: bool = False,
-  prompt_bucket: int = 8,
-  completion_bucket: int = 16,
   place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Collect:
   """Returns `collect(state) -> Collected`.
@@ -90,8 +88,6 @@ def make_collect(
     on_policy: Whether each batch is used for a single update, so that the learner's own log-probs are the old ones.
     recompute_old_logp: Otherwise: whether old log-probs come from a pass of their own, or from the sampler.
     mask_truncated: Whether completions that were cut off are left out of the loss.
-    prompt_bucket: Prompts are padded to a multiple of this.
-    completion_bucket: Completions are cut to a multiple of this before the update.
     place: Puts a pytree with prompts on the leading axis on the devices, such as `parallel.shard_rows` of a mesh.
   """
   stops = text.stop_tokens(tokenizer, task.stop)
@@ -100,7 +96,7 @@ def make_collect(
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
     position = int(state.position)
     prompts = text.draw_prompts(
-      task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens, bucket=prompt_bucket
+      task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens
     )
     key = jax.random.fold_in(jax.random.split(state.key)[0], position)
     completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stops, key, sampler)
@@ -116,7 +112,7 @@ def make_collect(
 
   def collect(state: RLState) -> Collected:
     prompts, completions = sample(state)
-    rollout = _rollout(prompts, completions, state, mask_truncated, completion_bucket)
+    rollout = _rollout(prompts, completions, state, mask_truncated)
     rollout = rollout._replace(sequences=place(rollout.sequences))
     old_logp, ref_logp = logps(state, rollout)  # dispatched; the rewards below are computed meanwhile
     scored, samples = _score_on_host(task, tokenizer, prompts, completions)
@@ -130,10 +126,10 @@ def make_collect(
 
 
 def _rollout(
-  prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool, bucket: int
+  prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool
 ) -> Rollout:
   longest = int(completions.mask.sum(axis=-1).max())
-  length = min(text.bucketed(longest, bucket), completions.mask.shape[-1])
+  length = min(text.bucketed(longest), completions.mask.shape[-1])
   mask = completions.mask[..., :length]
   return Rollout(
     sequences=Sequences(

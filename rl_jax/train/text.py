@@ -13,7 +13,7 @@ class PromptBatch(NamedTuple):
 
   Attributes:
     rows: The task's rows.
-    tokens: `[P, L]`, with L a multiple of the bucket.
+    tokens: `[P, L]`, with L one of the sizes of `bucketed`.
     mask: `[P, L]`, True for real tokens.
     position: The index of the next row that was not drawn.
     skipped: Rows that were passed over because their prompt was too long.
@@ -26,13 +26,16 @@ class PromptBatch(NamedTuple):
   skipped: int
 
 
-def bucketed(length: int, bucket: int) -> int:
-  """Returns `length` rounded up to a multiple of `bucket`: few shapes mean few compiles.
+def bucketed(length: int) -> int:
+  """Returns `length` rounded up to one of four sizes between powers of two: few shapes mean few compiles.
 
-  >>> bucketed(17, 16)
-  32
+  At most a fifth of the result is padding.
+
+  >>> [bucketed(length) for length in (5, 9, 18, 100, 1000)]
+  [5, 10, 20, 112, 1024]
   """
-  return -(-length // bucket) * bucket
+  step = 1 << max(length.bit_length() - 3, 0)
+  return -(-length // step) * step
 
 
 def encode(tokenizer: Any, prompt: Any) -> list[int]:
@@ -52,13 +55,13 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
   return list(tokens)
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_token: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns right-padded tokens and their mask.
 
-  >>> pad([[5, 6], [7]], 0, 4)[0].tolist()
-  [[5, 6, 0, 0], [7, 0, 0, 0]]
+  >>> pad([[5, 6], [7]], 0)[0].tolist()
+  [[5, 6], [7, 0]]
   """
-  length = bucketed(max(len(tokens) for tokens in sequences), bucket)
+  length = bucketed(max(len(tokens) for tokens in sequences))
   padded = np.full((len(sequences), length), pad_token, np.int32)
   mask = np.zeros((len(sequences), length), bool)
   for row, tokens in enumerate(sequences):
@@ -68,7 +71,7 @@ def pad(sequences: Sequence[Sequence[int]], pad_token: int, bucket: int) -> tupl
 
 
 def draw_prompts(
-  task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int, bucket: int
+  task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int
 ) -> PromptBatch:
   """Takes the next `count` rows of a task from `position` on; prompts over the limit are passed over and counted.
 
@@ -88,7 +91,7 @@ def draw_prompts(
     skipped += 1
     if skipped >= 1000 and not rows:
       raise ValueError(f"task {task.name!r}: rows {start} to {position - 1} are over {max_prompt_tokens=}")
-  return PromptBatch(rows, *pad(encoded, pad_token(tokenizer), bucket), position, skipped)
+  return PromptBatch(rows, *pad(encoded, pad_token(tokenizer)), position, skipped)
 
 
 def pad_token(tokenizer: Any) -> int:

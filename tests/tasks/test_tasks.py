@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rl_jax import tasks
+from rl_jax.models import presets
 from rl_jax.tasks import arithmetic
 from rl_jax.tasks.rewards import Reward
 from rl_jax.train import text
@@ -120,21 +121,20 @@ class TestReasoningGym:
       tasks.load("reasoning_gym/chain_sum", ["no_such_option=1"])
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+  return presets.load("tiny").tokenizer
+
+
 class TestText:
-  @pytest.fixture(scope="class")
-  def tokenizer(self):
-    from rl_jax.models.presets import load
-
-    return load("tiny").tokenizer
-
   def test_long_prompts_are_passed_over_and_counted(self, tokenizer):
     rows = [{"prompt": "x" * n} for n in (3, 9, 4, 9, 5)]
     task = tasks.Task("t", lambda i: rows[i % 5], rows, (ONE,))
-    drawn = text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=6, bucket=4)
+    drawn = text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=6)
     assert [len(row["prompt"]) for row in drawn.rows] == [3, 4, 5, 3]
-    assert drawn.position == 6 and drawn.skipped == 2 and drawn.tokens.shape == (4, 8)
+    assert drawn.position == 6 and drawn.skipped == 2 and drawn.tokens.shape == (4, 5)
     with pytest.raises(ValueError, match="rows 0 to 999 are over max_prompt_tokens=2"):
-      text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=2, bucket=4)
+      text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=2)
 
   def test_chat_without_a_template(self, tokenizer):
     with pytest.raises(ValueError, match="no chat template"):

@@ -212,6 +212,11 @@ class TestRunDirectory:
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*.json*")}
     RunDirectory(folder, {"seed": 1, "steps": 9}, resume=True)
 
+  def test_a_run_that_never_began_is_replaced(self, tmp_path):
+    RunDirectory(tmp_path / "run", {"seed": 1}, resume=False)
+    RunDirectory(tmp_path / "run", {"seed": 2}, resume=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"seed": 2}
+
   def test_does_not_touch_other_folders(self, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):

@@ -27,7 +27,7 @@ def test_each_score_belongs_to_the_token_at_its_place():
   log_p = np.asarray(jax.nn.log_softmax(logits))
   expected = np.take_along_axis(log_p, np.asarray(COMPLETIONS)[..., None], -1)[..., 0]
   np.testing.assert_allclose(scores.logp, expected, rtol=1e-5, atol=1e-6)  # an ulp of logits around 10
-  np.testing.assert_allclose(scores.entropy, -(np.exp(log_p) * log_p).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(scores.entropy, -(np.exp(log_p) * log_p).sum(-1), rtol=1e-5, atol=1e-6)
 
 
 def batch(advantage=1.0, **fields):
