@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
+
+from rl_jax.train import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +50,7 @@ def measure(name: str, mode: str, call: Callable[[], Any], *, runs: int) -> Row:
     jax.block_until_ready(call())
     seconds.append(time.perf_counter() - start)
   median = statistics.median(seconds[1:])
-  return Row(name, mode, seconds[0] - median, median, runs, _peak_gib(), _device(), _versions())
-
-
-def _peak_gib() -> float:
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if "peak_bytes_in_use" in stats:
-    return stats["peak_bytes_in_use"] / 2**30
-  unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+  return Row(name, mode, seconds[0] - median, median, runs, memory.peak_gib(), _device(), _versions())
 
 
 def _device() -> str:

@@ -6,8 +6,7 @@
     python -m experiments.grpo --task data.jsonl --rewards my_module:reward
     python -m experiments.grpo --run-dir runs/grpo --resume        # go on with a run that was stopped
 
-How it differs from the paper (arXiv:2402.03300): one update a rollout by default, so that the ratio is 1 and nothing is
-clipped; no KL term by default; AdamW at 2e-5 on prompts of one task.
+How it differs from the paper (arXiv:2402.03300): smaller batches, a larger learning rate and a smaller KL weight.
 """
 
 import dataclasses
@@ -70,70 +69,64 @@ class Config:
 
 
 def main(config: Config) -> None:
-  check(config)
+  sampler = samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p)
+  check(config, sampler)
   functions = rewards.from_paths(config.rewards, config.reward_weights)
   task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
-    model = presets.load(config.model, remat=config.remat)
-    size = f"{model.num_params / 1e6:.1f} M parameters"
-    print(f"{config.model}: {size}, {jax.device_count()} device(s); task {task.name}", flush=True)
-    train(config, task, model, run)
+    train(config, sampler, task, presets.load(config.model, remat=config.remat), run)
 
 
-def check(config: Config) -> None:
+def check(config: Config, sampler: samplers.Sampler) -> None:
   """Raises ValueError for settings that cannot work together."""
-  if config.group_size < 2:
-    raise ValueError(f"group_size must be at least 2, got {config.group_size}: a group of one has no advantage")
-  updates, devices = config.minibatches * config.microbatches, jax.device_count()
-  if config.prompts % (updates * devices):
-    raise ValueError(f"prompts must be a multiple of {updates * devices}, the micro-batches times {devices} device(s)")
-  samplers.check(samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p))
-  if config.temperature == 0:
-    raise ValueError("temperature must be positive: greedy completions of one prompt are all the same")
+  samplers.check(sampler)
+  if config.group_size < 2 or config.temperature == 0:
+    raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
+  parts = config.minibatches * config.microbatches * jax.device_count()
+  if config.prompts % parts:
+    raise ValueError(f"prompts must be a multiple of minibatches * microbatches * devices = {parts}")
 
 
-def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
-  policy, tokenizer, counter = model.policy, model.tokenizer, CompileCounter()
+def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
+  policy, tokenizer, mesh, counter = model.policy, model.tokenizer, parallel.make_mesh(), CompileCounter()
+  size = f"{model.num_params / 1e6:.1f} M parameters"
+  print(f"{config.model}: {size} on {mesh.size} device(s); task {task.name}; {config.run_dir}", flush=True)
 
-  # The objective, and the optimiser that minimises it.
+  # The objective, the optimiser that minimises it, and the update step over all devices.
   objective = grpo.objective(clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef)
   rate = optax.linear_schedule(config.learning_rate / (config.warmup + 1), config.learning_rate, config.warmup)
   adamw = optax.adamw(rate, weight_decay=config.weight_decay)
   tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-
-  # The update step, over all devices.
-  mesh = parallel.make_mesh()
   score = make_score(policy, temperature=config.temperature)
   step = make_train_step(score, objective, tx, microbatches=config.microbatches)
   update = parallel.jit_step(counter.count(step), mesh)
 
-  # Rollouts: prompts in, completions with advantages out.
+  # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
   def generator(group_size: int):
     pad_token, length = text.pad_token(tokenizer), config.max_new_tokens
     generate = make_generate(policy, group_size=group_size, max_new_tokens=length, pad_token=pad_token)
     return jax.jit(counter.count(generate))
 
+  limit = config.max_prompt_tokens
   collect = rollout.make_collect(
     task=task,
     tokenizer=tokenizer,
     generate=generator(config.group_size),
     score=jax.jit(counter.count(score)),
     objective=objective,
-    sampler=samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p),
+    sampler=sampler,
     prompts_per_batch=config.prompts,
-    max_prompt_tokens=config.max_prompt_tokens,
+    max_prompt_tokens=limit,
     on_policy=config.epochs * config.minibatches == 1,
     recompute_old_logp=config.recompute_old_logp,
     mask_truncated=config.mask_truncated,
     place=partial(parallel.shard_rows, mesh=mesh),
   )
-  limit, size = config.max_prompt_tokens, min(64, len(task.evaluation))
-  test = partial(
-    evaluate, task=task, tokenizer=tokenizer, generate=generator(1), batch_size=size, max_prompt_tokens=limit
-  )
+  test = partial(evaluate, task=task, tokenizer=tokenizer, generate=generator(1), max_prompt_tokens=limit)
 
   # The state, new or from the last checkpoint; then everything runs.
   state = RLState.create(model.params, tx, jax.random.key(config.seed), keep_reference="ref_logp" in objective.needs)
+  model = model._replace(params=None)
   with checkpoint.open_checkpoints(run.folder / "checkpoints") as checkpoints:
     resumed = checkpoints.latest()
     state = checkpoints.resume(parallel.replicate(state, mesh))
@@ -153,10 +146,11 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
       compiles=counter.total,
     )
   if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; --resume --run-dir {config.run_dir} goes on from there")
+    sys.exit(f"stopped after {done} of {config.steps} steps; the same command with --resume goes on from there")
   run.write_evaluation(done, test(state.policy.params))
   weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, tokenizer)
   report.show(run.folder)
+  print(f"next: python -m experiments.grpo --model {run.folder}/model --task-options digits=3 --run-dir runs/longer-sums")
 
 
 if __name__ == "__main__":

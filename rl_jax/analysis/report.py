@@ -23,9 +23,14 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   if not results:
     raise ValueError(f"{str(folder)!r} holds no evaluation.jsonl: no finished run")
   first, last = results[0], results[-1]
+  steps = read_lines(folder, "metrics.jsonl")
   for title, result in (("before", first), (f"after {last['step']} steps", last)):
-    console.print(f"{title}: {Evaluation(samples=[], **_without_step(result)).describe()}", highlight=False)
+    line = f"{title}: {Evaluation(samples=[], **_without_step(result)).describe()}"
+    console.print(line, highlight=False, soft_wrap=True)
   console.print(_samples(folder, first["step"], last["step"], samples))
+  if steps:
+    minutes, peak = sum(row["seconds"] for row in steps) / 60, max(row["peak_gib"] for row in steps)
+    console.print(f"{len(steps)} steps took {minutes:.1f} minutes; peak memory {peak:.1f} GiB", highlight=False)
   try:
     console.print(f"curves: {plots.draw(folder)}", highlight=False, soft_wrap=True)
   except ValueError as error:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.progress import track
 
 from rl_jax.analysis.statistics import wilson_interval
 from rl_jax.sampling.generate import Generate
@@ -45,8 +46,8 @@ def evaluate(
   task: Task,
   tokenizer: Any,
   generate: Generate,
-  batch_size: int,
   max_prompt_tokens: int,
+  batch_size: int = 64,
 ) -> Evaluation:
   """Answers every held-out row greedily and scores the answers.
 
@@ -55,8 +56,8 @@ def evaluate(
     task: Held-out rows, rewards and the notion of a solved row.
     tokenizer: A `transformers` tokenizer.
     generate: From `sampling.make_generate` with `group_size=1`, jitted.
-    batch_size: Prompts at one time.
     max_prompt_tokens: Longer prompts are left out, and counted.
+    batch_size: Prompts at one time.
 
   Raises:
     ValueError: If no held-out prompt is within the limit.
@@ -69,10 +70,12 @@ def evaluate(
   pad_token = text.pad_token(tokenizer)
   tokens, mask = text.pad([tokens for _, tokens in kept], pad_token)
   stops = text.stop_tokens(tokenizer, task.stop)
+  batch_size = min(batch_size, len(rows))
   fill = -len(rows) % batch_size  # repeat the last rows, so that every batch has the same shape
   order = np.minimum(np.arange(len(rows) + fill), len(rows) - 1).reshape(-1, batch_size)
   outputs = [
-    generate(params, tokens[part], mask[part], stops, jax.random.key(0), Sampler(temperature=0.0)) for part in order
+    generate(params, tokens[part], mask[part], stops, jax.random.key(0), Sampler(temperature=0.0))
+    for part in track(order, description="evaluating", transient=True)
   ]
   completions = np.concatenate([np.asarray(out.tokens[:, 0]) for out in outputs])[: len(rows)]
   real = np.concatenate([np.asarray(out.mask[:, 0]) for out in outputs])[: len(rows)]

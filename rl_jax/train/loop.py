@@ -11,6 +11,7 @@ import numpy as np
 
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
+from rl_jax.train import memory
 from rl_jax.train.checkpoint import Checkpoints
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.progress import LiveTable
@@ -69,12 +70,13 @@ def fit(
         seconds = time.perf_counter() - start
         row = collected.metrics | values
         row["tokens_per_second"] = row.pop("tokens") / seconds
-        row |= {"seconds": seconds, "seconds/rollout": collected_at - start, "compiles": float(compiles())}
+        row |= {"seconds": seconds, "seconds/rollout": collected_at - start}
+        row |= {"compiles": float(compiles()), "peak_gib": memory.peak_gib()}
         run.write_metrics(done, row)
         run.write_samples(done, collected.samples)
         table.add(done, row)
         if row["skipped"]:
-          table.warn(f"step {done}: loss or gradient was not finite; {row['skipped']:.0%} of its updates were left out")
+          table.warn(f"step {done}: loss or gradient not finite; {row['skipped']:.0%} of its updates were left out")
         if checkpoint_every and done % checkpoint_every == 0:
           checkpoints.save(done, state)
     finally:
