@@ -42,7 +42,7 @@ class Config:
   reward_weights: tuple[float, ...] = ()  # one a reward function; all 1 by default
   run_dir: str = "runs/grpo"  # configuration, metrics, samples, checkpoints, plot and the trained model
   resume: bool = False  # go on with the run in run_dir
-  steps: int = 40  # rollouts
+  steps: int = 32  # rollouts
   prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt
   max_prompt_tokens: int = 512  # longer prompts are passed over
@@ -51,15 +51,15 @@ class Config:
   top_k: int | None = None  # sample from the k likeliest tokens only
   top_p: float | None = None  # sample from the likeliest tokens that add up to this probability only
   min_p: float | None = None  # sample only tokens at least this likely, relative to the likeliest
-  learning_rate: float = 2e-5  # of AdamW, after warm-up
+  learning_rate: float = 8e-6  # of AdamW, after warm-up
   warmup: int = 3  # updates over which the learning rate rises
   weight_decay: float = 0.0  # of AdamW
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   clip_low: float = 0.2  # the ratio's gradient stops below 1 - clip_low
   clip_high: float = 0.2  # and above 1 + clip_high
-  kl_coef: float = 0.0  # weight of the KL to the initial model; above 0 a copy of it is kept
+  kl_coef: float = 0.01  # weight of the KL to the initial model; above 0 a copy of it is kept
   epochs: int = 1  # passes over a rollout
-  minibatches: int = 1  # updates a pass
+  minibatches: int = 2  # updates a pass
   microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
   recompute_old_logp: bool = False  # with several updates a rollout: old log-probs from a pass, not from the sampler
   mask_truncated: bool = False  # leave completions that were cut off out of the loss
@@ -150,7 +150,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   run.write_evaluation(done, test(state.policy.params))
   weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, tokenizer)
   report.show(run.folder)
-  print(f"next: python -m experiments.grpo --model {run.folder}/model --task-options digits=3 --run-dir runs/longer-sums")
+  print(f"next: python -m experiments.grpo --model {run.folder}/model --task-options digits=3 --run-dir runs/next")
 
 
 if __name__ == "__main__":

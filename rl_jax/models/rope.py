@@ -94,14 +94,24 @@ def _yarn_scale(parameters: Mapping[str, Any]) -> float:
 
 
 def angles(positions: Int[Array, "*batch T"], frequency: Frequencies) -> tuple[Array, Array]:
-  """Returns `(cos, sin)`, each `[..., T, head_dim / 2]` in float32."""
+  """Returns `(cos, sin)`, each `[..., T, head_dim / 2]` in float32.
+
+  >>> cos, sin = angles(jnp.array([0, 1]), frequencies({"rope_theta": 10000.0}, 2))
+  >>> print(cos[:, 0].round(3), sin[:, 0].round(3))
+  [1.   0.54] [0.    0.841]
+  """
   inverse = jnp.asarray(frequency.inverse, jnp.float32).reshape((1,) * positions.ndim + (-1,))
   turned = positions[..., None].astype(jnp.float32) * inverse
   return jnp.cos(turned) * frequency.scale, jnp.sin(turned) * frequency.scale
 
 
 def rotate(x: Float[Array, "*batch T H C"], cos: Array, sin: Array) -> Float[Array, "*batch T H C"]:
-  """Rotates channel i with channel `i + head_dim / 2` (the half-split layout of Hugging Face checkpoints)."""
+  """Rotates channel i with channel `i + head_dim / 2` (the half-split layout of Hugging Face checkpoints).
+
+  >>> quarter_turn = jnp.zeros((1, 1)), jnp.ones((1, 1))
+  >>> print(rotate(jnp.array([[[3.0, 4.0]]]), *quarter_turn))
+  [[[-4.  3.]]]
+  """
   first, second = jnp.split(x, 2, axis=-1)
   cos, sin = cos[..., None, :].astype(x.dtype), sin[..., None, :].astype(x.dtype)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -67,7 +67,12 @@ def _flat_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def entries(config: TransformerConfig) -> dict[str, Entry]:
-  """Returns every tensor that a checkpoint of this configuration holds, by the checkpoint's name."""
+  """Returns every tensor that a checkpoint of this configuration holds, by the checkpoint's name.
+
+  >>> from rl_jax.models import presets
+  >>> entries(presets.load("tiny").config)["model.layers.1.self_attn.k_proj.weight"]
+  Entry(path='layers/key/kernel', layer=1, transposed=True, shape=(32, 64))
+  """
   shapes, found = _flat_shapes(config), {}
   for path, name, transposed in NAMES:
     if path not in shapes:
@@ -180,7 +185,16 @@ def save_safetensors(
   *,
   max_shard_size: str = "5GB",
 ) -> None:
-  """Writes a folder that `transformers` loads: weights (sharded above `max_shard_size`), config.json, tokenizer."""
+  """Writes a folder that `transformers` loads: weights (sharded above `max_shard_size`), config.json, tokenizer.
+
+  >>> import tempfile
+  >>> from rl_jax.models import presets
+  >>> model = presets.load("tiny")
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_safetensors(folder, model.params, model.config, model.hf, model.tokenizer)
+  ...   presets.load(folder).num_params == model.num_params
+  True
+  """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   tensors = dict(_tensors(params, config))

@@ -81,6 +81,18 @@ def make_generate(model: LanguageModel, *, group_size: int, max_new_tokens: int,
     pad_token: Fills slots after the end.
 
   Of `generate`'s arguments, `stop_tokens [S]`, the key and the sampler's numbers are traced: only new shapes compile.
+
+  Raises:
+    ValueError: If `group_size` or `max_new_tokens` is below 1.
+
+  >>> from types import SimpleNamespace
+  >>> def apply(params, tokens, positions, **_):  # a model that counts
+  ...   return SimpleNamespace(hidden=jax.nn.one_hot(tokens + 1, 9) * 99, kv=())
+  >>> model = SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), empty_cache=lambda batch, size: ())
+  >>> generate = make_generate(model, group_size=1, max_new_tokens=4, pad_token=0)
+  >>> out = generate(None, jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([5]), jax.random.key(0), Sampler(0.0))
+  >>> print(out.tokens[0], out.stopped[0])
+  [[3 4 5 0]] [ True]
   """
   if group_size < 1 or max_new_tokens < 1:
     raise ValueError(f"group_size and max_new_tokens must be at least 1, got {group_size} and {max_new_tokens}")

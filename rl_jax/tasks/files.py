@@ -27,6 +27,14 @@ def load(
 
   Raises:
     ValueError: For a missing file, a broken line (by number), a row without a usable prompt, or too few rows.
+
+  >>> import tempfile
+  >>> length = Reward(lambda completions, **_: [len(c) for c in completions], 1.0, "length")
+  >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+  ...   _ = file.write('{"prompt": "Hi"}\\n' * 3)
+  ...   file.flush()
+  ...   load(file.name, [length], evaluation_size=1).row(0)
+  {'prompt': 'Hi'}
   """
   path = Path(path)
   if not path.is_file():

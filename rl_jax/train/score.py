@@ -43,6 +43,15 @@ def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_
     model: Pure functions of parameters, as for `sampling.make_generate`.
     temperature: The one that the completions are sampled at.
     chunk_size: Tokens whose logits exist at one time.
+
+  >>> from types import SimpleNamespace
+  >>> import jax
+  >>> def apply(params, tokens, positions, **_):  # a model that counts, and doubts itself a little
+  ...   return SimpleNamespace(hidden=params * jax.nn.one_hot(tokens + 1, 9), kv=())
+  >>> score = make_score(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9)))
+  >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4]]]), jnp.ones((1, 1, 2)))
+  >>> print(score(5.0, sequences).logp.round(3))
+  [[[-0.053 -0.053]]]
   """
 
   def score(params: Any, sequences: Sequences) -> Scores:

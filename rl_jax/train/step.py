@@ -53,6 +53,17 @@ def make_train_step(
     axis_name: The mapped axis under shard_map or pmap; None under plain or sharded jit.
 
   The step raises ValueError at trace time if the prompts of a batch do not divide by `microbatches`.
+
+  >>> from rl_jax.objectives import grpo
+  >>> from rl_jax.train.score import Scores
+  >>> def score(params, features):
+  ...   return Scores(params * features, jnp.zeros_like(features))
+  >>> tx = optax.sgd(0.25)
+  >>> step = make_train_step(score, grpo.objective(kl_coef=0), tx)
+  >>> batch = Batch(-jnp.ones((2, 3)), Inputs(mask=jnp.ones((2, 3)), advantages=jnp.ones((2, 3))))
+  >>> state, metrics = step(TrainState.create(jnp.array(1.0), tx), batch)
+  >>> float(state.params)
+  0.75
   """
   if microbatches < 1:
     raise ValueError(f"microbatches must be at least 1, got {microbatches}")

@@ -43,6 +43,10 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
 
   Raises:
     ValueError: If the prompt is empty, or is a chat and the tokenizer has no chat template.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> encode(character_tokenizer("0123456789"), "42")
+  [7, 5]
   """
   if isinstance(prompt, str):
     tokens = tokenizer(prompt)["input_ids"]
@@ -95,7 +99,12 @@ def draw_prompts(
 
 
 def pad_token(tokenizer: Any) -> int:
-  """Returns the tokenizer's padding token, or its end of sequence where it has none."""
+  """Returns the tokenizer's padding token, or its end of sequence where it has none.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> pad_token(character_tokenizer("0123456789"))
+  0
+  """
   return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
@@ -104,6 +113,10 @@ def stop_tokens(tokenizer: Any, stop: Sequence[str]) -> np.ndarray:
 
   Raises:
     ValueError: If a text is not one token, or nothing ends a completion.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> stop_tokens(character_tokenizer("ab."), [".", "b"]).tolist()
+  [1, 5, 4]
   """
   tokens = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
   for text in stop:
@@ -117,7 +130,12 @@ def stop_tokens(tokenizer: Any, stop: Sequence[str]) -> np.ndarray:
 
 
 def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-  """Returns the texts of `[N, T]` completions, without special tokens."""
+  """Returns the texts of `[N, T]` completions, without special tokens.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> decode(character_tokenizer("abc"), np.array([[3, 5, 1, 0]]), np.array([[True, True, True, False]]))
+  ['ac']
+  """
   return [
     tokenizer.decode(row[real], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     for row, real in zip(tokens, mask, strict=True)

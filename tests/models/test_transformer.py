@@ -14,19 +14,20 @@ CONFIG = TransformerConfig(
 )
 MODEL = policy(CONFIG)
 PARAMS = MODEL.init(jax.random.key(0))
+APPLY = jax.jit(MODEL.apply)
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, 23, size=(2, 9)))
 POSITIONS = jnp.broadcast_to(jnp.arange(9), (2, 9))
 
 
 def hidden(params=PARAMS, **kwargs):
-  return MODEL.apply(params, TOKENS, POSITIONS, **kwargs).hidden
+  return APPLY(params, TOKENS, POSITIONS, **kwargs).hidden
 
 
 def split(params, cut=4):
   """The first tokens as a prefix, the rest as a group of one."""
-  first = MODEL.apply(params, TOKENS[:, :cut], POSITIONS[:, :cut])
-  rest = MODEL.apply(params, TOKENS[:, None, cut:], POSITIONS[:, None, cut:], prefix=first.kv)
+  first = APPLY(params, TOKENS[:, :cut], POSITIONS[:, :cut])
+  rest = APPLY(params, TOKENS[:, None, cut:], POSITIONS[:, None, cut:], prefix=first.kv)
   return jnp.concatenate([first.hidden, rest.hidden[:, 0]], axis=1)
 
 
@@ -35,16 +36,16 @@ def test_prefix_and_rest_equal_the_whole():
 
 
 def test_gradients_flow_through_the_prefix():
-  whole = jax.grad(lambda p: jnp.sum(jnp.sin(hidden(p)[:, 4:])))(PARAMS)
-  cut = jax.grad(lambda p: jnp.sum(jnp.sin(split(p)[:, 4:])))(PARAMS)
+  whole = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(hidden(p)[:, 4:]))))(PARAMS)
+  cut = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(split(p)[:, 4:]))))(PARAMS)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole, cut)
 
 
 def test_one_token_at_a_time_equals_the_whole():
-  prefix = MODEL.apply(PARAMS, TOKENS[:, :4], POSITIONS[:, :4]).kv
+  prefix = APPLY(PARAMS, TOKENS[:, :4], POSITIONS[:, :4]).kv
   cache = MODEL.empty_cache((2, 1), 5)
   for t in range(4, 9):
-    out = MODEL.apply(
+    out = APPLY(
       PARAMS, TOKENS[:, None, t : t + 1], POSITIONS[:, None, t : t + 1],
       prefix=prefix, cache=cache, cache_index=t - 4,
     )  # fmt: skip
@@ -53,12 +54,12 @@ def test_one_token_at_a_time_equals_the_whole():
 
 
 def test_groups_share_their_prompt_only():
-  prefix = MODEL.apply(PARAMS, TOKENS[:, :4], POSITIONS[:, :4]).kv
+  prefix = APPLY(PARAMS, TOKENS[:, :4], POSITIONS[:, :4]).kv
   group = jnp.asarray(RNG.integers(0, 23, size=(2, 3, 5)))
   positions = jnp.broadcast_to(jnp.arange(4, 9), (2, 3, 5))
-  together = MODEL.apply(PARAMS, group, positions, prefix=prefix).hidden
+  together = APPLY(PARAMS, group, positions, prefix=prefix).hidden
   for g in range(3):
-    alone = MODEL.apply(PARAMS, group[:, g : g + 1], positions[:, g : g + 1], prefix=prefix).hidden
+    alone = APPLY(PARAMS, group[:, g : g + 1], positions[:, g : g + 1], prefix=prefix).hidden
     np.testing.assert_allclose(together[:, g : g + 1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -66,8 +67,8 @@ def test_masked_tokens_are_attended_to_by_nobody():
   mask = jnp.array([[1, 1, 0, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0, 0]])
   junk = jnp.where(mask == 1, TOKENS, 7)
   positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
-  one = MODEL.apply(PARAMS, TOKENS, positions, mask=mask).hidden
-  other = MODEL.apply(PARAMS, junk, positions, mask=mask).hidden
+  one = APPLY(PARAMS, TOKENS, positions, mask=mask).hidden
+  other = APPLY(PARAMS, junk, positions, mask=mask).hidden
   np.testing.assert_array_equal(one[mask == 1], other[mask == 1])
   # The second row is its first six tokens alone.
   np.testing.assert_allclose(one[1, :6], hidden()[1, :6], rtol=1e-4, atol=1e-5)
@@ -75,7 +76,7 @@ def test_masked_tokens_are_attended_to_by_nobody():
 
 def test_future_tokens_change_nothing():
   changed = TOKENS.at[:, 6:].set(1)
-  other = MODEL.apply(PARAMS, changed, POSITIONS).hidden
+  other = APPLY(PARAMS, changed, POSITIONS).hidden
   np.testing.assert_array_equal(other[:, :6], hidden()[:, :6])
 
 
@@ -85,24 +86,25 @@ def test_a_fully_masked_prompt_is_finite():
 
 def test_remat_changes_no_number():
   other = policy(dataclasses.replace(CONFIG, remat=True))
-  np.testing.assert_allclose(other.apply(PARAMS, TOKENS, POSITIONS).hidden, hidden(), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(jax.jit(other.apply)(PARAMS, TOKENS, POSITIONS).hidden, hidden(), rtol=1e-5, atol=1e-6)
   gradients = [
-    jax.grad(lambda p, m=m: jnp.sum(jnp.sin(m.apply(p, TOKENS, POSITIONS).hidden)))(PARAMS) for m in (MODEL, other)
+    jax.jit(jax.grad(lambda p, m=m: jnp.sum(jnp.sin(m.apply(p, TOKENS, POSITIONS).hidden))))(PARAMS)
+    for m in (MODEL, other)
   ]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
 
 
 def test_leading_axes_are_free():
-  lone = MODEL.apply(PARAMS, TOKENS[0], POSITIONS[0])
+  lone = APPLY(PARAMS, TOKENS[0], POSITIONS[0])
   np.testing.assert_allclose(lone.hidden, hidden()[0], rtol=1e-5, atol=1e-6)
   assert lone.kv.keys.shape == (3, 9, 2, 4)
-  deep = MODEL.apply(PARAMS, TOKENS.reshape(1, 2, 9), POSITIONS.reshape(1, 2, 9))
+  deep = APPLY(PARAMS, TOKENS.reshape(1, 2, 9), POSITIONS.reshape(1, 2, 9))
   np.testing.assert_allclose(deep.hidden[0], hidden(), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_activations_stay_close():
   half = policy(dataclasses.replace(CONFIG, dtype=jnp.bfloat16))
-  out = half.apply(PARAMS, TOKENS, POSITIONS).hidden
+  out = jax.jit(half.apply)(PARAMS, TOKENS, POSITIONS).hidden
   assert out.dtype == jnp.bfloat16
   assert np.abs(np.asarray(out, np.float32) - np.asarray(hidden())).mean() < 0.05
 
