@@ -64,7 +64,7 @@ class Config:
   recompute_old_logp: bool = False  # with several updates a rollout: old log-probs from a pass, not from the sampler
   mask_truncated: bool = False  # leave completions that were cut off out of the loss
   remat: bool = False  # compute activations again in the backward pass, to save memory
-  checkpoint_every: int = 0  # rollouts between checkpoints; 0 for one at the end
+  checkpoint_every: int = 16  # rollouts between checkpoints, besides one at the end; 0 for none
   seed: int = 0  # of data and sampling
 
 

@@ -1,6 +1,7 @@
 """Sums of numbers, one-shot: `17 + 25 =` is answered by ` 42` and a line end.
 
-Held-out problems are those whose text hashes into one class of sixteen; training never draws them.
+Held-out problems are those whose two numbers, in either order, hash into one class of sixteen; training never draws
+them.
 """
 
 import re
@@ -47,7 +48,7 @@ def load(*, digits: int = 2, evaluation_size: int = 256, seed: int = 0) -> Task:
 
 
 def _is_held_out(a: int, b: int) -> bool:
-  return zlib.crc32(f"{a} + {b}".encode()) % 16 == 0
+  return zlib.crc32(f"{min(a, b)} + {max(a, b)}".encode()) % 16 == 0
 
 
 def graded(completions: Sequence[str], answer: Sequence[str], **_) -> list[float]:

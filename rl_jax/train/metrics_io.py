@@ -8,7 +8,7 @@ from typing import Any
 
 from rl_jax.train.evaluate import Evaluation
 
-_FREE = frozenset({"run_dir", "resume", "steps"})  # may change when a run is resumed
+_FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every"})  # may change when a run is resumed
 
 
 class RunDirectory:
