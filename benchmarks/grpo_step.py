@@ -66,8 +66,9 @@ def run(name: str) -> list[harness.Row]:
   )
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
   step = make_train_step(make_score(model), grpo.objective(kl_coef=0.0), tx)
-  update = parallel.jit_step(step, parallel.make_mesh())
-  state = parallel.replicate(TrainState.create(params, tx), parallel.make_mesh())
+  mesh = parallel.make_mesh()
+  update = parallel.jit_step(step, mesh)
+  state = parallel.replicate(TrainState.create(params, tx), mesh)
   del params
   never = jnp.array([-1], jnp.int32)
 
@@ -80,7 +81,8 @@ def run(name: str) -> list[harness.Row]:
     rewards = jnp.asarray(rng.random(shape[:2]), jnp.float32)
     advantages = jnp.broadcast_to(group_normalized(rewards)[..., None], shape)
     sequences = Sequences(prompts, real, completions.tokens, completions.mask)
-    state, metrics = update(state, Batch(sequences, Inputs(completions.mask, advantages)))
+    batch = parallel.shard_rows(Batch(sequences, Inputs(completions.mask, advantages)), mesh)
+    state, metrics = update(state, batch)
     return state, metrics
 
   shape = f"{name}, {case.prompts} x {case.group_size}, {case.prompt_tokens} + {case.new_tokens} tokens"

@@ -100,6 +100,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   score = make_score(policy, temperature=config.temperature)
   step = make_train_step(score, objective, tx, microbatches=config.microbatches)
   update = parallel.jit_step(counter.count(step), mesh)
+  place = partial(parallel.shard_rows, mesh=mesh)
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
   def generator(group_size: int):
@@ -120,7 +121,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     on_policy=config.epochs * config.minibatches == 1,
     recompute_old_logp=config.recompute_old_logp,
     mask_truncated=config.mask_truncated,
-    place=partial(parallel.shard_rows, mesh=mesh),
+    place=place,
   )
   test = partial(evaluate, task=task, tokenizer=tokenizer, generate=generator(1), max_prompt_tokens=limit)
 
@@ -143,6 +144,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
       checkpoint_every=config.checkpoint_every,
       epochs=config.epochs,
       minibatches=config.minibatches,
+      place=place,
       compiles=counter.total,
     )
   if done < config.steps:

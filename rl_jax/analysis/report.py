@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rl_jax.analysis import plots
 from rl_jax.train.evaluate import Evaluation
@@ -49,16 +50,19 @@ def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
   before = [row for row in rows if row["step"] == first][:count]
   after = [row for row in rows if row["step"] == last][:count]
   table = Table("prompt (its end)", "before", "reward", "after", "reward", title="held-out problems, greedy")
-  for old, new in zip(before, after, strict=True):
+  for old, new in zip(before, after, strict=False):
     prompt = old["prompt"] if isinstance(old["prompt"], str) else old["prompt"][-1]["content"]
-    table.add_row(
-      repr(prompt[-40:].splitlines()[-1]),
-      repr(old["completion"][:60]),
-      f"{old['reward']:.2f}",
-      repr(new["completion"][:60]),
-      f"{new['reward']:.2f}",
-    )
+    table.add_row(_cell(prompt[-40:].split("\n")[-1]), *_answer(old), *_answer(new))
   return table
+
+
+def _answer(row: dict[str, Any]) -> tuple[Text, str]:
+  return _cell(row["completion"][:60]), "-" if row["reward"] is None else f"{row['reward']:.2f}"
+
+
+def _cell(content: str) -> Text:
+  """Shows text as it is: what looks like console markup in it is the model's own."""
+  return Text(repr(content))
 
 
 if __name__ == "__main__":

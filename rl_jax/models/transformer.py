@@ -29,7 +29,7 @@ MASKED = -1e30  # finite, so that a row that may attend to nothing gives a numbe
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """The shape of a model; `models.weights` makes one from a Hugging Face configuration."""
+  """The shape of a model; `models.hf_config` makes one from a Hugging Face configuration."""
 
   vocab_size: int
   num_layers: int
@@ -106,7 +106,8 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
     `[P, G, T, heads * C]`.
   """
   kv_heads, size = key.shape[-2:]
-  query = query.reshape(*query.shape[:3], kv_heads, -1, size) * size**-0.5
+  heads = query.shape[-2]
+  query = query.reshape(*query.shape[:3], kv_heads, heads // kv_heads, size) * size**-0.5
   # Batch axes first: the dots then need no transposed copy of the scores, which are the largest arrays here.
   query = jnp.einsum("pgtkrc->pkgtrc", query)
   scores = jnp.einsum("pkgtrc,pgskc->pkgtrs", query, key, preferred_element_type=jnp.float32)
@@ -120,7 +121,7 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
   if prefix is not None:
     out += jnp.einsum("pkgtrl,plkc->pkgtrc", weights[..., : prefix[1].shape[1]], prefix[1])
   out = jnp.einsum("pkgtrc->pgtkrc", out)
-  return out.reshape(*out.shape[:3], -1)
+  return out.reshape(*out.shape[:3], heads * size)
 
 
 class Layer(nn.Module):
@@ -143,7 +144,7 @@ class Layer(nn.Module):
 
     h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
     def heads(y: Array) -> Array:
-      return y.reshape(*y.shape[:-1], -1, c.head_dim)
+      return y.reshape(*y.shape[:-1], y.shape[-1] // c.head_dim, c.head_dim)
 
     query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h))
     key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h))

@@ -12,7 +12,8 @@ Surrogate = Callable[[Array, Array], Array]
 def clip(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
   """The clipped surrogate, `max(-A r, -A clip(r, 1 - low, 1 + high))` with `r = exp(log_ratio)`.
 
-  The gradient is that of `-A r`, and 0 where `A > 0, r > 1 + high` or `A < 0, r < 1 - low`.
+  The gradient is that of `-A r`, and 0 where `A > 0, r > 1 + high` or `A < 0, r < 1 - low`. Where `A < 0` it grows
+  with r without bound, and float32 overflows at a log-ratio of 88: see `dual_clip`.
 
   Args:
     low: How far the ratio may fall below 1 before the gradient stops.
@@ -21,13 +22,16 @@ def clip(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
   Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (eq. 7).
 
   >>> loss = clip(low=0.2, high=0.2)
-  >>> print(loss(jnp.log(jnp.array([1.1, 1.5, 0.5, 1.5])), jnp.array([1.0, 1.0, -1.0, -1.0])))
-  [-1.1 -1.2  0.8  1.5]
+  >>> losses = loss(jnp.log(jnp.array([1.1, 1.5, 0.5, 1.5])), jnp.array([1.0, 1.0, -1.0, -1.0]))
+  >>> [f"{x:.2f}" for x in losses]
+  ['-1.10', '-1.20', '0.80', '1.50']
   """
 
   def surrogate(log_ratio: Array, advantages: Array) -> Array:
-    ratio = jnp.exp(log_ratio)
-    return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - low, 1 + high))
+    # The pessimistic side of the clip, taken before exp: a ratio that is clipped away may then be as large as it likes.
+    above = jnp.minimum(log_ratio, jnp.log1p(high))
+    below = jnp.maximum(log_ratio, jnp.log(jnp.maximum(1 - jnp.asarray(low), 0)))
+    return -advantages * jnp.exp(jnp.where(advantages > 0, above, below))
 
   return surrogate
 
@@ -46,14 +50,14 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
   Reference: D. Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning",
   arXiv:1912.09729. verl applies it by default, with 3.
 
-  >>> print(dual_clip()(jnp.log(jnp.array([5.0, 5.0])), jnp.array([1.0, -1.0])))
-  [-1.2  3. ]
+  >>> [f"{x:.2f}" for x in dual_clip()(jnp.log(jnp.array([5.0, 5.0])), jnp.array([1.0, -1.0]))]
+  ['-1.20', '3.00']
   """
   clipped = clip(low=low, high=high)
 
   def surrogate(log_ratio: Array, advantages: Array) -> Array:
-    loss = clipped(log_ratio, advantages)
-    return jnp.where(advantages < 0, jnp.minimum(loss, -advantages * bound), loss)
+    bounded = jnp.where(advantages < 0, jnp.minimum(log_ratio, jnp.log(bound)), log_ratio)
+    return clipped(bounded, advantages)
 
   return surrogate
 

@@ -39,9 +39,11 @@ def load(
   path = Path(path)
   if not path.is_file():
     raise ValueError(f"task file {str(path)!r} does not exist")
+  if evaluation_size < 1:
+    raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
   if not rewards:
     raise ValueError(f"task file {str(path)!r} needs at least one reward function")
-  rows = [_row(row, number, path, prompt_column) for number, row in enumerate(_read(path), start=1)]
+  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in _read(path)]
   if len(rows) <= evaluation_size:
     raise ValueError(f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size}")
   order = np.random.default_rng(seed).permutation(len(rows))
@@ -58,7 +60,8 @@ def load(
   return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards))
 
 
-def _read(path: Path) -> list[Any]:
+def _read(path: Path) -> list[tuple[str, Any]]:
+  """Returns the rows with their places in the file, such as "line 3"."""
   if path.suffix == ".jsonl":
     return _read_jsonl(path)
   if path.suffix == ".parquet":
@@ -66,37 +69,38 @@ def _read(path: Path) -> list[Any]:
   raise ValueError(f"task file {str(path)!r} must end in .jsonl or .parquet")
 
 
-def _read_jsonl(path: Path) -> list[Any]:
+def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
   rows = []
-  with path.open(encoding="utf-8") as file:
+  with path.open("rb") as file:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue
       try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+        rows.append((f"line {number}", json.loads(line)))
+      except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
   return rows
 
 
-def _read_parquet(path: Path) -> list[Any]:
+def _read_parquet(path: Path) -> list[tuple[str, Any]]:
   try:
     import pyarrow
     import pyarrow.parquet
   except ImportError:
     raise ValueError("reading .parquet needs pyarrow: pip install 'rl-jax[tasks]'") from None
   try:
-    return pyarrow.parquet.read_table(path).to_pylist()
+    table = pyarrow.parquet.read_table(path)
+    return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
   except (pyarrow.ArrowInvalid, OSError) as error:
     raise ValueError(f"task file {str(path)!r} is no readable Parquet file ({error})") from None
 
 
-def _row(row: Any, number: int, path: Path, prompt_column: str) -> Row:
+def _row(row: Any, where: str, prompt_column: str) -> Row:
   if not isinstance(row, dict) or prompt_column not in row:
-    raise ValueError(f"{path}, row {number}: no column {prompt_column!r}")
+    raise ValueError(f"{where}: no column {prompt_column!r}")
   prompt = row[prompt_column]
   if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
-    raise ValueError(f"{path}, row {number}: the prompt must be text or a list of messages with role and content")
+    raise ValueError(f"{where}: the prompt must be text or a list of messages with role and content")
   return {**{k: v for k, v in row.items() if k != prompt_column}, "prompt": prompt}
 
 

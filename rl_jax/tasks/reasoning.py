@@ -11,7 +11,7 @@ from rl_jax.tasks.base import Row, Task
 from rl_jax.tasks.rewards import Reward
 
 _INSTRUCTION = "Answer with the final answer alone, between <answer> and </answer>."
-_TRAIN_SIZE = 1_000_000  # rows are made when they are asked for, so a large number costs nothing
+_TRAIN_SIZE = 20_000  # most datasets make a row when it is asked for, but some make all of them at once
 
 
 def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = True, **options: Any) -> Task:
@@ -19,8 +19,8 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
 
   Args:
     name: Such as "chain_sum"; `reasoning_gym.factory.DATASETS` lists them.
-    evaluation_size: Held-out problems, from another seed.
-    seed: Of the problems.
+    evaluation_size: Held-out problems, from another seed. A dataset with few different problems may repeat some.
+    seed: Of the problems. Training comes round to the first problem after 20,000.
     chat: Whether a prompt is a chat message, or plain text for models without a chat template.
     **options: Of the dataset, such as `min_terms=2`.
 
@@ -33,6 +33,8 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
     from reasoning_gym.utils import extract_answer
   except ImportError:
     raise ValueError("reasoning-gym tasks need reasoning-gym: pip install 'rl-jax[tasks]'") from None
+  if not isinstance(evaluation_size, int) or evaluation_size < 1:
+    raise ValueError(f"evaluation_size must be a positive integer, got {evaluation_size!r}")
   if name not in DATASETS:
     raise ValueError(f"unknown reasoning-gym dataset {name!r}; there are {', '.join(sorted(DATASETS))}")
   try:

@@ -38,13 +38,15 @@ def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Rew
   """Imports reward functions from dotted paths such as `"my_module:reward"`; the working directory is searched too.
 
   Raises:
-    ValueError: For a path that cannot be imported, names that repeat, or a different number of weights.
+    ValueError: For a path that cannot be imported, one that repeats, or a different number of weights.
 
   >>> from_paths(["math:fsum"])[0].name
   'fsum'
   """
   if weights and len(weights) != len(paths):
     raise ValueError(f"reward weights: {len(weights)} for {len(paths)} reward functions")
+  if len(set(paths)) < len(paths):
+    raise ValueError(f"reward functions must differ, got {', '.join(paths)}")
   rewards = []
   for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
     module_name, _, attribute = path.partition(":")
@@ -52,9 +54,10 @@ def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Rew
       raise ValueError(f"reward {path!r} must read 'module:function'")
     rewards.append(Reward(_import(path, module_name, attribute), float(weight), attribute))
   names = [reward.name for reward in rewards]
-  if len(set(names)) < len(names):
-    raise ValueError(f"reward functions must have different names, got {names}")
-  return tuple(rewards)
+  return tuple(
+    reward if names.count(reward.name) == 1 else reward._replace(name=path)
+    for reward, path in zip(rewards, paths, strict=True)
+  )
 
 
 def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
@@ -62,8 +65,8 @@ def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())
   try:
     function = getattr(importlib.import_module(module_name), attribute)
-  except (ImportError, AttributeError) as error:
-    raise ValueError(f"reward {path!r} cannot be imported: {error}") from None
+  except Exception as error:  # whatever the user's module raises
+    raise ValueError(f"reward {path!r} cannot be imported: {type(error).__name__}: {error}") from None
   if not callable(function):
     raise ValueError(f"reward {path!r} is not callable")
   return function
@@ -89,7 +92,10 @@ def score(
   >>> score([length], prompts=["a"], completions=["bcd"], completion_ids=[[1]], columns={}).total
   array([1.5])
   """
-  keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+  keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+  if taken := sorted(keywords.keys() & columns.keys()):
+    raise ValueError(f"column {taken[0]!r} of the task has the name of an argument that every reward function gets")
+  keywords |= columns
   count = len(completions)
   returned = _call_all(rewards, keywords, count)
   parts = {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
@@ -100,21 +106,27 @@ def score(
 
 
 def _call_all(rewards: Sequence[Reward], keywords: Mapping[str, Any], count: int) -> list[Any]:
-  """Calls plain functions in this thread and awaits async ones together in another, which has no event loop yet."""
+  """Calls plain functions in this thread and awaits async ones together."""
   returned = [_call(reward, keywords, count) for reward in rewards]
   pending = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
   if not pending:
     return returned
 
+  for i, value in zip(pending, _await_all([returned[i] for i in pending]), strict=True):
+    if isinstance(value, Exception):
+      raise _failure(rewards[i].name, value, _where(rewards[i], keywords, count)) from value
+    returned[i] = value
+  return returned
+
+
+def _await_all(awaitables: Sequence[Any]) -> list[Any]:
+  """Awaits together, in a thread without an event loop, and returns results and exceptions."""
+
   async def gather() -> list[Any]:
-    return await asyncio.gather(*(returned[i] for i in pending), return_exceptions=True)
+    return await asyncio.gather(*awaitables, return_exceptions=True)
 
   with ThreadPoolExecutor(1) as pool:
-    for i, value in zip(pending, pool.submit(asyncio.run, gather()).result(), strict=True):
-      if isinstance(value, Exception):
-        raise _failure(rewards[i].name, value, f"one of {count} rows")
-      returned[i] = value
-  return returned
+    return pool.submit(asyncio.run, gather()).result()
 
 
 def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
@@ -132,8 +144,11 @@ def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
   """Names the first row that a function fails on by itself."""
   for row in range(count):
     try:
-      reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
+      value = reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
+      failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], Exception)
     except Exception:
+      failed = True
+    if failed:
       return f"row {row}"
   return f"a batch of {count} rows"
 
@@ -153,7 +168,7 @@ def _checked(name: str, values: Any, count: int) -> np.ndarray:
 def _number(name: str, row: int, value: Any) -> float:
   if value is None:
     return math.nan
-  if isinstance(value, np.ndarray) and value.ndim == 0:
+  if getattr(value, "ndim", None) == 0:  # scalars of numpy, jax and torch
     value = value.item()
   if not isinstance(value, numbers.Real):
     raise ValueError(f"reward function {name!r} returned {type(value).__name__} for row {row}, expected a number")

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,12 +31,14 @@ def fit(
   checkpoint_every: int = 0,
   epochs: int = 1,
   minibatches: int = 1,
+  place: Callable[[Batch], Batch] = lambda batch: batch,
   compiles: Callable[[], int] = lambda: 0,
 ) -> tuple[RLState, int]:
   """Trains until `steps` rollouts have been collected and used, counting those of the state that comes in.
 
   Each rollout is used for `epochs * minibatches` updates. The state is saved at the end, every `checkpoint_every`
-  rollouts, on Ctrl-C, and when a reward function fails, so that nothing learnt is lost.
+  rollouts, on Ctrl-C (which lets the step finish), and when a reward function fails. If the update itself fails, its
+  donated state is gone with it, and the last checkpoint is what remains.
 
   Args:
     state: From `RLState.create` or a checkpoint.
@@ -48,11 +50,14 @@ def fit(
     checkpoint_every: Rollouts between checkpoints; 0 for none but the last.
     epochs: Passes over each rollout.
     minibatches: Parts of a rollout, split by prompts; each is one update.
+    place: Puts a batch on the devices, such as `parallel.shard_rows` of a mesh; minibatches need it again.
     compiles: Returns how many programs have been compiled, for the metric `compiles`.
 
   Returns:
     The state after the last finished rollout, and how many are finished: fewer than `steps` after Ctrl-C.
   """
+  if min(epochs, minibatches) < 1:
+    raise ValueError(f"epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
   per_rollout = epochs * minibatches
   first = int(state.policy.step) // per_rollout
   done = first
@@ -63,7 +68,8 @@ def fit(
         collected = collect(state)
         collected_at = time.perf_counter()
         order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
-        policy, metrics = _updates(update, state.policy, collected.batch, order_key, epochs, minibatches)
+        parts = _minibatches(collected.batch, order_key, epochs, minibatches)
+        policy, metrics = _updates(update, state.policy, map(place, parts))
         values = metrics_lib.results(metrics)  # waits for the device
         state = collected.state._replace(policy=policy)
         done += 1
@@ -80,16 +86,14 @@ def fit(
         if checkpoint_every and done % checkpoint_every == 0:
           checkpoints.save(done, state)
     finally:
-      if done > first:
+      if done > first and not _was_donated(state):
         checkpoints.save(done, state)
   return state, done
 
 
-def _updates(
-  update: TrainStep, policy: TrainState, batch: Batch, key: jax.Array, epochs: int, minibatches: int
-) -> tuple[TrainState, Metrics]:
+def _updates(update: TrainStep, policy: TrainState, parts: Iterable[Batch]) -> tuple[TrainState, Metrics]:
   collected = []
-  for part in _minibatches(batch, key, epochs, minibatches):
+  for part in parts:
     policy, metrics = update(policy, part)
     collected.append(metrics)
   return policy, metrics_lib.reduce(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(collected)))
@@ -104,6 +108,10 @@ def _minibatches(batch: Batch, key: jax.Array, epochs: int, minibatches: int) ->
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), rows))
     for part in order.reshape(minibatches, -1):
       yield jax.tree.map(lambda leaf, part=part: leaf[part], batch)
+
+
+def _was_donated(state: RLState) -> bool:
+  return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,16 @@ class RunDirectory:
     """
     self.folder = Path(folder)
     path = self.folder / "config.json"
+    if self.folder.exists() and not self.folder.is_dir():
+      raise ValueError(f"run directory {str(folder)!r} is a file")
     if path.exists() and _has_begun(self.folder):
       if not resume:
         raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
-      _check_same(json.loads(path.read_text()), json.loads(json.dumps(config)), str(folder))
+      _check_same(_read_config(path), json.loads(json.dumps(config)), str(folder))
     elif not path.exists() and self.folder.exists() and any(self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     self.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    _replace(path, json.dumps(config, indent=2) + "\n")
     self._tensorboard = _tensorboard(self.folder / "tensorboard")
 
   def __enter__(self) -> "RunDirectory":
@@ -49,11 +52,10 @@ class RunDirectory:
       self._tensorboard.close()
 
   def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends one line to metrics.jsonl; NaN becomes null."""
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    self._append("metrics.jsonl", [{"step": step, **finite}])
-    for name, value in finite.items():
-      if self._tensorboard is not None and value is not None:
+    """Appends one line to metrics.jsonl and a scalar each to TensorBoard."""
+    self._append("metrics.jsonl", [{"step": step, **metrics}])
+    for name, value in metrics.items():
+      if self._tensorboard is not None and math.isfinite(value):
         self._tensorboard.add_scalar(name, value, step)
 
   def write_samples(self, step: int, samples: Iterable[Mapping[str, Any]], *, file: str = "samples.jsonl") -> None:
@@ -67,13 +69,17 @@ class RunDirectory:
     self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
 
   def rewind(self, step: int) -> None:
-    """Drops what was written after `step`, and a last line that a killed run left unfinished."""
+    """Drops lines written after `step`, and a last one that a killed run left unfinished.
+
+    TensorBoard's files are left as they are; it shows the newer of two values of a step.
+    """
     for path in self.folder.glob("*.jsonl"):
-      kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-      path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+      kept = [line for line in _lines(path) if _step(line) <= step]
+      _replace(path, "".join(line + "\n" for line in kept))
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Writes rows, with null for NaN and infinities, which JSON does not have."""
+    lines = "".join(json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with (self.folder / name).open("a", encoding="utf-8") as file:
       file.write(lines)
 
@@ -81,7 +87,30 @@ class RunDirectory:
 def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
   """Returns the rows of one of a run's JSONL files; none where there is no such file."""
   path = Path(folder) / name
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+  return [json.loads(line) for line in _lines(path)] if path.exists() else []
+
+
+def _lines(path: Path) -> list[str]:
+  """Splits at line feeds alone: a completion may hold any of the other characters that `splitlines` splits at."""
+  return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _replace(path: Path, content: str) -> None:
+  """Writes a file so that a kill at any instant leaves the old content or the new."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(content, encoding="utf-8")
+  os.replace(temporary, path)
+
+
+def _jsonable(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{str(path)!r} is not JSON ({error.msg}); the run in this folder cannot be resumed") from None
 
 
 def _has_begun(folder: Path) -> bool:

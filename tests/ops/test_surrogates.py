@@ -59,3 +59,17 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages_only(x64):
   np.testing.assert_allclose(dual(log_ratio, down), np.minimum(np.maximum(ratio, 0.8), 3.0), rtol=1e-12)
   gradient = jax.grad(lambda x: dual(x, down).sum())(log_ratio)
   np.testing.assert_allclose(gradient, [0, 1.0, 2.9, 0, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("surrogate", [surrogates.clip(), surrogates.dual_clip()])
+def test_huge_ratios_that_are_clipped_away_stay_finite(surrogate):
+  advantages = jnp.array([1.0, 1.0, -1.0, 0.0, 0.0])
+  log_ratio = jnp.array([90.0, -90.0, -90.0, -90.0, 80.0])
+  value, gradient = jax.value_and_grad(lambda x: surrogate(x, advantages).sum())(log_ratio)
+  assert np.isfinite(value) and np.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[jnp.array([0, 2, 3, 4])], 0)
+
+
+def test_dual_clip_is_finite_where_clip_overflows():
+  loss = surrogates.dual_clip(bound=3.0)(jnp.array([90.0]), jnp.array([-1.0]))
+  np.testing.assert_allclose(loss, [3.0], rtol=1e-6)

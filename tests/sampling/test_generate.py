@@ -104,8 +104,14 @@ def test_left_and_right_padding_give_the_same_completions():
   np.testing.assert_allclose(one.logp, other.logp, rtol=1e-4, atol=1e-5)
 
 
-def test_one_new_token():
-  assert sample(Sampler(1.0), length=1).tokens.shape == (2, 3, 1)
+def test_one_new_token_is_sampled_scored_and_differentiated():
+  out = sample(Sampler(1.0), length=1)
+  sequences = Sequences(PROMPTS, PROMPT_MASK, out.tokens, out.mask)
+  score = make_score(MODEL)
+  np.testing.assert_allclose(jax.jit(score)(PARAMS, sequences).logp, out.logp, rtol=1e-4, atol=1e-5)
+  gradient = jax.jit(jax.grad(lambda params: score(params, sequences).logp.sum()))(PARAMS)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+  assert np.abs(gradient["embedding"]).sum() > 0
 
 
 def test_rows_of_a_group_differ_and_seeds_reproduce():

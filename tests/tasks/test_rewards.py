@@ -1,6 +1,7 @@
 import asyncio
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def test_weighted_sum_and_rows_where_nothing_applies():
     return [None, float("nan"), 1]
 
   def other(**_):
-    return [None, 2.0, np.float32(3)]
+    return [None, jnp.float32(2.0), np.float32(3)]
 
   scored = score(sometimes, other, weights=[10.0, 0.5])
   np.testing.assert_array_equal(scored.total, [np.nan, 1.0, 11.5])
@@ -91,7 +92,7 @@ def test_async_failure_is_named():
   async def bad(**_):
     raise RuntimeError("no connection")
 
-  with pytest.raises(ValueError, match="'bad' raised RuntimeError .*no connection"):
+  with pytest.raises(ValueError, match="'bad' raised RuntimeError on row 0: no connection"):
     score(bad)
 
 
@@ -112,8 +113,15 @@ def test_dotted_paths(tmp_path, monkeypatch):
       rewards.from_paths([path])
   with pytest.raises(ValueError, match="2 for 1 reward functions"):
     rewards.from_paths(["my_rewards:reward"], [1.0, 2.0])
-  with pytest.raises(ValueError, match="different names"):
+  with pytest.raises(ValueError, match="must differ"):
     rewards.from_paths(["my_rewards:reward", "my_rewards:reward"])
+  (tmp_path / "others.py").write_text("from my_rewards import reward")
+  assert [r.name for r in rewards.from_paths(["my_rewards:reward", "others:reward"])] == [
+    "my_rewards:reward", "others:reward",
+  ]  # fmt: skip
+  (tmp_path / "broken.py").write_text("def reward(:\n")
+  with pytest.raises(ValueError, match="cannot be imported: SyntaxError"):
+    rewards.from_paths(["broken:reward"])
 
 
 def test_functions_are_called_once_a_batch():
@@ -125,3 +133,16 @@ def test_functions_are_called_once_a_batch():
 
   score(reward)
   assert len(calls) == 1
+
+
+def test_columns_cannot_hide_arguments():
+  with pytest.raises(ValueError, match="column 'completions' of the task"):
+    score(length, columns={"completions": [1, 2, 3]})
+
+
+def test_async_failure_on_a_later_row():
+  async def bad(completions, **_):
+    return [1 / (len(c) - 3) for c in completions]
+
+  with pytest.raises(ValueError, match="'bad' raised ZeroDivisionError on row 2"):
+    score(bad)

@@ -74,16 +74,23 @@ class TestFiles:
     "lines,message",
     [
       ([{"prompt": "a"}, '{"prompt": "b"'], "line 2: not JSON"),
-      ([{"prompt": "a"}, {"text": "b"}], "row 2: no column 'prompt'"),
-      ([{"prompt": "a"}, {"prompt": ""}], "row 2: the prompt must be text"),
-      ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "row 2: the prompt must be text"),
-      ([{"prompt": "a"}, ["b"]], "row 2: no column 'prompt'"),
+      ([{"prompt": "a"}, {"text": "b"}], "line 2: no column 'prompt'"),
+      ([{"prompt": "a"}, {"prompt": ""}], "line 2: the prompt must be text"),
+      ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "line 2: the prompt must be text"),
+      ([{"prompt": "a"}, ["b"]], "line 2: no column 'prompt'"),
       ([{"prompt": "a"}], "has 1 rows, no more than evaluation_size=64"),
     ],
   )
   def test_bad_files(self, tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
       tasks.load(write(tmp_path, lines), rewards=[ONE])
+
+  def test_lines_are_counted_as_an_editor_does_and_must_be_utf8(self, tmp_path):
+    with pytest.raises(ValueError, match="line 3: not JSON"):
+      tasks.load(write(tmp_path, ['{"prompt": "a"}', "", "{"]), rewards=[ONE])
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xe9"}\n')
+    with pytest.raises(ValueError, match="line 2: not JSON .*utf-8"):
+      tasks.load(str(tmp_path / "latin.jsonl"), rewards=[ONE])
 
   def test_missing_file_rewards_and_options(self, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
