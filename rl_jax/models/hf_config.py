@@ -17,8 +17,17 @@ def read(folder: str) -> PretrainedConfig:
   """
   try:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f"model folder {folder!r}: no readable config.json ({str(error).splitlines()[0]})") from None
+  except Exception as error:  # transformers validates with errors of its own kinds
+    raise ValueError(f"model folder {folder!r}: no readable config.json ({reason(error)})") from None
+
+
+def reason(error: BaseException) -> str:
+  """Returns the first line of an error's message, or its kind where it has none.
+
+  >>> reason(ValueError("too long\\nsecond line"))
+  'too long'
+  """
+  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerConfig:

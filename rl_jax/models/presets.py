@@ -1,6 +1,7 @@
 """Models by name: "smollm2", "tiny", a folder in Hugging Face's format, or a GGUF file."""
 
 import importlib.util
+import json
 import string
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +15,23 @@ from rl_jax.models.transformer import Policy, TransformerConfig, policy
 
 
 class Model(NamedTuple):
-  """A language model: pure functions, parameters, and what is needed to talk to it and to save it."""
+  """A language model: pure functions, parameters, and what is needed to talk to it and to save it.
+
+  Attributes:
+    policy: Pure functions of the parameters.
+    params: As `policy.init` makes them.
+    config: The shape.
+    hf: The Hugging Face configuration, which is saved with the weights.
+    tokenizer: A `transformers` tokenizer.
+    eos_tokens: All ends of sequence that the model's files name.
+  """
 
   policy: Policy
   params: Any
   config: TransformerConfig
   hf: PretrainedConfig
   tokenizer: Any
+  eos_tokens: tuple[int, ...]
 
   @property
   def num_params(self) -> int:
@@ -63,7 +74,7 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
   hf = gguf_file.read_config(reader)
   config = hf_config.transformer_config(hf, **overrides)
   params = gguf_file.load_weights(reader, config, where=path.name)
-  return Model(policy(config), params, config, hf, gguf_file.read_tokenizer(reader))
+  return _model(config, params, hf, gguf_file.read_tokenizer(reader))
 
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
@@ -72,9 +83,20 @@ def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
   params = weights.load_safetensors(folder, config)
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({str(error).splitlines()[0]})") from None
-  return Model(policy(config), params, config, hf, tokenizer)
+  except Exception as error:  # transformers and tokenizers raise many kinds
+    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({hf_config.reason(error)})") from None
+  generation = folder / "generation_config.json"
+  extra = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
+  return _model(config, params, hf, tokenizer, extra)
+
+
+def _model(config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, eos: Any = None) -> Model:
+  """Puts a model together; ends of sequence are all those that its files name."""
+  if len(tokenizer) > config.vocab_size:
+    raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+  named = (tokenizer.eos_token_id, hf.eos_token_id, eos)
+  ends = {token for each in named for token in (each if isinstance(each, list) else [each]) if token is not None}
+  return Model(policy(config), params, config, hf, tokenizer, tuple(sorted(ends)))
 
 
 def _tiny(overrides: dict[str, Any]) -> Model:
@@ -93,8 +115,7 @@ def _tiny(overrides: dict[str, Any]) -> Model:
     pad_token_id=tokenizer.get_vocab()["<pad>"],
   )
   config = hf_config.transformer_config(hf, **overrides)
-  model = policy(config)
-  return Model(model, model.init(jax.random.key(0)), config, hf, tokenizer)
+  return _model(config, policy(config).init(jax.random.key(0)), hf, tokenizer)
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ Checkpoints name one matrix a layer and store it `[out, in]`; the parameters her
 store `[in, out]`. `NAMES` is the whole correspondence.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PretrainedConfig
 
+from rl_jax.models.hf_config import reason
 from rl_jax.models.transformer import TransformerConfig, policy
 
 # (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
@@ -147,7 +149,10 @@ def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dt
 def _files(folder: Path) -> list[Path]:
   index = folder / "model.safetensors.index.json"
   if index.exists():
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    try:
+      return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError) as error:
+      raise ValueError(f"{index}: no readable index of shards ({reason(error)})") from None
   if (folder / "model.safetensors").exists():
     return [folder / "model.safetensors"]
   raise ValueError(f"model folder {str(folder)!r} holds no model.safetensors and no model.safetensors.index.json")
@@ -210,6 +215,7 @@ def save_safetensors(
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
   dtype = next(iter(tensors.values())).dtype
+  hf = copy.deepcopy(hf)
   hf.dtype = "bfloat16" if dtype == jnp.bfloat16 else str(dtype)
   hf.save_pretrained(folder)
   if tokenizer is not None:

@@ -42,7 +42,7 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     except (ValueError, KeyError, TypeError) as error:
-      reason = str(error).splitlines()[0]
+      reason = next(iter(str(error).splitlines()), type(error).__name__)
       raise ValueError(f"checkpoint {step} in {self._manager.directory} does not fit this run: {reason}") from error
 
 

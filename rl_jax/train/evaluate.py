@@ -33,11 +33,11 @@ class Evaluation(NamedTuple):
 
   def describe(self) -> str:
     """Returns one line: the solved fraction with its 95 % interval, or the mean reward."""
+    problems = f"{self.count} held-out problems" + (f" ({self.skipped} too long)" if self.skipped else "")
     if self.solved is None:
-      return f"mean reward {self.reward:.3f} on {self.count} held-out problems"
+      return f"mean reward {self.reward:.3f} on {problems}"
     low, high = wilson_interval(self.solved, self.count)
-    share = self.solved / self.count
-    return f"{share:.3f} solved, 95 % interval {low:.3f} to {high:.3f}, {self.solved} of {self.count} held-out problems"
+    return f"{self.solved / self.count:.3f} solved, 95 % interval {low:.3f} to {high:.3f}, {self.solved} of {problems}"
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
   task: Task,
   tokenizer: Any,
   generate: Generate,
+  stop_tokens: np.ndarray,
   max_prompt_tokens: int,
   batch_size: int = 64,
 ) -> Evaluation:
@@ -56,6 +57,7 @@ def evaluate(
     task: Held-out rows, rewards and the notion of a solved row.
     tokenizer: A `transformers` tokenizer.
     generate: From `sampling.make_generate` with `group_size=1`, jitted.
+    stop_tokens: `[S]`, from `text.stop_tokens`.
     max_prompt_tokens: Longer prompts are left out, and counted.
     batch_size: Prompts at one time.
 
@@ -69,12 +71,11 @@ def evaluate(
   rows = [row for row, _ in kept]
   pad_token = text.pad_token(tokenizer)
   tokens, mask = text.pad([tokens for _, tokens in kept], pad_token)
-  stops = text.stop_tokens(tokenizer, task.stop)
   batch_size = min(batch_size, len(rows))
   fill = -len(rows) % batch_size  # repeat the last rows, so that every batch has the same shape
   order = np.minimum(np.arange(len(rows) + fill), len(rows) - 1).reshape(-1, batch_size)
   outputs = [
-    generate(params, tokens[part], mask[part], stops, jax.random.key(0), Sampler(temperature=0.0))
+    generate(params, tokens[part], mask[part], stop_tokens, jax.random.key(0), Sampler(temperature=0.0))
     for part in track(order, description="evaluating", transient=True)
   ]
   completions = np.concatenate([np.asarray(out.tokens[:, 0]) for out in outputs])[: len(rows)]

@@ -37,8 +37,8 @@ def fit(
   """Trains until `steps` rollouts have been collected and used, counting those of the state that comes in.
 
   Each rollout is used for `epochs * minibatches` updates. The state is saved at the end, every `checkpoint_every`
-  rollouts, on Ctrl-C (which lets the step finish), and when a reward function fails. If the update itself fails, its
-  donated state is gone with it, and the last checkpoint is what remains.
+  rollouts, on Ctrl-C or SIGTERM (which let the step finish), and when a reward function fails. If the update itself
+  fails, its donated state is gone with it, and the last checkpoint is what remains.
 
   Args:
     state: From `RLState.create` or a checkpoint.
@@ -81,6 +81,8 @@ def fit(
         run.write_metrics(done, row)
         run.write_samples(done, collected.samples)
         table.add(done, row)
+        if row["prompts_skipped"]:
+          table.warn(f"step {done}: {row['prompts_skipped']:.0f} prompts were too long and passed over")
         if row["skipped"]:
           table.warn(f"step {done}: loss or gradient not finite; {row['skipped']:.0%} of its updates were left out")
         if checkpoint_every and done % checkpoint_every == 0:
@@ -116,25 +118,27 @@ def _was_donated(state: RLState) -> bool:
 
 @contextmanager
 def _interrupted() -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells whether Ctrl-C was pressed. The first one lets the step finish; a second one does not.
+  """Yields a function that tells whether Ctrl-C was pressed or SIGTERM came. The step is then finished first.
 
-  Outside the main thread signals cannot be handled, and Ctrl-C interrupts at once.
+  A second one interrupts at once. Outside the main thread signals cannot be handled, and even the first does.
   """
-  pressed = False
+  received = False
 
-  def on_interrupt(number: int, frame: FrameType | None) -> None:
-    nonlocal pressed
-    if pressed:
+  def on_signal(number: int, frame: FrameType | None) -> None:
+    nonlocal received
+    if received:
       raise KeyboardInterrupt
-    pressed = True
+    received = True
     print("\nstopping after this step; press Ctrl-C again to stop at once", flush=True)
 
+  signals = (signal.SIGINT, signal.SIGTERM)
   try:
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = [signal.signal(number, on_signal) for number in signals]
   except ValueError:
     yield lambda: False
     return
   try:
-    yield lambda: pressed
+    yield lambda: received
   finally:
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(signals, before, strict=True):
+      signal.signal(number, handler)

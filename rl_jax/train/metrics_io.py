@@ -63,10 +63,14 @@ class RunDirectory:
     self._append(file, [{"step": step, **sample} for sample in samples])
 
   def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
-    """Appends the result to evaluation.jsonl and its completions to evaluation_samples.jsonl."""
+    """Appends the completions to evaluation_samples.jsonl, and then the result to evaluation.jsonl."""
+    self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
     result = {name: value for name, value in evaluation._asdict().items() if name != "samples"}
     self._append("evaluation.jsonl", [{"step": step, **result}])
-    self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
+
+  def has_evaluation(self, step: int) -> bool:
+    """Returns whether the policy at `step` was evaluated."""
+    return any(row["step"] == step for row in read_lines(self.folder, "evaluation.jsonl"))
 
   def rewind(self, step: int) -> None:
     """Drops lines written after `step`, and a last one that a killed run left unfinished.

@@ -63,6 +63,7 @@ def make_collect(
   score: Score,
   objective: Objective,
   sampler: Sampler,
+  stop_tokens: np.ndarray,
   prompts_per_batch: int,
   max_prompt_tokens: int,
   estimator: Estimator = advantages_lib.group_normalized,
@@ -82,6 +83,7 @@ def make_collect(
     score: From `train.make_score`, jitted.
     objective: Its `needs` decide which passes run.
     sampler: Temperature and filters; `score` must use the same temperature.
+    stop_tokens: `[S]`, from `text.stop_tokens`.
     prompts_per_batch: P.
     max_prompt_tokens: Longer prompts are passed over, and counted in the metric `prompts_skipped`.
     estimator: `(rewards [P, G], mask [P, G]) -> advantages [P, G]`.
@@ -90,7 +92,8 @@ def make_collect(
     mask_truncated: Whether completions that were cut off are left out of the loss.
     place: Puts a pytree with prompts on the leading axis on the devices, such as `parallel.shard_rows` of a mesh.
   """
-  stops = text.stop_tokens(tokenizer, task.stop)
+  if prompts_per_batch < 1:
+    raise ValueError(f"prompts_per_batch must be at least 1, got {prompts_per_batch}")
 
   def sample(state: RLState) -> tuple[text.PromptBatch, Any]:
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
@@ -99,7 +102,7 @@ def make_collect(
       task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens
     )
     key = jax.random.fold_in(jax.random.split(state.key)[0], position)
-    completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stops, key, sampler)
+    completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stop_tokens, key, sampler)
     return prompts, jax.device_get(completions)
 
   def logps(state: RLState, rollout: Rollout) -> tuple[Array | None, Array | None]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import TemplateError
 
 from rl_jax.tasks.base import Row, Task
 
@@ -42,7 +43,7 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
   """Returns the tokens of a prompt: text as it is, chat messages through the chat template, ready to be answered.
 
   Raises:
-    ValueError: If the prompt is empty, or is a chat and the tokenizer has no chat template.
+    ValueError: If the prompt is empty, or is a chat that the tokenizer has no chat template for, or refuses.
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> encode(character_tokenizer("0123456789"), "42")
@@ -53,10 +54,17 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
   elif tokenizer.chat_template is None:
     raise ValueError("the prompt is a list of chat messages, but this model's tokenizer has no chat template")
   else:
-    tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    tokens = _apply_chat_template(tokenizer, prompt)
   if not tokens:
     raise ValueError(f"prompt {prompt!r} has no tokens")
   return list(tokens)
+
+
+def _apply_chat_template(tokenizer: Any, messages: Any) -> list[int]:
+  try:
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+  except TemplateError as error:
+    raise ValueError(f"the model's chat template refuses the prompt {messages!r}: {error}") from None
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +88,7 @@ def draw_prompts(
   """Takes the next `count` rows of a task from `position` on; prompts over the limit are passed over and counted.
 
   Raises:
-    ValueError: If a thousand prompts in a row are over the limit.
+    ValueError: If the first thousand prompts from `position` on are over the limit.
   """
   rows, encoded, skipped = [], [], 0
   start = position
@@ -108,25 +116,25 @@ def pad_token(tokenizer: Any) -> int:
   return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def stop_tokens(tokenizer: Any, stop: Sequence[str]) -> np.ndarray:
-  """Returns the tokens that end a completion: end of sequence, and each of the texts `stop`.
+def stop_tokens(tokenizer: Any, texts: Sequence[str], eos_tokens: Sequence[int]) -> np.ndarray:
+  """Returns the tokens that end a completion: the model's ends of sequence, and each of `texts`.
 
   Raises:
     ValueError: If a text is not one token, or nothing ends a completion.
 
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> stop_tokens(character_tokenizer("ab."), [".", "b"]).tolist()
-  [1, 5, 4]
+  >>> stop_tokens(character_tokenizer("ab."), [".", "b"], [1]).tolist()
+  [1, 4, 5]
   """
-  tokens = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-  for text in stop:
+  tokens = set(eos_tokens)
+  for text in texts:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
       raise ValueError(f"stop text {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
-    tokens += ids
+    tokens |= set(ids)
   if not tokens:
-    raise ValueError("the tokenizer has no end-of-sequence token and the task no stop text")
-  return np.asarray(tokens, np.int32)
+    raise ValueError("the model has no end-of-sequence token and the task no stop text")
+  return np.asarray(sorted(tokens), np.int32)
 
 
 def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -146,13 +147,19 @@ class TestText:
   def test_chat_without_a_template(self, tokenizer):
     with pytest.raises(ValueError, match="no chat template"):
       text.encode(tokenizer, [{"role": "user", "content": "hi"}])
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="refuses the prompt .*roles must alternate"):
+      text.encode(strict, [{"role": "user", "content": "hi"}])
     with pytest.raises(ValueError, match="has no tokens"):
       text.encode(tokenizer, "")
 
   def test_stop_texts_must_be_one_token(self, tokenizer):
-    assert len(text.stop_tokens(tokenizer, ("\n",))) == 2
+    assert len(text.stop_tokens(tokenizer, ("\n",), (1,))) == 2
     with pytest.raises(ValueError, match="is 2 tokens"):
-      text.stop_tokens(tokenizer, ("ab",))
+      text.stop_tokens(tokenizer, ("ab",), (1,))
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+      text.stop_tokens(tokenizer, (), ())
 
   def test_decoding_drops_padding_and_special_tokens(self, tokenizer):
     ids = tokenizer("42\n")["input_ids"] + [tokenizer.eos_token_id, tokenizer.pad_token_id]

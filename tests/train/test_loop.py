@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -37,7 +38,7 @@ def sevens(completions, **_):
 SEVENS = (Reward(sevens, 1.0, "sevens"),)
 
 
-def make(rewards=SEVENS, kl_coef=0.1, prompts=4, collect_kwargs=None, epochs=1, minibatches=1):
+def make(rewards=SEVENS, kl_coef=0.1, prompts=4, collect_kwargs=None, epochs=1, minibatches=1, mesh=MESH):
   task = Task("sevens", lambda i: {"prompt": str(i % 89 + 10)}, [{"prompt": "12"}], rewards)
   objective = grpo.objective(kl_coef=kl_coef)
   tx = optax.adam(0.05)
@@ -49,15 +50,19 @@ def make(rewards=SEVENS, kl_coef=0.1, prompts=4, collect_kwargs=None, epochs=1, 
     score=jax.jit(score),
     objective=objective,
     sampler=Sampler(),
+    stop_tokens=np.array([TOKENIZER.eos_token_id]),
     prompts_per_batch=prompts,
     max_prompt_tokens=8,
     on_policy=epochs * minibatches == 1,
+    place=partial(parallel.shard_rows, mesh=mesh),
     **(collect_kwargs or {}),
   )
+  state = RLState.create(bigram_params(), tx, jax.random.key(1), keep_reference=kl_coef > 0)
   return SimpleNamespace(
-    state=RLState.create(bigram_params(), tx, jax.random.key(1), keep_reference=kl_coef > 0),
+    state=parallel.replicate(state, mesh),
     collect=collect,
-    update=parallel.jit_step(make_train_step(score, objective, tx), MESH),
+    update=parallel.jit_step(make_train_step(score, objective, tx), mesh),
+    place=partial(parallel.shard_rows, mesh=mesh),
     epochs=epochs,
     minibatches=minibatches,
   )
@@ -78,6 +83,7 @@ def fit(folder, steps, parts=None, resume=False, checkpoint_every=1):
       checkpoint_every=checkpoint_every,
       epochs=parts.epochs,
       minibatches=parts.minibatches,
+      place=parts.place,
     )
 
 
@@ -101,6 +107,16 @@ def test_resumed_run_is_bit_identical(tmp_path, updates):
   assert metrics[0] == metrics[1]
   samples = [read_lines(tmp_path / name, "samples.jsonl") for name in ("whole", "parts")]
   assert samples[0] == samples[1] and len(samples[0]) == 6 * 16
+
+
+@pytest.mark.parametrize("updates", [{}, {"epochs": 2, "minibatches": 2}])
+def test_four_devices_do_what_one_does(tmp_path, updates):
+  one, _ = fit(tmp_path / "one", 3, make(prompts=8, **updates))
+  four, _ = fit(tmp_path / "four", 3, make(prompts=8, mesh=parallel.make_mesh(), **updates))
+  for a, b in zip(leaves(one), leaves(four), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  samples = [read_lines(tmp_path / name, "samples.jsonl") for name in ("one", "four")]
+  assert samples[0] == samples[1]
 
 
 def test_it_learns_and_writes(tmp_path):
@@ -182,13 +198,14 @@ def test_failing_reward_saves_what_was_learnt(tmp_path):
     np.testing.assert_array_equal(one, other)
 
 
-def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_finish_and_saves(tmp_path, number):
   calls = []
 
   def interrupting(completions, **_):
     calls.append(1)
     if len(calls) == 2:
-      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), number)
     return sevens(completions)
 
   parts = make(rewards=(Reward(interrupting, 1.0, "interrupting"),))
@@ -233,6 +250,33 @@ class TestRunDirectory:
     run.rewind(2)
     assert [row["step"] for row in read_lines(run.folder, "metrics.jsonl")] == [1, 2]
     assert read_lines(run.folder, "metrics.jsonl")[0]["bad"] is None
+
+
+def test_failing_update_shows_its_own_error_and_keeps_older_checkpoints(tmp_path):
+  parts, calls = make(), []
+  update = parts.update
+
+  def failing(state, batch):
+    state, metrics = update(state, batch)  # takes the buffers of the state that came in
+    calls.append(1)
+    if len(calls) == 3:
+      raise RuntimeError("out of memory")
+    return state, metrics
+
+  parts.update = failing
+  with pytest.raises(RuntimeError, match="out of memory"):
+    fit(tmp_path / "run", 6, parts)
+  with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    assert checkpoints.latest() == 2
+
+
+def test_odd_characters_in_completions_survive(tmp_path):
+  run = RunDirectory(tmp_path / "run", {}, resume=False)
+  rows = [{"completion": "a\u2028b\u0085c\nd [/b] é", "reward": float("nan")}] * 2
+  run.write_samples(1, rows)
+  run.rewind(1)
+  assert [row["completion"] for row in read_lines(run.folder, "samples.jsonl")] == [rows[0]["completion"]] * 2
+  assert read_lines(run.folder, "samples.jsonl")[0]["reward"] is None
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
