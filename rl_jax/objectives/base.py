@@ -85,6 +85,11 @@ def weighted_sum(weights: Array, values: Array) -> Float[Array, ""]:
 def policy_gradient(ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate) -> Objective:
   """`sum_t w_t surrogate(log_ratio_t, A_t)`, the policy's part of an objective.
 
+  Args:
+    ratio: `(logp, old_logp, mask) -> log-ratio [..., T]`, from `ops.ratios`.
+    surrogate: `(log_ratio, advantages) -> loss [..., T]`, from `ops.surrogates`.
+    aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
+
   Metrics: `ratio` and `approx_kl` (k3 of old against new), `clip_low` and `clip_high`: the fractions of tokens with
   negative and with positive advantage whose gradient the surrogate stops.
 
@@ -113,6 +118,10 @@ def policy_gradient(ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate) ->
 
 def kl_penalty(estimator: Callable[[Array, Array], Array], aggregate: Aggregate) -> Objective:
   """`sum_t w_t kl_t(policy || reference)`. Metric: `kl`.
+
+  Args:
+    estimator: `(logp, ref_logp) -> [..., T]`, from `ops.kl`; `functools.partial` sets its clamp.
+    aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())

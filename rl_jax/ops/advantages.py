@@ -49,6 +49,12 @@ def group_normalized(
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
 
+  Returns:
+    `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
+
+  Raises:
+    ValueError: For another `scale`.
+
   Reference: Z. Shao et al., "DeepSeekMath" (GRPO), arXiv:2402.03300.
 
   >>> print(group_normalized(jnp.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).round(2))
@@ -81,6 +87,9 @@ def leave_one_out(
   Args:
     rewards: One scalar a completion, groups on the last axis.
     mask: Which entries exist; all by default.
+
+  Returns:
+    `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
 
   Reference: A. Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv:2402.14740.
 
@@ -128,6 +137,10 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
 
 def zero_variance(rewards: Float[Array, "*batch G"], mask: Array | None = None) -> Array:
   """Returns `[...]` booleans: the groups whose rewards are all equal, which teach nothing.
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
 
   >>> print(zero_variance(jnp.array([[1.0, 1.0], [0.0, 1.0]])))
   [ True False]

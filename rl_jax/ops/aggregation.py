@@ -25,6 +25,9 @@ def _num_rows(mask: Array, count_empty_rows: bool) -> Array:
 def token_mean() -> Aggregate:
   """Every token counts the same: `w_t = m_t / sum(m)`.
 
+  Returns:
+    `mask [..., T] -> weight [..., T]`; the weights add up to 1.
+
   Reference: Q. Yu et al., "DAPO", arXiv:2503.14476.
 
   >>> print(token_mean()(jnp.array([[1, 1, 1], [1, 0, 0]])))
@@ -39,6 +42,9 @@ def sequence_mean(*, count_empty_rows: bool = False) -> Aggregate:
 
   Args:
     count_empty_rows: Whether B counts rows without tokens. TRL counts them, verl does not.
+
+  Returns:
+    `mask [..., T] -> weight [..., T]`; the weights of each row with tokens add up to `1 / B`.
 
   Reference: Z. Shao et al., "DeepSeekMath" (GRPO), arXiv:2402.03300.
 
@@ -62,6 +68,12 @@ def constant_length(*, length: int, count_empty_rows: bool = True) -> Aggregate:
     length: The normaliser, usually the longest completion allowed. It is required, because an array's size
       would follow the padding of the batch.
     count_empty_rows: Whether B counts rows without tokens.
+
+  Returns:
+    `mask [..., T] -> weight [..., T]`; every token has the weight `1 / (length B)`.
+
+  Raises:
+    ValueError: If `length` is below 1.
 
   Reference: Z. Liu et al., "Understanding R1-Zero-Like Training" (Dr. GRPO), arXiv:2503.20783.
 

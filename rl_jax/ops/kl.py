@@ -35,6 +35,9 @@ def k1(
     ref_logp: The reference's log-probs of the same tokens.
     max_log_ratio: If given, the difference is clamped to +-this first (gradient 0 beyond it).
 
+  Returns:
+    `[..., T]`, in nats; of either sign.
+
   >>> print(k1(jnp.array([-1.0]), jnp.array([-1.5])))
   [0.5]
   """
@@ -44,7 +47,7 @@ def k1(
 def k2(
   logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
 ) -> Float[Array, "*batch T"]:
-  """Returns `(log policy - log reference)^2 / 2`. Arguments as `k1`.
+  """Returns `(log policy - log reference)^2 / 2`, `[..., T]`, at least 0. Arguments as `k1`.
 
   >>> print(k2(jnp.array([-1.0]), jnp.array([-1.5])))
   [0.125]
@@ -55,10 +58,10 @@ def k2(
 def k3(
   logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
 ) -> Float[Array, "*batch T"]:
-  """Returns `expm1(d) - d` with `d = log reference - log policy`; its gradient in `logp` is `-expm1(d)`.
+  """Returns `expm1(d) - d` with `d = log reference - log policy`, `[..., T]`, at least 0.
 
-  Arguments as `k1`. Without `max_log_ratio`, float32 overflows to inf at `d > 88`; verl clamps `d` to +-20 (and
-  the estimate to +-10), TRL does not clamp.
+  Arguments as `k1`. Its gradient in `logp` is `-expm1(d)`. Without `max_log_ratio`, float32 overflows to inf at
+  `d > 88`; verl clamps `d` to +-20 (and the estimate to +-10), TRL does not clamp.
 
   >>> print(k3(jnp.array([-1.0]), jnp.array([-1.5])).round(4))
   [0.1065]

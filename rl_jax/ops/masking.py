@@ -48,6 +48,11 @@ def zero_masked(x: Float[Array, "*batch T"], mask: Array) -> Float[Array, "*batc
 def masked_sum(x: Array, mask: Array, *, axis: int | None = None) -> Array:
   """Returns `sum_t m_t x_t` over `axis` (all axes by default).
 
+  Args:
+    x: Values `[..., T]`; anything may stand where the mask is 0.
+    mask: Float or bool, of `x`'s shape.
+    axis: The axis to sum over, or None for a scalar.
+
   >>> float(masked_sum(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([1, 1, 0])))
   3.0
   """
@@ -64,7 +69,7 @@ def masked_count(mask: Array, *, axis: int | None = None) -> Array:
 
 
 def masked_mean(x: Array, mask: Array, *, axis: int | None = None) -> Array:
-  """Returns `sum_t m_t x_t / sum_t m_t`, and 0 where nothing is selected.
+  """Returns `sum_t m_t x_t / sum_t m_t`, and 0 where nothing is selected. Arguments as `masked_sum`.
 
   >>> float(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])))
   2.0
@@ -74,6 +79,11 @@ def masked_mean(x: Array, mask: Array, *, axis: int | None = None) -> Array:
 
 def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   """Returns the variance of the selected entries over all axes, `sum m (x - mean)^2 / max(n - ddof, 1)`.
+
+  Args:
+    x: Values `[..., T]`; anything may stand where the mask is 0.
+    mask: Float or bool, of `x`'s shape.
+    ddof: 1 for the unbiased variance, 0 for the population's.
 
   >>> float(masked_variance(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])))
   1.0

@@ -60,6 +60,9 @@ def gae(
   Returns:
     Advantages and returns `[..., T]`, 0 where the mask is 0.
 
+  Raises:
+    ValueError: For another convention on holes.
+
   Reference: J. Schulman et al., "High-Dimensional Continuous Control Using GAE", arXiv:1506.02438.
 
   >>> advantages, returns = gae(
@@ -95,7 +98,9 @@ def gae_associative(
   last_value: float | Array = 0.0,
   holes: Holes = "carry",
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
-  """The same as `gae`, in every argument and result, by an associative scan: `log T` steps on an accelerator.
+  """The same as `gae`, in every argument, result and error, by an associative scan: `log T` steps on an accelerator.
+
+  Reference: G. Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190 (1990).
 
   >>> advantages, returns = gae_associative(
   ...     jnp.array([0.0, 0.0, 1.0]), jnp.array([0.5, 0.5, 0.5]), jnp.ones(3), gamma=1.0, lam=1.0)

@@ -19,6 +19,9 @@ def clip(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
     low: How far the ratio may fall below 1 before the gradient stops.
     high: How far it may rise above 1. `high > low` is DAPO's asymmetric clip ("clip-higher").
 
+  Returns:
+    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimised.
+
   Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (eq. 7).
 
   >>> loss = clip(low=0.2, high=0.2)
@@ -46,6 +49,9 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
     low: As for `clip`.
     high: As for `clip`.
     bound: The ratio at which the loss stops growing, above 1.
+
+  Returns:
+    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimised.
 
   Reference: D. Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning",
   arXiv:1912.09729. verl applies it by default, with 3.
