@@ -136,11 +136,12 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   test = partial(evaluate, generate=generator(1), **common)
 
   # The state, new or from the last checkpoint; then everything runs.
-  state = RLState.create(model.params, tx, jax.random.key(config.seed), keep_reference="ref_logp" in objective.needs)
-  model = model._replace(params=None)
+  create = partial(RLState.create, tx=tx, keep_reference="ref_logp" in objective.needs)
+  state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
+  model = model._replace(params=None)  # the state has them now
   with checkpoint.open_checkpoints(run.folder / "checkpoints") as checkpoints:
     resumed = checkpoints.latest()
-    state = checkpoints.resume(parallel.replicate(state, mesh))
+    state = checkpoints.resume(state)
     run.rewind(-1 if resumed is None else resumed)
     if resumed is None:
       run.write_evaluation(0, test(state.policy.params))

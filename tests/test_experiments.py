@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import grpo
 from rl_jax.train.metrics_io import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -37,25 +38,31 @@ def test_help_explains_every_field(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "arguments,message",
+  "settings,message",
   [
-    (["--task", "sums"], "unknown task 'sums'"),
-    (["--model", "nothing"], "unknown model 'nothing'"),
-    (["--group-size", "1"], "group_size must be at least 2"),
-    (["--temperature", "0"], "temperature must be positive"),
-    (["--prompts", "3"], "prompts must be a multiple of minibatches * microbatches * devices = 2"),
-    (["--microbatches", "0"], "microbatches must be at least 1, got 0"),
-    (["--checkpoint-every", "-1"], "checkpoint_every must be at least 0"),
-    (["--stop", "ab"], "stop text 'ab' is 2 tokens"),
-    (["--rewards", "nowhere:reward"], "cannot be imported"),
-    (["--max-prompt-tokens", "2"], "no held-out prompt"),
+    (dict(task="sums"), "unknown task 'sums'"),
+    (dict(model="nothing"), "unknown model 'nothing'"),
+    (dict(group_size=1), "group_size must be at least 2"),
+    (dict(temperature=0.0), "temperature positive"),
+    (dict(prompts=3), "prompts must be a multiple of minibatches"),
+    (dict(microbatches=0), "microbatches must be at least 1, got 0"),
+    (dict(checkpoint_every=-1), "checkpoint_every must be at least 0"),
+    (dict(rewards=("nowhere:reward",)), "cannot be imported"),
+    (dict(stop=("ab",)), "stop text 'ab' is 2 tokens"),
+    (dict(max_prompt_tokens=2), "no held-out prompt"),
   ],
 )
-def test_mistakes_end_in_one_line(tmp_path, arguments, message):
-  process, output = run(tmp_path, "--model", "tiny", "--steps", "1", *arguments)
+def test_mistakes_are_named_and_leave_no_run_behind(tmp_path, settings, message):
+  config = grpo.Config(**{"model": "tiny", "steps": 1, "run_dir": str(tmp_path / "run"), **settings})
+  with pytest.raises(ValueError, match=message):
+    grpo.main(config)
+  assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_mistake_ends_in_one_line(tmp_path):
+  process, output = run(tmp_path, "--task", "sums")
   assert process.returncode == 1
-  assert output.strip().splitlines()[-1].startswith("error: ") and message in output
-  assert "Traceback" not in output
+  assert output.startswith("error: unknown task 'sums'") and len(output.strip().splitlines()) == 1
 
 
 def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):

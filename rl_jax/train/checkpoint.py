@@ -1,4 +1,7 @@
-"""Checkpoints: the whole `RLState`, written asynchronously and atomically by orbax.
+"""Checkpoints: the whole `RLState`, written atomically by orbax, and in the background on accelerators.
+
+On CPU they are written before the run goes on: a background write would hold on to the buffers that the next update
+wants to reuse, so that the state would exist twice, while it competes for the same cores.
 
 A run that is killed at any instant, also while a checkpoint is being written, resumes from the last finished one.
 """
@@ -28,7 +31,7 @@ class Checkpoints:
     return state if step is None else self.restore(step, state)
 
   def save(self, step: int, state: Any) -> None:
-    """Writes `state` in the background as checkpoint `step`, unless there is one already."""
+    """Writes `state` as checkpoint `step`, unless there is one already."""
     if step != self.latest():
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
 
@@ -49,7 +52,8 @@ class Checkpoints:
 @contextmanager
 def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Iterator[Checkpoints]:
   """Opens the checkpoints of a folder, keeping the newest `keep`."""
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  background = jax.default_backend() != "cpu"
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=background)
   with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
     yield Checkpoints(manager)
     manager.wait_until_finished()
