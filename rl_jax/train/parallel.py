@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -44,7 +45,7 @@ def make_mesh(
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a copy of every leaf on each device of the mesh, which may be donated: the originals stay as they are."""
-  return jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, WHOLE))(tree)
+  return jax.device_put(jax.tree.map(jnp.copy, tree), NamedSharding(mesh, WHOLE))
 
 
 def build_replicated(make: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -52,7 +53,6 @@ def build_replicated(make: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
 
   It builds a training state around loaded parameters without a moment in which they exist twice.
 
-  >>> import jax.numpy as jnp
   >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
   >>> int(build_replicated(lambda x, y: x + y, mesh)(jnp.array(1), 2))
   3
@@ -76,7 +76,6 @@ def shard_rows(tree: Any, mesh: Mesh) -> Any:
 def jit_step(step: Step, mesh: Mesh) -> Step:
   """The main path: one program over the mesh. The step names no axis; its state is donated and replicated.
 
-  >>> import jax.numpy as jnp
   >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
   >>> step = jit_step(lambda state, batch: (state + batch.sum(), batch.mean()), mesh)
   >>> [float(x) for x in step(replicate(jnp.zeros(()), mesh), shard_rows(jnp.ones((4, 2)), mesh))]
