@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m experiments.grpo --run-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python -m experiments.grpo --checkpoint-every 0 --run-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2

@@ -42,7 +42,7 @@ class RunDirectory:
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     self.folder.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(config, indent=2) + "\n")
-    self._tensorboard = _tensorboard(self.folder / "tensorboard")
+    self._tensorboard = None
 
   def __enter__(self) -> "RunDirectory":
     return self
@@ -54,6 +54,7 @@ class RunDirectory:
   def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line to metrics.jsonl and a scalar each to TensorBoard."""
     self._append("metrics.jsonl", [{"step": step, **metrics}])
+    self._tensorboard = self._tensorboard or _tensorboard(self.folder / "tensorboard")
     for name, value in metrics.items():
       if self._tensorboard is not None and math.isfinite(value):
         self._tensorboard.add_scalar(name, value, step)

@@ -245,9 +245,9 @@ class TestRunDirectory:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
   def test_rewinds_to_a_step_and_drops_a_torn_line(self, tmp_path):
-    run = RunDirectory(tmp_path / "run", {}, resume=False)
-    for step in (1, 2, 3):
-      run.write_metrics(step, {"reward": float(step), "bad": float("nan")})
+    with RunDirectory(tmp_path / "run", {}, resume=False) as run:
+      for step in (1, 2, 3):
+        run.write_metrics(step, {"reward": float(step), "bad": float("nan")})
     with (run.folder / "metrics.jsonl").open("a") as file:
       file.write('{"step": 2, "rew')
     run.rewind(2)
