@@ -9,9 +9,8 @@ from rich.progress import track
 from rl_jax.analysis.statistics import wilson_interval
 from rl_jax.sampling.generate import Generate
 from rl_jax.sampling.samplers import Sampler
-from rl_jax.tasks import rewards as rewards_lib
 from rl_jax.tasks.base import Task, columns
-from rl_jax.train import text
+from rl_jax.train import answers, text
 
 
 class Evaluation(NamedTuple):
@@ -80,12 +79,9 @@ def evaluate(
   ]
   completions = np.concatenate([np.asarray(out.tokens[:, 0]) for out in outputs])[: len(rows)]
   real = np.concatenate([np.asarray(out.mask[:, 0]) for out in outputs])[: len(rows)]
-  texts = text.decode(tokenizer, completions, real)
-  replies = text.as_replies(rows, texts)
-  prompts, extra = [row["prompt"] for row in rows], columns(rows)
-  ids = [row[chosen].tolist() for row, chosen in zip(completions, real, strict=True)]
-  scored = rewards_lib.score(task.rewards, prompts=prompts, completions=replies, completion_ids=ids, columns=extra)
-  solved = None if task.solved is None else sum(task.solved(prompts=prompts, completions=replies, **extra))
+  texts, replies, scored = answers.score(task, tokenizer, rows, completions, real)
+  prompts = [row["prompt"] for row in rows]
+  solved = None if task.solved is None else sum(task.solved(prompts=prompts, completions=replies, **columns(rows)))
   samples = [
     {"prompt": row["prompt"], "completion": reply, "reward": float(reward)}
     for row, reply, reward in zip(rows, texts, scored.total, strict=True)

@@ -14,8 +14,8 @@ from rl_jax.ops.advantages import Estimator
 from rl_jax.sampling.generate import Generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.tasks import rewards as rewards_lib
-from rl_jax.tasks.base import Task, columns
-from rl_jax.train import text
+from rl_jax.tasks.base import Task
+from rl_jax.train import answers, text
 from rl_jax.train.score import Score, Sequences
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
@@ -154,14 +154,7 @@ def _score_on_host(
   rows = [row for row in prompts.rows for _ in range(group)]
   flat = (-1, completions.tokens.shape[-1])
   tokens, mask = completions.tokens.reshape(flat), completions.mask.reshape(flat)
-  texts = text.decode(tokenizer, tokens, mask)
-  scored = rewards_lib.score(
-    task.rewards,
-    prompts=[row["prompt"] for row in rows],
-    completions=text.as_replies(rows, texts),
-    completion_ids=[row[real].tolist() for row, real in zip(tokens, mask, strict=True)],
-    columns=columns(rows),
-  )
+  texts, _, scored = answers.score(task, tokenizer, rows, tokens, mask)
   samples = [
     {"prompt": row["prompt"], "completion": reply, "reward": float(reward), "tokens": int(real.sum())}
     for row, reply, reward, real in zip(rows, texts, scored.total, mask, strict=True)

@@ -1,0 +1,43 @@
+"""From completion tokens to texts and rewards, the same for training and for evaluation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_jax.tasks import rewards
+from rl_jax.tasks.base import Row, Task, columns
+from rl_jax.train import text
+
+
+class Answers(NamedTuple):
+  """Completions of n rows as text, in the form of their prompts, and their rewards."""
+
+  texts: list[str]
+  replies: list[Any]
+  scored: rewards.Scored
+
+
+def score(task: Task, tokenizer: Any, rows: Sequence[Row], tokens: np.ndarray, mask: np.ndarray) -> Answers:
+  """Decodes completions and calls the task's reward functions on them.
+
+  Args:
+    task: Its reward functions are called.
+    tokenizer: A `transformers` tokenizer.
+    rows: The row that each completion answers, n of them.
+    tokens: `[n, T]`.
+    mask: `[n, T]`, True for real tokens.
+
+  Raises:
+    ValueError: As `tasks.rewards.score`.
+  """
+  texts = text.decode(tokenizer, tokens, mask)
+  replies = text.as_replies(rows, texts)
+  scored = rewards.score(
+    task.rewards,
+    prompts=[row["prompt"] for row in rows],
+    completions=replies,
+    completion_ids=[row[real].tolist() for row, real in zip(tokens, mask, strict=True)],
+    columns=columns(rows),
+  )
+  return Answers(texts, replies, scored)
