@@ -127,8 +127,10 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
 class Layer(nn.Module):
   """One pre-norm block: attention, then SwiGLU.
 
-  Called under `nn.scan`: the carry is the residual stream and the decode cache of all layers (or None), the scanned
-  input this layer's number and its prefix, the scanned output the keys and values of this call (where no cache is).
+  Called under `nn.scan`: the carry is the residual stream `[P * G * T, D]` and the decode cache of all layers (or
+  None), the scanned input this layer's number and its prefix, the scanned output the keys and values of this call
+  (where no cache is). With all tokens on one axis a weight's gradient is a plain matrix product; with three, XLA for
+  CPU first transposes what it multiplies.
   """
 
   config: TransformerConfig
@@ -144,7 +146,7 @@ class Layer(nn.Module):
 
     h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
     def heads(y: Array) -> Array:
-      return y.reshape(*y.shape[:-1], y.shape[-1] // c.head_dim, c.head_dim)
+      return y.reshape(*shared.cos.shape[:3], y.shape[-1] // c.head_dim, c.head_dim)
 
     query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h))
     key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h))
@@ -165,7 +167,7 @@ class Layer(nn.Module):
       )
       key, value = (jax.lax.dynamic_index_in_dim(held, number, keepdims=False) for held in cache)
 
-    attended = attend(query, key, value, prefix, shared)
+    attended = attend(query, key, value, prefix, shared).reshape(x.shape[0], -1)
     x = x + dense(c.embed_dim, "output", c.output_bias)(attended)
     h = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x)
     gate = nn.silu(dense(c.mlp_dim, "gate", c.mlp_bias)(h))
@@ -192,7 +194,7 @@ class Transformer(nn.Module):
     embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
     if not c.tie_embeddings:
       self.param("unembedding", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
-    x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
+    x = jnp.take(embedding, tokens.reshape(-1), axis=0).astype(c.dtype)
     cos, sin = rope.angles(positions, rope.frequencies(c.rope, c.head_dim))
     shared = Attended(cos, sin, own_mask, None if prefix is None else prefix.mask, cache_index)
     layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
@@ -207,7 +209,7 @@ class Transformer(nn.Module):
     scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))
     (x, held), new_kv = layers((x, held), scanned, shared)
     keys, values = new_kv if held is None else held
-    return RMSNorm(c.rms_norm_eps, name="final_norm")(x), keys, values
+    return RMSNorm(c.rms_norm_eps, name="final_norm")(x).reshape(*tokens.shape, -1), keys, values
 
 
 @dataclasses.dataclass(frozen=True)
