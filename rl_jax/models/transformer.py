@@ -56,10 +56,13 @@ class TransformerConfig:
 
 
 class KVCache(NamedTuple):
-  """Keys and values of all layers `[layers, ..., S, kv_heads, head_dim]`, and which of the S slots are real."""
+  """Keys and values of all layers `[layers, ..., kv_heads, S, head_dim]`, and which of the S slots are real.
 
-  keys: Float[Array, "layers *batch S K C"]
-  values: Float[Array, "layers *batch S K C"]
+  Heads before slots, as attention multiplies them: a decoding step then reads the cache where it lies.
+  """
+
+  keys: Float[Array, "layers *batch K S C"]
+  values: Float[Array, "layers *batch K S C"]
   mask: Bool[Array, "*batch S"]
 
 
@@ -98,29 +101,28 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
 
   Args:
     query: `[P, G, T, heads, C]`.
-    key: `[P, G, S, kv_heads, C]`, and `value` likewise.
-    prefix: Keys and values `[P, L, kv_heads, C]`, or None.
+    key: `[P, G, kv_heads, S, C]`, and `value` likewise.
+    prefix: Keys and values `[P, kv_heads, L, C]`, or None.
     shared: Masks.
 
   Returns:
     `[P, G, T, heads * C]`.
   """
-  kv_heads, size = key.shape[-2:]
+  kv_heads, length, size = key.shape[-3:]
   heads = query.shape[-2]
   query = query.reshape(*query.shape[:3], kv_heads, heads // kv_heads, size) * size**-0.5
-  # Batch axes first: the dots then need no transposed copy of the scores, which are the largest arrays here.
-  query = jnp.einsum("pgtkrc->pkgtrc", query)
-  scores = jnp.einsum("pkgtrc,pgskc->pkgtrs", query, key, preferred_element_type=jnp.float32)
-  scores = jnp.where(shared.own_mask[:, None, :, :, None, :], scores, MASKED)
+  query = jnp.einsum("pgtkrc->pgktrc", query)
+  scores = jnp.einsum("pgktrc,pgksc->pgktrs", query, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(shared.own_mask[:, :, None, :, None, :], scores, MASKED)
   if prefix is not None and shared.prefix_mask is not None:
-    prefix_scores = jnp.einsum("pkgtrc,plkc->pkgtrl", query, prefix[0], preferred_element_type=jnp.float32)
+    prefix_scores = jnp.einsum("pgktrc,pklc->pgktrl", query, prefix[0], preferred_element_type=jnp.float32)
     prefix_scores = jnp.where(shared.prefix_mask[:, None, None, None, None, :], prefix_scores, MASKED)
     scores = jnp.concatenate([prefix_scores, scores], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  out = jnp.einsum("pkgtrs,pgskc->pkgtrc", weights[..., weights.shape[-1] - key.shape[2] :], value)
+  out = jnp.einsum("pgktrs,pgksc->pgktrc", weights[..., weights.shape[-1] - length :], value)
   if prefix is not None:
-    out += jnp.einsum("pkgtrl,plkc->pkgtrc", weights[..., : prefix[1].shape[1]], prefix[1])
-  out = jnp.einsum("pkgtrc->pgtkrc", out)
+    out += jnp.einsum("pgktrl,pklc->pgktrc", weights[..., : prefix[1].shape[-2]], prefix[1])
+  out = jnp.einsum("pgktrc->pgtkrc", out)
   return out.reshape(*out.shape[:3], heads * size)
 
 
@@ -155,12 +157,13 @@ class Layer(nn.Module):
       query = RMSNorm(c.rms_norm_eps, name="query_norm")(query)
       key = RMSNorm(c.rms_norm_eps, name="key_norm")(key)
     query, key = rope.rotate(query, shared.cos, shared.sin), rope.rotate(key, shared.cos, shared.sin)
+    key, value = (jnp.swapaxes(x, -3, -2) for x in (key, value))
 
     new_kv = None
     if cache is None:
       new_kv = (key, value)
     else:
-      start: Any = (number, 0, 0, shared.cache_index, 0, 0)
+      start: Any = (number, 0, 0, 0, shared.cache_index, 0)
       cache = tuple(
         jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), start)
         for held, new in zip(cache, (key, value), strict=True)
@@ -309,7 +312,7 @@ def policy(config: TransformerConfig) -> Policy:
     return params["embedding"].T if config.tie_embeddings else params["unembedding"]
 
   def empty_cache(batch: tuple[int, ...], size: int) -> KVCache:
-    shape = (config.num_layers, *batch, size, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, *batch, config.num_kv_heads, size, config.head_dim)
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((*batch, size), bool))
 
   return Policy(init, apply, unembed, empty_cache)

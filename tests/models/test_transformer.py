@@ -97,7 +97,7 @@ def test_remat_changes_no_number():
 def test_leading_axes_are_free():
   lone = APPLY(PARAMS, TOKENS[0], POSITIONS[0])
   np.testing.assert_allclose(lone.hidden, hidden()[0], rtol=1e-5, atol=1e-6)
-  assert lone.kv.keys.shape == (3, 9, 2, 4)
+  assert lone.kv.keys.shape == (3, 2, 9, 4)
   deep = APPLY(PARAMS, TOKENS.reshape(1, 2, 9), POSITIONS.reshape(1, 2, 9))
   np.testing.assert_allclose(deep.hidden[0], hidden(), rtol=1e-5, atol=1e-6)
 
