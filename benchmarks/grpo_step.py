@@ -68,8 +68,7 @@ def run(name: str) -> list[harness.Row]:
   step = make_train_step(make_score(model), grpo.objective(kl_coef=0.0), tx)
   mesh = parallel.make_mesh()
   update = parallel.jit_step(step, mesh)
-  state = parallel.replicate(TrainState.create(params, tx), mesh)
-  del params
+  state = parallel.build_replicated(lambda params: TrainState.create(params, tx), mesh)(params)
   never = jnp.array([-1], jnp.int32)
 
   def rollout() -> Completions:

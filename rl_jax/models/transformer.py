@@ -170,7 +170,7 @@ class Layer(nn.Module):
       )
       key, value = (jax.lax.dynamic_index_in_dim(held, number, keepdims=False) for held in cache)
 
-    attended = attend(query, key, value, prefix, shared).reshape(x.shape[0], -1)
+    attended = attend(query, key, value, prefix, shared).reshape(x.shape[0], c.num_heads * c.head_dim)
     x = x + dense(c.embed_dim, "output", c.output_bias)(attended)
     h = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x)
     gate = nn.silu(dense(c.mlp_dim, "gate", c.mlp_bias)(h))
@@ -212,7 +212,7 @@ class Transformer(nn.Module):
     scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))
     (x, held), new_kv = layers((x, held), scanned, shared)
     keys, values = new_kv if held is None else held
-    return RMSNorm(c.rms_norm_eps, name="final_norm")(x).reshape(*tokens.shape, -1), keys, values
+    return RMSNorm(c.rms_norm_eps, name="final_norm")(x).reshape(*tokens.shape, c.embed_dim), keys, values
 
 
 @dataclasses.dataclass(frozen=True)
