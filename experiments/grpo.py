@@ -26,7 +26,7 @@ from rl_jax.objectives import grpo
 from rl_jax.sampling import samplers
 from rl_jax.sampling.generate import make_generate
 from rl_jax.tasks import rewards
-from rl_jax.train import checkpoint, loop, parallel, rollout, text
+from rl_jax.train import loop, parallel, rollout, text
 from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import evaluate
 from rl_jax.train.metrics_io import RunDirectory
@@ -73,16 +73,17 @@ class Config:
 
 def main(config: Config) -> None:
   sampler = samplers.Sampler(config.temperature, config.top_k, config.top_p, config.min_p)
-  check(config, sampler)
+  samplers.check(sampler)
+  check(config)
   functions = rewards.from_paths(config.rewards, config.reward_weights)
   task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
-  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
-    train(config, sampler, task, presets.load(config.model, remat=config.remat), run)
+  settings = dataclasses.asdict(config) | {"data": task.fingerprint}
+  with RunDirectory(config.run_dir, settings, resume=config.resume) as run:
+    train(config, sampler, task, run)
 
 
-def check(config: Config, sampler: samplers.Sampler) -> None:
+def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together."""
-  samplers.check(sampler)
   positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches")
   for name, least in (*((name, 1) for name in positive), ("warmup", 0), ("checkpoint_every", 0)):
     if getattr(config, name) < least:
@@ -94,8 +95,10 @@ def check(config: Config, sampler: samplers.Sampler) -> None:
     raise ValueError(f"prompts must be a multiple of minibatches * microbatches * devices = {parts}")
 
 
-def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
-  policy, tokenizer, mesh, counter = model.policy, model.tokenizer, parallel.make_mesh(), CompileCounter()
+def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, run: RunDirectory) -> None:
+  model = presets.load(config.model, remat=config.remat)
+  presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
+  mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   size = f"{model.num_params / 1e6:.1f} M parameters"
   print(f"{config.model}: {size} on {mesh.size} device(s); task {task.name}; {config.run_dir}", flush=True)
@@ -105,24 +108,18 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   rate = optax.linear_schedule(config.learning_rate / (config.warmup + 1), config.learning_rate, config.warmup)
   adamw = optax.adamw(rate, weight_decay=config.weight_decay)
   tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-  score = make_score(policy, temperature=config.temperature)
+  score = make_score(model.policy, temperature=config.temperature)
   step = make_train_step(score, objective, tx, microbatches=config.microbatches)
-  update = parallel.jit_step(counter.count(step), mesh)
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
-  def generator(group_size: int):
-    pad_token, length = text.pad_token(tokenizer), config.max_new_tokens
-    generate = make_generate(policy, group_size=group_size, max_new_tokens=length, pad_token=pad_token)
-    return jax.jit(counter.count(generate))
-
-  common: dict[str, Any] = dict(
-    task=task,
-    tokenizer=tokenizer,
-    stop_tokens=text.stop_tokens(tokenizer, config.stop or task.stop, model.eos_tokens),
-    max_prompt_tokens=config.max_prompt_tokens,
+  sizes = dict(max_new_tokens=config.max_new_tokens, pad_token=text.pad_token(model.tokenizer))
+  sample, answer = (make_generate(model.policy, group_size=size, **sizes) for size in (config.group_size, 1))
+  stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
+  prompts: Any = dict(
+    task=task, tokenizer=model.tokenizer, stop_tokens=stop_tokens, max_prompt_tokens=config.max_prompt_tokens
   )
   collect = rollout.make_collect(
-    generate=generator(config.group_size),
+    generate=jax.jit(counter.count(sample)),
     score=jax.jit(counter.count(score)),
     objective=objective,
     sampler=sampler,
@@ -131,38 +128,29 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     recompute_old_logp=config.recompute_old_logp,
     mask_truncated=config.mask_truncated,
     place=place,
-    **common,
+    **prompts,
   )
-  test = partial(evaluate, generate=generator(1), **common)
 
-  # The state, new or from the last checkpoint; then everything runs.
+  # The state, built around the model's parameters, whose place it takes; then everything runs.
   create = partial(RLState.create, tx=tx, keep_reference="ref_logp" in objective.needs)
   state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
-  model = model._replace(params=None)  # the state has them now
-  with checkpoint.open_checkpoints(run.folder / "checkpoints") as checkpoints:
-    resumed = checkpoints.latest()
-    state = checkpoints.resume(state)
-    run.rewind(-1 if resumed is None else resumed)
-    if resumed is None:
-      run.write_evaluation(0, test(state.policy.params))
-    state, done = loop.fit(
-      state,
-      steps=config.steps,
-      collect=collect,
-      update=update,
-      run=run,
-      checkpoints=checkpoints,
-      checkpoint_every=config.checkpoint_every,
-      epochs=config.epochs,
-      minibatches=config.minibatches,
-      place=place,
-      compiles=counter.total,
-    )
+  model = model._replace(params=None)
+  state, done = loop.train(
+    state,
+    run=run,
+    test=partial(evaluate, generate=jax.jit(counter.count(answer)), **prompts),
+    steps=config.steps,
+    collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh),
+    checkpoint_every=config.checkpoint_every,
+    epochs=config.epochs,
+    minibatches=config.minibatches,
+    place=place,
+    compiles=counter.total,
+  )
   if done < config.steps:
     sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(*sys.argv[1:])} --resume")
-  if not run.has_evaluation(done):
-    run.write_evaluation(done, test(state.policy.params))
-  weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, tokenizer)
+  weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer)
   report.show(run.folder)
   harder = ("--task-options", "digits=3", "--max-new-tokens", "6") if config.task == "arithmetic" else sys.argv[1:]
   print(f"next:\n  {command(*harder, '--model', f'{run.folder}/model', '--run-dir', f'{run.folder}-next')}")

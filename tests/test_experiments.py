@@ -50,6 +50,7 @@ def test_help_explains_every_field(tmp_path):
     (dict(rewards=("nowhere:reward",)), "cannot be imported"),
     (dict(stop=("ab",)), "stop text 'ab' is 2 tokens"),
     (dict(max_prompt_tokens=2), "no held-out prompt"),
+    (dict(max_new_tokens=2000), "more than the model's max_position_embeddings=2048"),
   ],
 )
 def test_mistakes_are_named_and_leave_no_run_behind(tmp_path, settings, message):
@@ -57,6 +58,17 @@ def test_mistakes_are_named_and_leave_no_run_behind(tmp_path, settings, message)
   with pytest.raises(ValueError, match=message):
     grpo.main(config)
   assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_run_is_not_resumed_on_changed_data(tmp_path):
+  rows, module = tmp_path / "rows.jsonl", "rl_jax.tasks.arithmetic:graded"
+  rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 4)
+  settings = dict(model="tiny", task=str(rows), task_options=("evaluation_size=2",), rewards=(module,))
+  settings |= dict(run_dir=str(tmp_path / "run"), prompts=4, minibatches=1, group_size=2, steps=1, resume=True)
+  grpo.main(grpo.Config(**settings))
+  rows.write_text('{"prompt": "1 + 1 =", "answer": "3"}\n' * 4)
+  with pytest.raises(ValueError, match="other settings: data was '"):
+    grpo.main(grpo.Config(**settings))
 
 
 def test_a_mistake_ends_in_one_line(tmp_path):

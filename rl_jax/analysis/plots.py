@@ -26,6 +26,11 @@ def draw(folder: str | Path) -> Path:
 
   Raises:
     ValueError: If matplotlib is not installed, or the run has no metrics yet.
+
+  >>> draw("no-such-folder")
+  Traceback (most recent call last):
+  ...
+  ValueError: 'no-such-folder' holds no metrics.jsonl with steps
   """
   try:
     import matplotlib

@@ -18,6 +18,11 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
 
   Raises:
     ValueError: If the folder holds no run that was evaluated.
+
+  >>> show("no-such-folder")
+  Traceback (most recent call last):
+  ...
+  ValueError: 'no-such-folder' holds no evaluation.jsonl: no finished run
   """
   console = console or Console()
   results = read_lines(folder, "evaluation.jsonl")

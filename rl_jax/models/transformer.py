@@ -107,6 +107,12 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
 
   Returns:
     `[P, G, T, heads * C]`.
+
+  >>> x = jnp.ones((1, 1, 2, 1, 4))  # one row of two tokens, one head
+  >>> value = jnp.broadcast_to(jnp.array([[2.0], [4.0]]), (1, 1, 1, 2, 4))
+  >>> shared = Attended(None, None, jnp.tril(jnp.ones((1, 1, 2, 2), bool)), None, None)
+  >>> print(attend(x, jnp.swapaxes(x, -3, -2), value, None, shared)[0, 0, :, 0])
+  [2. 3.]
   """
   kv_heads, length, size = key.shape[-3:]
   heads = query.shape[-2]

@@ -92,6 +92,18 @@ def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: An
 
   Raises:
     ValueError: Naming the missing, the unexpected and the mis-shaped tensors.
+
+  >>> config = TransformerConfig(
+  ...   vocab_size=8, num_layers=1, embed_dim=4, mlp_dim=8, num_heads=2, num_kv_heads=1, head_dim=2)
+  >>> shapes = {name: entry.shape for name, entry in entries(config).items()}
+  >>> params = assemble(config, Source(shapes, lambda name: np.zeros(shapes[name])), where="zeros")
+  >>> sorted(params)
+  ['embedding', 'final_norm', 'layers']
+  >>> del shapes["model.norm.weight"]
+  >>> assemble(config, Source(shapes, np.zeros), where="zeros")
+  Traceback (most recent call last):
+  ...
+  ValueError: weights of zeros: missing tensors: model.norm.weight
   """
   wanted = entries(config)
   extra = [name for name in source.shapes if name not in wanted and not _is_harmless(name, config)]
@@ -136,6 +148,14 @@ def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dt
 
   Raises:
     ValueError: If the folder holds no weights, a file is damaged, or tensors do not fit the configuration.
+
+  >>> import tempfile
+  >>> from rl_jax.models import presets
+  >>> model = presets.load("tiny")
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_safetensors(folder, model.params, model.config, model.hf, model.tokenizer)
+  ...   jax.tree.all(jax.tree.map(jnp.array_equal, load_safetensors(folder, model.config), model.params))
+  True
   """
   files = _files(Path(folder))
   try:

@@ -19,6 +19,7 @@ class Task(NamedTuple):
     solved: `(prompts, completions, **columns) -> list[bool]`, the exact match that evaluation counts; None where the
       task has no such notion, and evaluation reports the mean reward alone.
     stop: Texts of one token each that end a completion, besides the tokenizer's end of sequence.
+    fingerprint: Of data that can change between two runs, such as a file's SHA-256; empty where nothing can.
   """
 
   name: str
@@ -27,6 +28,7 @@ class Task(NamedTuple):
   rewards: tuple[Reward, ...]
   solved: Callable[..., list[bool]] | None = None
   stop: tuple[str, ...] = ()
+  fingerprint: str = ""
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list]:

@@ -4,6 +4,7 @@ The rows are shuffled anew in every epoch, in an order that depends on the seed 
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,8 @@ def load(
     epoch, place = divmod(index, len(train))
     return rows[epoch_order(epoch)[place]]
 
-  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards))
+  fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards), fingerprint=fingerprint)
 
 
 def _read(path: Path) -> list[tuple[str, Any]]:

@@ -26,6 +26,11 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
 
   Raises:
     ValueError: If reasoning-gym is not installed, or knows no such dataset or option.
+
+  >>> task = load("chain_sum", evaluation_size=1, chat=False, min_terms=2, max_terms=2)
+  >>> entry = task.row(0)["entry"]
+  >>> task.solved(completions=[f"<answer>{entry['answer']}</answer>"], entry=[entry])
+  [True]
   """
   try:
     import reasoning_gym

@@ -30,6 +30,15 @@ def score(task: Task, tokenizer: Any, rows: Sequence[Row], tokens: np.ndarray, m
 
   Raises:
     ValueError: As `tasks.rewards.score`.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> tokenizer = character_tokenizer("0123456789")
+  >>> length = rewards.Reward(lambda completions, **_: [len(text) for text in completions], 1.0, "length")
+  >>> row = {"prompt": "1"}
+  >>> task = Task("lengths", lambda index: row, [], (length,))
+  >>> answers = score(task, tokenizer, [row], np.array([[3, 4, 0]]), np.array([[True, True, False]]))
+  >>> answers.texts, answers.scored.total.tolist()
+  (['01'], [2.0])
   """
   texts = text.decode(tokenizer, tokens, mask)
   replies = text.as_replies(rows, texts)

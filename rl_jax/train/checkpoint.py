@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from rl_jax.errors import reason
+
 
 class Checkpoints:
   """The checkpoints of one run. Open them with `open_checkpoints`, which waits for writes to finish on leaving."""
@@ -45,13 +47,20 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     except (ValueError, KeyError, TypeError) as error:
-      reason = next(iter(str(error).splitlines()), type(error).__name__)
-      raise ValueError(f"checkpoint {step} in {self._manager.directory} does not fit this run: {reason}") from error
+      where = f"checkpoint {step} in {self._manager.directory}"
+      raise ValueError(f"{where} does not fit this run: {reason(error)}") from error
 
 
 @contextmanager
 def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Iterator[Checkpoints]:
-  """Opens the checkpoints of a folder, keeping the newest `keep`."""
+  """Opens the checkpoints of a folder, keeping the newest `keep`.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder, open_checkpoints(folder) as checkpoints:
+  ...   checkpoints.save(3, {"x": jax.numpy.ones(2)})
+  ...   checkpoints.latest(), checkpoints.resume({"x": jax.numpy.zeros(2)})["x"].tolist()
+  (3, [1.0, 1.0])
+  """
   background = jax.default_backend() != "cpu"
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=background)
   with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:

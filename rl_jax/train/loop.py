@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +13,40 @@ import numpy as np
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
 from rl_jax.train import memory
-from rl_jax.train.checkpoint import Checkpoints
+from rl_jax.train.checkpoint import Checkpoints, open_checkpoints
+from rl_jax.train.evaluate import Evaluation
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.progress import LiveTable
 from rl_jax.train.rollout import Collect
 from rl_jax.train.state import RLState, TrainState
 from rl_jax.train.step import Batch, TrainStep
+
+
+def train(
+  state: RLState, *, run: RunDirectory, test: Callable[[Any], Evaluation], steps: int, **settings: Any
+) -> tuple[RLState, int]:
+  """Does a whole run: resumes where there is a checkpoint, evaluates, fits, and evaluates again.
+
+  Args:
+    state: A new one; a checkpoint in the run's folder takes its place.
+    run: Where everything goes.
+    test: `policy params -> Evaluation`.
+    steps: Rollouts in all.
+    **settings: The other arguments of `fit`.
+
+  Returns:
+    What `fit` returns.
+  """
+  with open_checkpoints(run.folder / "checkpoints") as checkpoints:
+    resumed = checkpoints.latest()
+    state = checkpoints.resume(state)
+    run.rewind(-1 if resumed is None else resumed)
+    if resumed is None:
+      run.write_evaluation(0, test(state.policy.params))
+    state, done = fit(state, steps=steps, run=run, checkpoints=checkpoints, **settings)
+  if done == steps and not run.has_evaluation(done):
+    run.write_evaluation(done, test(state.policy.params))
+  return state, done
 
 
 def fit(
@@ -50,7 +79,7 @@ def fit(
     checkpoint_every: Rollouts between checkpoints; 0 for none but the last.
     epochs: Passes over each rollout.
     minibatches: Parts of a rollout, split by prompts; each is one update.
-    place: Puts a batch on the devices, such as `parallel.shard_rows` of a mesh; minibatches need it again.
+    place: Puts a batch on the devices, such as `parallel.shard_rows` of a mesh.
     compiles: Returns how many programs have been compiled, for the metric `compiles`.
 
   Returns:

@@ -54,7 +54,7 @@ class RunDirectory:
   def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line to metrics.jsonl and a scalar each to TensorBoard."""
     self._append("metrics.jsonl", [{"step": step, **metrics}])
-    self._tensorboard = self._tensorboard or _tensorboard(self.folder / "tensorboard")
+    self._tensorboard = self._tensorboard or _tensorboard(self.folder / "tensorboard", first=step)
     for name, value in metrics.items():
       if self._tensorboard is not None and math.isfinite(value):
         self._tensorboard.add_scalar(name, value, step)
@@ -74,10 +74,7 @@ class RunDirectory:
     return any(row["step"] == step for row in read_lines(self.folder, "evaluation.jsonl"))
 
   def rewind(self, step: int) -> None:
-    """Drops lines written after `step`, and a last one that a killed run left unfinished.
-
-    TensorBoard's files are left as they are; it shows the newer of two values of a step.
-    """
+    """Drops lines written after `step`, and a last one that a killed run left unfinished."""
     for path in self.folder.glob("*.jsonl"):
       kept = [line for line in _lines(path) if _step(line) <= step]
       _replace(path, "".join(line + "\n" for line in kept))
@@ -90,7 +87,11 @@ class RunDirectory:
 
 
 def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
-  """Returns the rows of one of a run's JSONL files; none where there is no such file."""
+  """Returns the rows of one of a run's JSONL files; none where there is no such file.
+
+  >>> read_lines("no-such-folder", "metrics.jsonl")
+  []
+  """
   path = Path(folder) / name
   return [json.loads(line) for line in _lines(path)] if path.exists() else []
 
@@ -140,9 +141,10 @@ def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str
     raise ValueError(f"run directory {folder!r} holds a run with other settings: {'; '.join(changed)}")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, first: int) -> Any:
+  """Opens a writer whose file tells TensorBoard to forget what an interrupted run wrote from step `first` on."""
   try:
     from tensorboardX import SummaryWriter
   except ImportError:
     return None
-  return SummaryWriter(str(folder))
+  return SummaryWriter(str(folder), purge_step=first)

@@ -44,7 +44,12 @@ def make_mesh(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts a copy of every leaf on each device of the mesh, which may be donated: the originals stay as they are."""
+  """Puts a copy of every leaf on each device of the mesh, which may be donated: the originals stay as they are.
+
+  >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
+  >>> replicate({"x": jnp.ones(2)}, mesh)["x"].sharding.is_fully_replicated
+  True
+  """
   return jax.device_put(jax.tree.map(jnp.copy, tree), NamedSharding(mesh, WHOLE))
 
 
@@ -65,6 +70,10 @@ def shard_rows(tree: Any, mesh: Mesh) -> Any:
 
   Raises:
     ValueError: If the rows do not divide evenly.
+
+  >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
+  >>> shard_rows(jnp.arange(4), mesh).tolist()
+  [0, 1, 2, 3]
   """
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
@@ -86,7 +95,15 @@ def jit_step(step: Step, mesh: Mesh) -> Step:
 
 
 def shard_map_step(step: Step, mesh: Mesh) -> Step:
-  """The step, made with `axis_name=("data", "fsdp")`, on each device's own rows; the state is donated."""
+  """The step, made with `axis_name=("data", "fsdp")`, on each device's own rows; the state is donated.
+
+  >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
+  >>> def step(state, batch):
+  ...   total = sum_over_devices(batch.sum(), ("data", "fsdp"))
+  ...   return state + total, total
+  >>> [float(x) for x in shard_map_step(step, mesh)(jnp.zeros(()), jnp.ones((4, 2)))]
+  [8.0, 8.0]
+  """
   mapped = jax.shard_map(step, mesh=mesh, in_specs=(WHOLE, ROWS), out_specs=WHOLE, check_vma=False)
   return jax.jit(mapped, donate_argnums=0)
 
@@ -95,6 +112,13 @@ def pmap_step(step: Step, *, axis_name: str = "data", devices: Sequence[Device] 
   """The step, made with the same `axis_name`, under pmap. Batches come whole and are split over the devices.
 
   On CPU it costs two to five times a `jit_step`; it is here for programs that are written around pmap.
+
+  >>> def step(state, batch):
+  ...   total = sum_over_devices(batch.sum(), "data")
+  ...   return state + total, total
+  >>> mapped = pmap_step(step, devices=jax.devices()[:1])
+  >>> [float(x) for x in mapped(jnp.zeros(()), jnp.ones((4, 2)))]
+  [8.0, 8.0]
   """
   devices = jax.local_devices() if devices is None else devices
   mapped = jax.pmap(step, axis_name=axis_name, in_axes=(None, 0), out_axes=None, devices=devices)
@@ -108,7 +132,11 @@ def pmap_step(step: Step, *, axis_name: str = "data", devices: Sequence[Device] 
 
 
 def global_weights(weight: Callable[[Any], Any], inputs: Any, axis_name: AxisName) -> Any:
-  """Computes per-token weights from the rows of all devices and returns those of this device's rows."""
+  """Computes per-token weights from the rows of all devices and returns those of this device's rows.
+
+  >>> print(global_weights(lambda mask: mask / mask.sum(), jnp.array([1.0, 1.0, 0.0]), None))
+  [0.5 0.5 0. ]
+  """
   if axis_name is None:
     return weight(inputs)
   everywhere = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), inputs)
@@ -118,12 +146,21 @@ def global_weights(weight: Callable[[Any], Any], inputs: Any, axis_name: AxisNam
 
 
 def sum_over_devices(tree: Any, axis_name: AxisName) -> Any:
-  """Sums every leaf over the axis; the identity where no axis is named."""
+  """Sums every leaf over the axis; the identity where no axis is named.
+
+  >>> print(jax.vmap(lambda x: sum_over_devices(x, "rows"), axis_name="rows")(jnp.array([1.0, 2.0])))
+  [3. 3.]
+  """
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def combine_metrics(metrics: metrics_lib.Metrics, axis_name: AxisName) -> metrics_lib.Metrics:
-  """Combines each device's metrics, means with means, maxima with maxima."""
+  """Combines each device's metrics, means with means, maxima with maxima.
+
+  >>> from rl_jax.ops.metrics import Mean, results
+  >>> results(combine_metrics({"loss": Mean(jnp.array(6.0), jnp.array(4.0))}, None))
+  {'loss': 1.5}
+  """
   if axis_name is None:
     return metrics
   return metrics_lib.reduce(jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name), metrics))

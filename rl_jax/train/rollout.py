@@ -120,7 +120,7 @@ def make_collect(
     old_logp, ref_logp = logps(state, rollout)  # dispatched; the rewards below are computed meanwhile
     scored, samples = _score_on_host(task, tokenizer, prompts, completions)
     rollout = rollout._replace(rewards=scored.total.reshape(completions.stopped.shape))
-    batch = place(_batch(rollout, estimator, old_logp, ref_logp))
+    batch = _batch(rollout, estimator, old_logp, ref_logp)
     metrics = _metrics(rollout, scored) | {"prompts_skipped": float(prompts.skipped)}
     state = state._replace(position=jnp.asarray(prompts.position, jnp.int32))
     return Collected(state, batch, metrics, samples)

@@ -89,6 +89,12 @@ def draw_prompts(
 
   Raises:
     ValueError: If the first thousand prompts from `position` on are over the limit.
+
+  >>> from rl_jax import tasks
+  >>> from rl_jax.models.presets import load
+  >>> drawn = draw_prompts(tasks.load("arithmetic"), load("tiny").tokenizer, 0, 2, max_prompt_tokens=64)
+  >>> drawn.tokens.shape[0], drawn.position, drawn.skipped
+  (2, 2, 0)
   """
   rows, encoded, skipped = [], [], 0
   start = position
