@@ -1,34 +1,55 @@
 """The composition that every objective is written in.
 
-An `Objective` is two pure functions. `weight` turns masks into per-token weights, once, on the global batch; it
-never sees a parameter. `loss` is then a plain sum of `weight * something`, so adding up the losses (and gradients)
-of any split of the batch into micro-batches or devices gives the loss of the whole.
+An `Objective` is two pure functions. `weight` turns masks and other parameter-free fields into per-token weights, once,
+on the global batch. `loss` is then a plain sum of `weight * something`, so adding up the losses (and gradients) of any
+split of the batch into micro-batches or devices gives the loss of the whole.
+
+Terms (`policy_gradient`, `kl_penalty`, `entropy_bonus`, `value_regression`, `likelihood`, and those of `pairs`) are
+added by `add`, weighed by `scale`, corrected token by token with `reweigh`, and narrowed to some tokens with `restrict`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rl_jax.ops import kl as kl_lib
 from rl_jax.ops.aggregation import Aggregate
-from rl_jax.ops.masking import zero_masked
+from rl_jax.ops.masking import as_bool, zero_masked
 from rl_jax.ops.metrics import Mean, Metrics
 from rl_jax.ops.ratios import Ratio
 from rl_jax.ops.surrogates import Surrogate, is_stopped
 
+_MAX_LOG_RATIO = 80.0  # of what is only reported
+
 
 class Inputs(NamedTuple):
-  """What a loss may read; all `[..., T]`. A field that no term needs may be None.
+  """What a loss may read; all `[..., T]` unless said otherwise. A field that no term needs may be None.
+
+  The learner's fields, which carry the gradient, are `logp`, `entropy`, `values` and `scores`. All others are
+  parameter-free: finished before the update, on the global batch.
 
   Attributes:
     mask: 1 where the policy chose the token and it is trained on.
-    advantages: One a token, finished before the update.
-    logp: The learner's log-probs, the only field (with `entropy`) that carries a gradient.
+    advantages: One a token.
+    logp: The learner's log-probs.
     entropy: The learner's entropies.
     old_logp: The policy's log-probs at the start of the update.
     ref_logp: The reference policy's log-probs.
     behaviour_logp: The log-probs of the distribution that the tokens were sampled from.
+    batch_logp: The learner's log-probs of the global batch at this update, held constant: for what is a statistic of
+      the whole batch, such as a covariance. `make_train_step` fills it where an objective needs it.
+    batch_entropy: The learner's entropies, likewise.
+    values: The critic's value of the state before each token.
+    old_values: Those at the start of the update.
+    returns: What values should be.
+    scores: `[...]`, a reward model's score of each sequence.
+    target_mask: 1 where the token is a label to imitate (rows of demonstrations or pretraining text in the batch).
+    noise: Uniform random numbers in [0, 1), for objectives that pick tokens at random.
+    ratings: `[...]`, how good raters found each sequence, for margins between them.
+    kl_baseline: `[...]`, a sequence's share in a reference point (KTO's z0).
   """
 
   mask: Float[Array, "*batch T"] | Bool[Array, "*batch T"]
@@ -38,8 +59,19 @@ class Inputs(NamedTuple):
   old_logp: Float[Array, "*batch T"] | None = None
   ref_logp: Float[Array, "*batch T"] | None = None
   behaviour_logp: Float[Array, "*batch T"] | None = None
+  batch_logp: Float[Array, "*batch T"] | None = None
+  batch_entropy: Float[Array, "*batch T"] | None = None
+  values: Float[Array, "*batch T"] | None = None
+  old_values: Float[Array, "*batch T"] | None = None
+  returns: Float[Array, "*batch T"] | None = None
+  scores: Float[Array, "*batch"] | None = None
+  target_mask: Float[Array, "*batch T"] | Bool[Array, "*batch T"] | None = None
+  noise: Float[Array, "*batch T"] | None = None
+  ratings: Float[Array, "*batch"] | None = None
+  kl_baseline: Float[Array, "*batch"] | None = None
 
 
+LEARNER = ("logp", "entropy", "values", "scores")
 Weights = Any
 
 
@@ -47,14 +79,27 @@ class Objective(NamedTuple):
   """A loss as two pure functions and the names of the passes that it needs.
 
   Attributes:
-    weight: `Inputs -> weights`, from the parameter-free fields of the *global* batch.
+    weight: `Inputs -> weights`, from the parameter-free fields of the *global* batch; every leaf has the batch's
+      leading axis.
     loss: `(Inputs, weights) -> (partial loss, metrics)`; partial losses of slices of the batch are summed.
-    needs: The optional fields of `Inputs` that `loss` reads; a pass that nobody needs never runs.
+    needs: The optional fields of `Inputs` that either reads; a pass that nobody needs never runs.
+    parts: What it is made of, as `("ratio", "token")`, for tables.
   """
 
   weight: Callable[[Inputs], Weights]
   loss: Callable[[Inputs, Weights], tuple[Float[Array, ""], Metrics]]
   needs: frozenset[str]
+  parts: tuple[tuple[str, str], ...] = ()
+
+
+def name_of(function: Callable) -> str:
+  """Returns the name that a function, or the factory that made it, was written under.
+
+  >>> from rl_jax.ops import surrogates
+  >>> name_of(surrogates.clip(low=0.1))
+  'clip'
+  """
+  return getattr(function, "__qualname__", type(function).__name__).split(".")[0]
 
 
 def field(inputs: Inputs, name: str) -> Array:
@@ -67,10 +112,19 @@ def field(inputs: Inputs, name: str) -> Array:
   ...
   ValueError: this objective needs Inputs.ref_logp, which is None
   """
+  return zero_masked(present(inputs, name), inputs.mask)
+
+
+def present(inputs: Inputs, name: str) -> Array:
+  """Returns a field as it is, or says that it is missing.
+
+  >>> print(present(Inputs(mask=jnp.array([[1]]), scores=jnp.array([2.0])), "scores"))
+  [2.]
+  """
   value = getattr(inputs, name)
   if value is None:
     raise ValueError(f"this objective needs Inputs.{name}, which is None")
-  return zero_masked(value, inputs.mask)
+  return value
 
 
 def weighted_sum(weights: Array, values: Array) -> Float[Array, ""]:
@@ -82,13 +136,24 @@ def weighted_sum(weights: Array, values: Array) -> Float[Array, ""]:
   return jnp.sum(weights * zero_masked(values, weights))
 
 
-def policy_gradient(ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate) -> Objective:
+def _exp(log_ratio: Array) -> Array:
+  return jnp.exp(jnp.minimum(log_ratio, _MAX_LOG_RATIO))
+
+
+def policy_gradient(
+  ratio: Ratio,
+  surrogate: Surrogate,
+  aggregate: Aggregate,
+  *,
+  needs: Iterable[str] = ("logp", "old_logp", "advantages"),
+) -> Objective:
   """`sum_t w_t surrogate(log_ratio_t, A_t)`, the policy's part of an objective.
 
   Args:
     ratio: `(logp, old_logp, mask) -> log-ratio [..., T]`, from `ops.ratios`.
-    surrogate: `(log_ratio, advantages) -> loss [..., T]`, from `ops.surrogates`.
+    surrogate: `(log_ratio, advantages, *, logp, mask) -> loss [..., T]`, from `ops.surrogates`.
     aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
+    needs: Without "old_logp" the ratio gets None for it, as `ratios.on_policy` allows.
 
   Metrics: `ratio` and `approx_kl` (k3 of old against new), `clip_low` and `clip_high`: the fractions of tokens with
   negative and with positive advantage whose gradient the surrogate stops.
@@ -99,29 +164,44 @@ def policy_gradient(ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate) ->
   >>> float(objective.loss(inputs, objective.weight(inputs))[0])
   -2.0
   """
+  needs = frozenset(needs)
 
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
-    logp, old_logp = field(inputs, "logp"), field(inputs, "old_logp")
-    advantages = field(inputs, "advantages")
-    log_ratio = ratio(logp, old_logp, inputs.mask)
-    stopped = is_stopped(surrogate, log_ratio, advantages)
+    logp, advantages = field(inputs, "logp"), field(inputs, "advantages")
+    log_ratio = ratio(logp, field(inputs, "old_logp") if "old_logp" in needs else None, inputs.mask)
+    context = dict(logp=logp, mask=inputs.mask)
+    stopped = is_stopped(surrogate, log_ratio, advantages, **context)
     metrics: Metrics = {
-      "ratio": Mean.of(jnp.exp(log_ratio), inputs.mask),
-      "approx_kl": Mean.of(jnp.expm1(log_ratio) - log_ratio, inputs.mask),
+      "ratio": Mean.of(_exp(log_ratio), inputs.mask),
+      "approx_kl": Mean.of(_exp(log_ratio) - 1 - log_ratio, inputs.mask),
       "clip_low": Mean.of(stopped & (advantages < 0), inputs.mask),
       "clip_high": Mean.of(stopped & (advantages > 0), inputs.mask),
     }
-    return weighted_sum(weights, surrogate(log_ratio, advantages)), metrics
+    return weighted_sum(weights, surrogate(log_ratio, advantages, **context)), metrics
 
-  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset({"logp", "old_logp", "advantages"}))
+  parts = (("ratio", name_of(ratio)), ("surrogate", name_of(surrogate)), ("aggregation", name_of(aggregate)))
+  return Objective(lambda inputs: aggregate(inputs.mask), loss, needs, parts)
 
 
-def kl_penalty(estimator: Callable[[Array, Array], Array], aggregate: Aggregate) -> Objective:
-  """`sum_t w_t kl_t(policy || reference)`. Metric: `kl`.
+def kl_penalty(
+  estimator: kl_lib.Estimator,
+  aggregate: Aggregate,
+  *,
+  reference: str = "ref_logp",
+  ratio: Ratio | None = None,
+  ratio_to: str = "old_logp",
+  max_log_ratio: float | Array = 40.0,
+) -> Objective:
+  """`sum_t w_t kl_t(policy || reference)`, or `sum_t w_t r_t kl_t` with importance weights. Metric: `kl`.
 
   Args:
     estimator: `(logp, ref_logp) -> [..., T]`, from `ops.kl`; `functools.partial` sets its clamp.
     aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
+    reference: The field to compare with; "old_logp" gives PPO's penalty on the update itself.
+    ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
+      the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
+    ratio_to: The field that the ratio is taken against; "behaviour_logp" corrects for the sampler.
+    max_log_ratio: Clamp of that log-ratio from above.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())
@@ -131,10 +211,16 @@ def kl_penalty(estimator: Callable[[Array, Array], Array], aggregate: Aggregate)
   """
 
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
-    divergence = estimator(field(inputs, "logp"), field(inputs, "ref_logp"))
-    return weighted_sum(weights, divergence), {"kl": Mean.of(divergence, inputs.mask)}
+    divergence = estimator(field(inputs, "logp"), field(inputs, reference))
+    metrics: Metrics = {"kl": Mean.of(divergence, inputs.mask)}
+    if ratio is not None:
+      log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
+      divergence *= jnp.exp(jnp.minimum(log_ratio, max_log_ratio))
+    return weighted_sum(weights, divergence), metrics
 
-  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset({"logp", "ref_logp"}))
+  needs = {"logp", reference} | ({ratio_to} if ratio is not None else set())
+  parts = (("kl", f"{name_of(estimator)} to {reference.removesuffix('_logp')}"), ("aggregation", name_of(aggregate)))
+  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset(needs), parts)
 
 
 def entropy_bonus(aggregate: Aggregate) -> Objective:
@@ -151,7 +237,130 @@ def entropy_bonus(aggregate: Aggregate) -> Objective:
     entropy = field(inputs, "entropy")
     return -weighted_sum(weights, entropy), {"entropy": Mean.of(entropy, inputs.mask)}
 
-  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset({"entropy"}))
+  parts = (("entropy", "bonus"), ("aggregation", name_of(aggregate)))
+  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset({"entropy"}), parts)
+
+
+def value_regression(
+  aggregate: Aggregate, *, clip: float | Array | None = 0.2, huber: float | Array | None = None
+) -> Objective:
+  """`1/2 sum_t w_t max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2)`, the critic's part of an objective.
+
+  Args:
+    aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
+    clip: How far a value may move from the old one before its gradient stops, in units of the return; None for a plain
+      regression, which needs no `old_values`.
+    huber: If given, errors beyond it count linearly: `huber (|e| - huber / 2)` in place of `e^2 / 2`.
+
+  Metrics: `value_error` (mean square), `value_clipped` (fraction), and `explained_variance`'s parts: `returns`,
+  `returns_squared` and `value_error`, so that `1 - value_error / (returns_squared - returns^2)` can be read off.
+
+  >>> from rl_jax.ops import aggregation
+  >>> objective = value_regression(aggregation.token_mean(), clip=None)
+  >>> inputs = Inputs(jnp.ones(2), values=jnp.array([1.0, 2.0]), returns=jnp.array([2.0, 2.0]))
+  >>> float(objective.loss(inputs, objective.weight(inputs))[0])
+  0.25
+  """
+
+  def penalty(error: Array) -> Array:
+    if huber is None:
+      return 0.5 * jnp.square(error)
+    return jnp.where(jnp.abs(error) <= huber, 0.5 * jnp.square(error), huber * (jnp.abs(error) - 0.5 * huber))
+
+  def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
+    values, returns = field(inputs, "values"), field(inputs, "returns")
+    losses = penalty(values - returns)
+    metrics: Metrics = {
+      "value_error": Mean.of(jnp.square(values - returns), inputs.mask),
+      "returns": Mean.of(returns, inputs.mask),
+      "returns_squared": Mean.of(jnp.square(returns), inputs.mask),
+    }
+    if clip is not None:
+      old_values = field(inputs, "old_values")
+      clipped = penalty(jnp.clip(values, old_values - clip, old_values + clip) - returns)
+      metrics["value_clipped"] = Mean.of(clipped > losses, inputs.mask)
+      losses = jnp.maximum(losses, clipped)
+    return weighted_sum(weights, losses), metrics
+
+  needs = {"values", "returns"} | (set() if clip is None else {"old_values"})
+  parts = (("value", "squared" if huber is None else "huber"), ("aggregation", name_of(aggregate)))
+  return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset(needs), parts)
+
+
+def likelihood(
+  aggregate: Aggregate, *, on: str = "mask", token_weight: Callable[[Array], Array] | None = None
+) -> Objective:
+  """`-sum_t w_t log pi(label_t)`: cross-entropy with given tokens. Metric: `nll`.
+
+  It is the policy gradient with advantage 1 on the labels.
+
+  Args:
+    aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
+    on: Which tokens are labels: the field "mask", or "target_mask" for rows of demonstrations within an RL batch.
+    token_weight: `logp -> [..., T]`, a factor that carries no gradient.
+
+  >>> from rl_jax.ops import aggregation
+  >>> objective = likelihood(aggregation.token_mean())
+  >>> inputs = Inputs(jnp.ones(2), logp=jnp.array([-1.0, -3.0]))
+  >>> float(objective.loss(inputs, objective.weight(inputs))[0])
+  2.0
+  """
+
+  def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
+    labels = present(inputs, on)
+    logp = zero_masked(present(inputs, "logp"), labels)
+    factor = 1.0 if token_weight is None else jax.lax.stop_gradient(token_weight(logp))
+    return -weighted_sum(weights, factor * logp), {"nll": Mean.of(-logp, labels)}
+
+  needs = {"logp"} | ({on} - {"mask"})
+  parts = (("surrogate", "likelihood"), ("aggregation", name_of(aggregate)))
+  return Objective(lambda inputs: aggregate(present(inputs, on)), loss, frozenset(needs), parts)
+
+
+def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
+  """Multiplies a term's per-token weights by a factor that carries no gradient, such as an importance weight.
+
+  The denominators stay those of all tokens: see `restrict` for the other convention.
+
+  Args:
+    objective: A term whose weights are one array `[..., T]`.
+    factor: `Inputs -> [..., T]`, from parameter-free fields of the global batch.
+    needs: The fields that it reads.
+
+  >>> from rl_jax.ops import aggregation
+  >>> halved = reweigh(entropy_bonus(aggregation.token_mean()), lambda inputs: 0.5 * inputs.mask, needs=())
+  >>> inputs = Inputs(jnp.ones(2), entropy=jnp.array([1.0, 3.0]))
+  >>> float(halved.loss(inputs, halved.weight(inputs))[0])
+  -1.0
+  """
+
+  def weight(inputs: Inputs) -> Array:
+    return objective.weight(inputs) * zero_masked(jax.lax.stop_gradient(factor(inputs)), inputs.mask)
+
+  parts = (*objective.parts, ("correction", name_of(factor)))
+  return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)
+
+
+def restrict(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
+  """Narrows a term to some tokens, with the denominators of those alone: its weights come from `mask & keep`.
+
+  Args:
+    objective: A term.
+    keep: `Inputs -> [..., T]` booleans, from parameter-free fields of the global batch.
+    needs: The fields that it reads.
+
+  >>> from rl_jax.ops import aggregation
+  >>> first = restrict(entropy_bonus(aggregation.token_mean()), lambda inputs: jnp.array([True, False]), needs=())
+  >>> inputs = Inputs(jnp.ones(2), entropy=jnp.array([1.0, 3.0]))
+  >>> float(first.loss(inputs, first.weight(inputs))[0])
+  -1.0
+  """
+
+  def weight(inputs: Inputs) -> Weights:
+    return objective.weight(inputs._replace(mask=as_bool(inputs.mask) & as_bool(keep(inputs))))
+
+  parts = (*objective.parts, ("restriction", name_of(keep)))
+  return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)
 
 
 def scale(coefficient: float | Array, objective: Objective) -> Objective:
@@ -197,4 +406,5 @@ def add(**terms: Objective) -> Objective:
       metrics |= {f"{name}/{key}": metric for key, metric in its_metrics.items()}
     return total, metrics
 
-  return Objective(weight, loss, frozenset().union(*(term.needs for term in terms.values())))
+  parts = tuple(part for term in terms.values() for part in term.parts)
+  return Objective(weight, loss, frozenset().union(*(term.needs for term in terms.values())), parts)

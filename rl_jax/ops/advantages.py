@@ -1,7 +1,8 @@
-"""Advantages from the rewards of a group of completions of one prompt: `[..., G] -> [..., G]`.
+"""Advantages from one reward a completion, groups on the last axis: `[..., G] -> [..., G]`.
 
 They are finished before the update, on the global batch. Uneven groups come either padded with a mask, or flat with
-explicit ids through `by_group_ids`: never by a reshape that assumes equal sizes.
+explicit ids through `by_group_ids`: never by a reshape that assumes equal sizes. Advantages of tokens are in
+`ops.token_advantages`.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rl_jax.ops.masking import as_bool, masked_count, masked_sum, masked_variance, zero_masked
+from rl_jax.ops.masking import as_bool, masked_count, masked_mean, masked_sum, masked_variance, zero_masked
 
 Estimator = Callable[[Array, Array | None], Array]
 
@@ -35,6 +36,7 @@ def group_normalized(
   scale: Literal["group", "batch", "none"] = "group",
   ddof: int = 1,
   eps: float | Array = 1e-6,
+  leave_self_out: bool = False,
 ) -> Float[Array, "*batch G"]:
   """`A_i = (s_i - mean_G(s)) / (std_G(s) + eps)`.
 
@@ -48,6 +50,8 @@ def group_normalized(
       almost always or almost never solved).
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
+    leave_self_out: Whether mean and standard deviation of the group are those of the other completions (an option of
+      NeMo-RL); groups of less than three then have no standard deviation and are divided by `1 + eps`.
 
   Returns:
     `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
@@ -66,14 +70,19 @@ def group_normalized(
   mask = jnp.ones_like(rewards) if mask is None else mask
   rewards = zero_masked(rewards, mask)
   live = as_bool(mask) & ~_is_constant(rewards, mask)
-  centred = zero_masked(rewards - _group_mean(rewards, mask), live)
+  deviation = zero_masked(rewards - _group_mean(rewards, mask), live)
+  centred = leave_one_out(rewards, mask) if leave_self_out else deviation
   if scale == "none":
     return centred
   if scale == "batch":
     variance = masked_variance(rewards, mask, ddof=ddof)
   else:
-    degrees = jnp.maximum(masked_count(mask, axis=-1) - ddof, 1)
-    variance = (jnp.sum(jnp.square(centred), axis=-1) / degrees)[..., None]
+    count = masked_count(mask, axis=-1)[..., None]
+    squares = jnp.sum(jnp.square(deviation), axis=-1, keepdims=True)
+    if leave_self_out:  # what is left of the sum of squares when one member goes
+      squares = jnp.maximum(squares - jnp.square(deviation) * count / jnp.maximum(count - 1, 1), 0)
+      count = count - 1
+    variance = squares / jnp.maximum(count - ddof, 1)
   # Where the variance is 0 the advantage is 0 too; sqrt(1) there keeps its gradient finite.
   std = jnp.sqrt(jnp.where(variance > 0, variance, 1))
   return centred / (std + eps)
@@ -105,6 +114,220 @@ def leave_one_out(
   )
 
 
+def baseline(
+  rewards: Float[Array, "*batch"], mask: Array | None = None, *, value: float | Array | None = None
+) -> Float[Array, "*batch"]:
+  """`A_i = s_i - b` with the batch's mean reward as the baseline b, or a given one (REINFORCE with a baseline).
+
+  Args:
+    rewards: One scalar a completion.
+    mask: Which entries exist; all by default.
+    value: The baseline, such as a running mean (`running_mean`); a scalar or of the rewards' shape.
+
+  Returns:
+    Of the rewards' shape, 0 where the mask is 0.
+
+  Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms" (1992).
+
+  >>> print(baseline(jnp.array([0.0, 1.0])), baseline(jnp.array([0.0, 1.0]), value=1.0))
+  [-0.5  0.5] [-1.  0.]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  rewards = zero_masked(rewards, mask)
+  return zero_masked(rewards - (masked_mean(rewards, mask) if value is None else value), mask)
+
+
+def running_mean(
+  previous: Float[Array, ""], rewards: Float[Array, "*batch"], mask: Array | None = None, *, decay: float | Array = 0.95
+) -> Float[Array, ""]:
+  """`b' = decay b + (1 - decay) mean(s)`: a baseline that outlives the batch, to be kept in the training state.
+
+  It also serves self-play, where each role keeps its own (role-conditioned advantages). An empty batch changes nothing.
+
+  Reference: B. Liu et al., "SPIRAL: Self-Play on Zero-Sum Games Incentivizes Reasoning", arXiv:2506.24119.
+
+  >>> f"{running_mean(jnp.array(1.0), jnp.array([0.0, 0.0])):.2f}"
+  '0.95'
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  updated = decay * previous + (1 - decay) * masked_mean(rewards, mask)
+  return jnp.where(jnp.any(as_bool(mask)), updated, previous)
+
+
+def remax(
+  rewards: Float[Array, "*batch G"], greedy_rewards: Float[Array, "*batch"], mask: Array | None = None
+) -> Float[Array, "*batch G"]:
+  """`A_i = s_i - s(greedy completion of the same prompt)` (ReMax).
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    greedy_rewards: `[...]`, one a prompt.
+    mask: Which entries exist; all by default.
+
+  Reference: Z. Li et al., "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large
+  Language Models", arXiv:2310.10505.
+
+  >>> print(remax(jnp.array([[1.0, 0.0]]), jnp.array([0.5])))
+  [[ 0.5 -0.5]]
+  """
+  return baseline(rewards, mask, value=greedy_rewards[..., None])
+
+
+def opo(
+  rewards: Float[Array, "*batch G"], lengths: Array, mask: Array | None = None
+) -> Float[Array, "*batch G"]:
+  """`A_i = s_i - sum(n s) / sum(n)` over the group: the optimal baseline if gradients grow with the length.
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    lengths: Tokens of each completion, of the rewards' shape.
+    mask: Which entries exist; all by default.
+
+  Returns:
+    `[..., G]`; groups of one get 0 (verl gives them the reward itself).
+
+  Reference: Y. Hao et al., "On-Policy RL with Optimal Reward Baseline" (OPO), arXiv:2505.23585.
+
+  >>> print(opo(jnp.array([0.0, 1.0]), jnp.array([1, 3])))
+  [-0.75  0.25]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  rewards, lengths = zero_masked(rewards, mask), zero_masked(lengths.astype(jnp.result_type(float)), mask)
+  total = jnp.sum(lengths, axis=-1, keepdims=True)
+  optimal = jnp.sum(lengths * rewards, axis=-1, keepdims=True) / jnp.where(total > 0, total, 1)
+  return zero_masked(rewards - optimal, as_bool(mask) & ~_is_constant(rewards, mask))
+
+
+def gpg(
+  rewards: Float[Array, "*batch G"], mask: Array | None = None, *, f_norm: float | Array = 1.0
+) -> Float[Array, "*batch G"]:
+  """`A_i = alpha (s_i - mean_G(s)) / f_norm` with `alpha = B / (number of nonzero rewards in the batch)`.
+
+  alpha makes up for samples that teach nothing. It is a statistic of the batch.
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
+    f_norm: A constant, or the group's standard deviation.
+
+  Reference: X. Chu et al., "GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning",
+  arXiv:2504.02546; alpha as in verl, which counts nonzero rewards.
+
+  >>> print(gpg(jnp.array([[0.0, 1.0], [0.0, 0.0]])))
+  [[-2.  2.]
+   [ 0.  0.]]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  alpha = masked_count(mask) / jnp.maximum(masked_count(zero_masked(rewards, mask)), 1)
+  return alpha * group_normalized(rewards, mask, scale="none") / f_norm
+
+
+def pass_at_k(
+  rewards: Float[Array, "*batch G"],
+  mask: Array | None = None,
+  *,
+  normalize: bool = True,
+  eps: float | Array = 1e-6,
+) -> Float[Array, "*batch G"]:
+  """Only the best of a group learns: `(max - second max) [/ (std_G + eps)]` for it, 0 for the others.
+
+  An unbiased gradient of the expected best of G. Groups of one, and groups whose best two are equal, get 0.
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
+    normalize: Whether to divide by the group's standard deviation (ddof 1), as verl does by default.
+    eps: Added to the standard deviation.
+
+  Reference: Y. Tang et al., "Optimizing Language Models for Inference Time Objectives using Reinforcement Learning",
+  arXiv:2503.19595.
+
+  >>> print(pass_at_k(jnp.array([0.0, 3.0, 1.0]), normalize=False))
+  [0. 2. 0.]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  rewards = zero_masked(rewards, mask)
+  ranked = jnp.where(as_bool(mask), rewards, -jnp.inf)
+  best = jax.nn.one_hot(jnp.argmax(ranked, axis=-1), rewards.shape[-1], dtype=bool)
+  highest = jnp.max(ranked, axis=-1, keepdims=True)
+  second = jnp.max(jnp.where(best, -jnp.inf, ranked), axis=-1, keepdims=True)
+  lead = jnp.where(best & (second > -jnp.inf), highest - jnp.where(second > -jnp.inf, second, 0), 0)
+  if not normalize:
+    return zero_masked(lead, mask)
+  degrees = jnp.maximum(masked_count(mask, axis=-1)[..., None] - 1, 1)
+  deviation = zero_masked(rewards - _group_mean(rewards, mask), mask)
+  variance = jnp.sum(jnp.square(deviation), axis=-1, keepdims=True) / degrees
+  return zero_masked(lead / (jnp.sqrt(jnp.where(variance > 0, variance, 1)) + eps), mask)
+
+
+def maxrl(rewards: Float[Array, "*batch G"], mask: Array | None = None) -> Float[Array, "*batch G"]:
+  """`A_i = (s_i - mean_G(s)) / mean_G(s)`, and 0 for groups whose mean is not positive (MaxRL).
+
+  With 0/1 rewards it approaches the gradient of the log-likelihood of success as G grows.
+
+  Reference: "Maximum Likelihood Reinforcement Learning" (MaxRL), arXiv:2602.02710.
+
+  >>> print(maxrl(jnp.array([[0.0, 1.0], [0.0, 0.0]])))
+  [[-1.  1.]
+   [ 0.  0.]]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  mean = _group_mean(zero_masked(rewards, mask), mask)
+  return group_normalized(rewards, mask, scale="none") * jnp.where(mean > 0, 1 / jnp.where(mean > 0, mean, 1), 0)
+
+
+def normalize_then_sum(
+  rewards: Float[Array, "K *batch G"],
+  mask: Array | None = None,
+  *,
+  weights: Array | None = None,
+  ddof: int = 1,
+  eps: float | Array = 1e-6,
+) -> Float[Array, "*batch G"]:
+  """`A_i = sum_k w_k (s_ki - mean_G(s_k)) / (std_G(s_k) + eps)` of several rewards (GDPO), before whitening.
+
+  Normalising each reward by itself keeps one with a large spread from drowning the others. The result is whitened over
+  the batch next: by samples (`whitened`: TRL, NeMo-RL) or by tokens (`masking.masked_whiten` after `per_token`: verl).
+  The other order, sum then normalise, is `group_normalized` of the weighted sum.
+
+  Args:
+    rewards: K rewards a completion, on the first axis.
+    mask: Which completions exist, `[..., G]`; all by default.
+    weights: `[K]`; all 1 by default.
+    ddof: As for `group_normalized`.
+    eps: As for `group_normalized`.
+
+  Reference: S. Liu et al., "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL
+  Optimization", arXiv:2601.05242.
+
+  >>> both = normalize_then_sum(jnp.array([[0.0, 1.0], [0.0, 10.0]]), eps=0.0)
+  >>> [f"{x:.3f}" for x in both]
+  ['-1.414', '1.414']
+  """
+  weights = jnp.ones(rewards.shape[0]) if weights is None else weights
+  each = [group_normalized(reward, mask, ddof=ddof, eps=eps) for reward in rewards]
+  return sum((weight * part for weight, part in zip(weights, each, strict=True)), jnp.zeros(rewards.shape[1:]))
+
+
+def whitened(
+  advantages: Float[Array, "*batch"], mask: Array | None = None, *, ddof: int = 1, eps: float | Array = 1e-4
+) -> Float[Array, "*batch"]:
+  """`(A - mean) / (std + eps)` over all selected completions of the batch, 0 where they are all equal.
+
+  Args:
+    advantages: One scalar a completion.
+    mask: Which entries exist; all by default.
+    ddof: 1 for the unbiased standard deviation.
+    eps: Added to the standard deviation; TRL's 1e-4.
+
+  >>> print(whitened(jnp.array([0.0, 2.0]), ddof=0, eps=0.0))
+  [-1.  1.]
+  """
+  mask = jnp.ones_like(advantages) if mask is None else mask
+  flat = group_normalized(advantages.reshape(-1), mask.reshape(-1), ddof=ddof, eps=eps)
+  return flat.reshape(advantages.shape)
+
+
 def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) -> Callable[..., Array]:
   """Turns an estimator on `[groups, G]` into one on flat rewards with a group id each.
 
@@ -133,6 +356,60 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
     return estimator(padded, mask).at[group_ids, place].get(mode="fill", fill_value=jnp.nan)
 
   return estimate
+
+
+def keep_groups(
+  rewards: Float[Array, "*batch G"],
+  mask: Array | None = None,
+  *,
+  low: float | Array | None = None,
+  high: float | Array | None = None,
+) -> Array:
+  """Returns `[...]` booleans: the groups worth training on.
+
+  Without bounds: those whose rewards are not all equal. With bounds: those with `low < mean < high`, such as a success
+  rate strictly between 0 and 1. Judge by the *unshaped* reward: a length penalty makes every group look informative.
+  Dynamic sampling draws prompts until enough groups are kept (DAPO).
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
+    low: Groups with a mean at or below it are dropped.
+    high: Groups with a mean at or above it are dropped.
+
+  Reference: Q. Yu et al., "DAPO", arXiv:2503.14476.
+
+  >>> print(keep_groups(jnp.array([[1.0, 1.0], [0.0, 1.0]])), keep_groups(jnp.array([[1.0, 1.0]]), low=0.0, high=1.1))
+  [False  True] [ True]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  exists = jnp.any(as_bool(mask), axis=-1)
+  if low is None and high is None:
+    return exists & ~zero_variance(rewards, mask)
+  mean = masked_mean(rewards, mask, axis=-1)
+  above = True if low is None else mean > low
+  below = True if high is None else mean < high
+  return exists & above & below
+
+
+def keep_top_k(advantages: Float[Array, "*batch G"], mask: Array | None = None, *, k: int) -> Array:
+  """Returns `[..., G]` booleans: the k completions of each group whose advantages are largest in size.
+
+  Training on those alone loses little of the gradient (down-sampling of rollouts). Ties go to the earlier one.
+
+  Raises:
+    ValueError: If `k` is below 1.
+
+  >>> print(keep_top_k(jnp.array([0.1, -2.0, 1.0]), k=2))
+  [False  True  True]
+  """
+  if k < 1:
+    raise ValueError(f"k must be at least 1, got {k}")
+  mask = jnp.ones_like(advantages) if mask is None else mask
+  size = jnp.where(as_bool(mask), jnp.abs(zero_masked(advantages, mask)), -jnp.inf)
+  order = jnp.argsort(-size, axis=-1, stable=True)
+  rank = jnp.argsort(order, axis=-1, stable=True)
+  return (rank < k) & as_bool(mask)
 
 
 def zero_variance(rewards: Float[Array, "*batch G"], mask: Array | None = None) -> Array:

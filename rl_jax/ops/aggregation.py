@@ -61,6 +61,63 @@ def sequence_mean(*, count_empty_rows: bool = False) -> Aggregate:
   return weight
 
 
+def sequence_sum(*, count_empty_rows: bool = False) -> Aggregate:
+  """The mean over sequences of the sum over their tokens: `w_it = m_it / B`.
+
+  Args:
+    count_empty_rows: Whether B counts rows without tokens. TRL counts them, verl does not.
+
+  Returns:
+    `mask [..., T] -> weight [..., T]`; a longer sequence weighs more.
+
+  Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms" (REINFORCE), 1992; as a correction of
+  GRPO's length bias, LUSPO, arXiv:2602.05261.
+
+  >>> print(sequence_sum()(jnp.array([[1, 1], [1, 0], [0, 0]])))
+  [[0.5 0.5]
+   [0.5 0. ]
+   [0.  0. ]]
+  """
+  return lambda mask: as_bool(mask) / _num_rows(mask, count_empty_rows)
+
+
+def prompt_mean() -> Aggregate:
+  """Every prompt counts the same: the mean over prompts of the mean over all tokens of a prompt's completions.
+
+  `w_pgt = m_pgt / (n_p P)`, with `n_p` tokens in all completions of prompt p and P prompts that have tokens. The axis
+  before the last holds a prompt's completions; a mask `[T]` is one prompt with one completion.
+
+  Returns:
+    `mask [..., G, T] -> weight [..., G, T]`.
+
+  >>> print(prompt_mean()(jnp.array([[[1, 1], [1, 1]], [[1, 0], [0, 0]]])))
+  [[[0.125 0.125]
+    [0.125 0.125]]
+  <BLANKLINE>
+   [[0.5   0.   ]
+    [0.    0.   ]]]
+  """
+
+  def weight(mask: Array) -> Array:
+    grouped = as_bool(mask).reshape((*mask.shape[:-2], -1))
+    return sequence_mean()(grouped).reshape(mask.shape)
+
+  return weight
+
+
+def token_sum() -> Aggregate:
+  """The plain sum over tokens: `w_t = m_t`. The loss grows with the batch; the learning rate has to know its size.
+
+  Returns:
+    `mask [..., T] -> weight [..., T]`.
+
+  >>> print(token_sum()(jnp.array([[1, 1], [1, 0]])))
+  [[1. 1.]
+   [1. 0.]]
+  """
+  return lambda mask: as_bool(mask).astype(jnp.result_type(float))
+
+
 def constant_length(*, length: int, count_empty_rows: bool = True) -> Aggregate:
   """Divides by a constant instead of by each row's length: `w_it = m_it / (length B)`.
 

@@ -1,13 +1,15 @@
-"""Log importance ratios. Each factory returns `(logp, old_logp, mask) -> log-ratio [..., T]`."""
+"""Log importance ratios. Each factory returns `(logp, old_logp, mask) -> log-ratio [..., T]`, 0 where the mask is 0."""
 
 from collections.abc import Callable
 
 import chex
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from rl_jax.ops.masking import zero_masked
+from rl_jax.ops.masking import masked_mean, zero_masked
 
-Ratio = Callable[[Array, Array, Array], Array]
+Ratio = Callable[[Array, Array | None, Array], Array]
 
 
 def token() -> Ratio:
@@ -18,13 +20,77 @@ def token() -> Ratio:
 
   Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347.
 
-  >>> import jax.numpy as jnp
   >>> print(token()(jnp.array([-1.0, jnp.nan]), jnp.array([-1.5, 0.0]), jnp.array([1, 0])))
   [0.5 0. ]
   """
 
-  def log_ratio(logp: Array, old_logp: Array, mask: Array) -> Array:
-    chex.assert_equal_shape([logp, old_logp, mask])
-    return zero_masked(logp, mask) - zero_masked(old_logp, mask)
+  def log_ratio(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+    return _difference(logp, old_logp, mask)
 
   return log_ratio
+
+
+def on_policy() -> Ratio:
+  """`log pi(a_t) - stop_gradient(log pi(a_t))`: the value 0 and the gradient of the log-prob.
+
+  For batches that are used once, so that the old policy is the learner itself: `old_logp` is not looked at.
+
+  Returns:
+    `(logp, old_logp, mask) -> [..., T]`.
+
+  >>> print(on_policy()(jnp.array([-1.0]), None, jnp.array([1])))
+  [0.]
+  """
+
+  def log_ratio(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+    del old_logp
+    return _difference(logp, jax.lax.stop_gradient(logp), mask)
+
+  return log_ratio
+
+
+def sequence() -> Ratio:
+  """One ratio a sequence, the geometric mean over its tokens: `log s = 1/n sum_t (logp_t - old_logp_t)`.
+
+  Returns:
+    `(logp, old_logp, mask) -> [..., T]`, the same at all tokens of a row; the gradient flows through the mean, so
+    that a sequence-wise loss summed over n tokens with weights `1/n` has the gradient of the paper's.
+
+  Reference: C. Zheng et al., "Group Sequence Policy Optimization" (GSPO), arXiv:2507.18071 (eq. 7).
+
+  >>> print(sequence()(jnp.array([-1.0, -1.0, 9.0]), jnp.array([-2.0, -1.0, 0.0]), jnp.array([1, 1, 0])))
+  [0.5 0.5 0. ]
+  """
+
+  def log_ratio(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+    mean = masked_mean(_difference(logp, old_logp, mask), mask, axis=-1)
+    return zero_masked(jnp.broadcast_to(mean[..., None], mask.shape), mask)
+
+  return log_ratio
+
+
+def sequence_token() -> Ratio:
+  """GSPO-token: the value of `sequence`, with each token's gradient its own: `sg(log s) + logp_t - sg(logp_t)`.
+
+  Equal to `sequence` in value, and in gradient where the advantages of a row are all equal.
+
+  Returns:
+    `(logp, old_logp, mask) -> [..., T]`.
+
+  Reference: C. Zheng et al., "Group Sequence Policy Optimization" (GSPO), arXiv:2507.18071 (eq. 14).
+
+  >>> ratio = sequence_token()
+  >>> print(jax.grad(lambda x: ratio(x, jnp.zeros(2), jnp.ones(2))[0])(jnp.array([-1.0, -1.0])))
+  [1. 0.]
+  """
+  whole, own = sequence(), on_policy()
+
+  def log_ratio(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+    return jax.lax.stop_gradient(whole(logp, old_logp, mask)) + own(logp, None, mask)
+
+  return log_ratio
+
+
+def _difference(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+  chex.assert_equal_shape([logp, old_logp, mask])
+  return zero_masked(logp, mask) - zero_masked(old_logp, mask)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rl_jax.ops.masking import as_bool, zero_masked
+from rl_jax.ops.masking import as_bool, masked_count, zero_masked
 
 Holes = Literal["carry", "zero"]
 
@@ -27,6 +27,66 @@ def _stepped(mask: Array, holes: Holes) -> Array:
   if holes == "carry":
     return as_bool(mask)
   return jnp.flip(jax.lax.cummax(jnp.flip(as_bool(mask), -1).astype(jnp.int32), axis=mask.ndim - 1), -1) > 0
+
+
+def discounted_returns(
+  rewards: Float[Array, "*batch T"], mask: Array, *, gamma: float | Array = 1.0, holes: Holes = "carry"
+) -> Float[Array, "*batch T"]:
+  """The discounted reward-to-go, `G_t = R_t + gamma G_{t+1}`.
+
+  Args:
+    rewards: `[..., T]`, the reward that follows the token chosen at t.
+    mask: 1 where a token was chosen.
+    gamma: Discount a token, a scalar or `[...]`.
+    holes: As for `gae`.
+
+  Returns:
+    `[..., T]`, 0 where the mask is 0.
+
+  Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms" (1992).
+
+  >>> print(discounted_returns(jnp.array([0.0, 0.0, 1.0]), jnp.ones(3), gamma=0.5))
+  [0.25 0.5  1.  ]
+  """
+  return gae(rewards, jnp.zeros_like(rewards), mask, gamma=gamma, lam=1.0, holes=holes)[0]
+
+
+def td_errors(
+  rewards: Float[Array, "*batch T"],
+  values: Float[Array, "*batch T"],
+  mask: Array,
+  *,
+  gamma: float | Array = 1.0,
+  last_value: float | Array = 0.0,
+  holes: Holes = "carry",
+) -> Float[Array, "*batch T"]:
+  """The temporal-difference errors, `d_t = R_t + gamma V_{t+1} - V_t`. Arguments as `gae`.
+
+  >>> print(td_errors(jnp.array([0.0, 1.0]), jnp.array([0.5, 0.25]), jnp.ones(2)))
+  [-0.25  0.75]
+  """
+  return gae(rewards, values, mask, gamma=gamma, lam=0.0, last_value=last_value, holes=holes)[0]
+
+
+def length_adaptive_lambda(mask: Array, *, alpha: float | Array = 0.05) -> Float[Array, "*batch"]:
+  """VAPO's lambda for the policy, `1 - 1 / max(alpha n, 1)` for a sequence of n tokens, to be passed to `gae` as `lam`.
+
+  The longer the sequence, the farther the bootstrapping reaches: the sum of `lam^t` stays proportional to n. VAPO is
+  also *decoupled*: the critic's returns come from a second call with `lam=1`.
+
+  Args:
+    mask: `[..., T]`, 1 where a token was chosen.
+    alpha: Share of the sequence.
+
+  Returns:
+    `[...]`, in [0, 1).
+
+  Reference: Y. Yue et al., "VAPO", arXiv:2504.05118 (eq. 10).
+
+  >>> print(length_adaptive_lambda(jnp.ones((1, 40))))
+  [0.5]
+  """
+  return 1 - 1 / jnp.maximum(alpha * masked_count(mask, axis=-1), 1)
 
 
 def gae(
@@ -49,8 +109,8 @@ def gae(
     rewards: `[..., T]`, the reward that follows the token chosen at t.
     values: `[..., T]`, the value estimate *before* that token.
     mask: 1 where a token was chosen. Slots after the last one are padding and never leak.
-    gamma: Discount.
-    lam: 1 gives Monte Carlo advantages, 0 one-step TD errors.
+    gamma: Discount a token, a scalar or `[...]`.
+    lam: 1 gives Monte Carlo advantages, 0 one-step TD errors; a scalar or `[...]`.
     last_value: `V` after the last token, a scalar or `[...]`: 0 for a finished sequence, a value to bootstrap a
       truncated one.
     holes: Interior slots with mask 0 (tool output): `"carry"` skips them, so that the token before a hole sees the
@@ -73,6 +133,7 @@ def gae(
   _check(rewards, values, mask, holes)
   rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
   stepped = _stepped(mask, holes)
+  gamma, lam = (jnp.broadcast_to(jnp.asarray(x, values.dtype), values.shape[:-1]) for x in (gamma, lam))
 
   def step(carry: tuple[Array, Array], slot: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
     next_value, next_advantage = carry
@@ -114,10 +175,15 @@ def gae_associative(
   # V_t where a step is taken, else the value that follows: a recurrence with a_t in {0, 1}.
   carried = _reverse_recurrence(jnp.where(stepped, 0, 1).astype(values.dtype), values, bootstrap)
   next_values = jnp.concatenate([carried[..., 1:], bootstrap], axis=-1)
-  deltas = jnp.where(stepped, rewards + gamma * next_values - values, 0)
-  decay = jnp.where(stepped, jnp.asarray(gamma * lam, values.dtype), 1)
+  deltas = jnp.where(stepped, rewards + _per_row(gamma, values) * next_values - values, 0)
+  decay = jnp.where(stepped, _per_row(jnp.asarray(gamma) * lam, values), 1)
   advantages = _reverse_recurrence(decay, deltas, jnp.zeros_like(bootstrap))
   return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
+
+
+def _per_row(x: float | Array, like: Array) -> Array:
+  """Gives a scalar or one number a row the shape of `like [..., T]`."""
+  return jnp.broadcast_to(jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape[:-1])[..., None], like.shape)
 
 
 def _reverse_recurrence(a: Array, b: Array, last: Array) -> Array:
