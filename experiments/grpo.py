@@ -150,7 +150,9 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, run: RunD
   )
   if done < config.steps:
     sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(*sys.argv[1:])} --resume")
-  weights.save_safetensors(run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer)
+  weights.save_safetensors(
+    run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
+  )
   report.show(run.folder)
   harder = ("--task-options", "digits=3", "--max-new-tokens", "6") if config.task == "arithmetic" else sys.argv[1:]
   print(f"next:\n  {command(*harder, '--model', f'{run.folder}/model', '--run-dir', f'{run.folder}-next')}")

@@ -87,10 +87,13 @@ def _smollm2_path() -> Path:
 
 def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
   reader = gguf_file.open_gguf(path)
-  hf = gguf_file.read_config(reader)
+  try:
+    hf, tokenizer = gguf_file.read_config(reader), gguf_file.read_tokenizer(reader)
+  except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{str(path)!r} has damaged metadata ({type(error).__name__}: {reason(error)})") from None
   config = hf_config.transformer_config(hf, **overrides)
   params = gguf_file.load_weights(reader, config, where=path.name)
-  return _model(config, params, hf, gguf_file.read_tokenizer(reader))
+  return _model(config, params, hf, tokenizer)
 
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
@@ -112,6 +115,10 @@ def _model(config: TransformerConfig, params: Any, hf: PretrainedConfig, tokeniz
     raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
   named = (tokenizer.eos_token_id, hf.eos_token_id, eos)
   ends = {token for each in named for token in (each if isinstance(each, list) else [each]) if token is not None}
+  if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+    if not ends:
+      raise ValueError("the model's files name neither a padding token nor an end of sequence")
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
   return Model(policy(config), params, config, hf, tokenizer, tuple(sorted(ends)))
 
 

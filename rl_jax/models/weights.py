@@ -7,7 +7,7 @@ store `[in, out]`. `NAMES` is the whole correspondence.
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rl_jax.models.hf_config import reason
+from rl_jax.errors import reason
 from rl_jax.models.transformer import TransformerConfig, policy
 
 # (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
@@ -208,9 +209,12 @@ def save_safetensors(
   hf: PretrainedConfig,
   tokenizer: Any = None,
   *,
+  eos_tokens: Sequence[int] = (),
   max_shard_size: str = "5GB",
 ) -> None:
   """Writes a folder that `transformers` loads: weights (sharded above `max_shard_size`), config.json, tokenizer.
+
+  `eos_tokens`, all ends of sequence, go to generation_config.json.
 
   >>> import tempfile
   >>> from rl_jax.models import presets
@@ -237,6 +241,9 @@ def save_safetensors(
   dtype = next(iter(tensors.values())).dtype
   hf = copy.deepcopy(hf)
   hf.dtype = "bfloat16" if dtype == jnp.bfloat16 else str(dtype)
+  hf.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf.model_type]]
   hf.save_pretrained(folder)
+  if eos_tokens:
+    GenerationConfig(eos_token_id=list(eos_tokens), pad_token_id=hf.pad_token_id).save_pretrained(folder)
   if tokenizer is not None:
     tokenizer.save_pretrained(folder)

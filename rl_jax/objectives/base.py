@@ -5,7 +5,7 @@ on the global batch. `loss` is then a plain sum of `weight * something`, so addi
 split of the batch into micro-batches or devices gives the loss of the whole.
 
 Terms (`policy_gradient`, `kl_penalty`, `entropy_bonus`, `value_regression`, `likelihood`, and those of `pairs`) are
-added by `add`, weighed by `scale`, corrected token by token with `reweigh`, and narrowed to some tokens with `restrict`.
+added by `add`, weighed by `scale`, corrected token by token by `reweigh`, and narrowed to some tokens by `restrict`.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,8 +1,8 @@
-"""Corrections for tokens that another policy sampled than the one that is trained: weights, and masks of what to keep.
+"""Corrections for tokens that another policy sampled than the one that is trained: weights, and what to keep.
 
 The sampler's log-probs `mu` (behaviour) differ from the learner's own at the start of the update, `old`, because the
-sampler is another program, or older, or truncates. With `rho = exp(old - mu)`, importance weights multiply a token's loss
-and rejection masks drop tokens; they are separate results, and whether the denominators count what was dropped is
+sampler is another program, or older, or truncates. With `rho = exp(old - mu)`, importance weights multiply a token's
+loss and rejection masks drop tokens; they are separate results, and whether the denominators count what was dropped is
 decided by the objective: `objectives.base.reweigh` keeps the original ones, `restrict` counts what is kept.
 
 All are parameter-free: computed once, on the global batch. To correct at every update rather than once a batch, pass

@@ -30,8 +30,9 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files
   """
   settings = dict(_option(text) for text in options)
-  if "seed" in settings:
-    raise ValueError("seed is not a task option: it is the run's own")
+  for reserved in ("seed", "name", "path", "rewards"):
+    if reserved in settings:
+      raise ValueError(f"{reserved} is not a task option: the run sets it")
   if name == "arithmetic":
     task = _call(arithmetic.load, name, settings, seed=seed)
   elif name.startswith("reasoning_gym/"):

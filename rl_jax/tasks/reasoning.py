@@ -54,7 +54,10 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
 
   def grade(completion: Any, entry: dict) -> float:
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return float(train.score_answer(extract_answer(text), entry))
+    try:
+      return float(train.score_answer(extract_answer(text), entry))
+    except Exception:  # some datasets' scorers cannot read what a model may write
+      return 0.0
 
   def reasoning_gym_score(completions: Sequence[Any], entry: Sequence[dict], **_) -> list[float]:
     return [grade(*pair) for pair in zip(completions, entry, strict=True)]
@@ -62,6 +65,15 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
   def solved(completions: Sequence[Any], entry: Sequence[dict], **_) -> list[bool]:
     return [grade(*pair) >= 1 for pair in zip(completions, entry, strict=True)]
 
-  row = functools.lru_cache(maxsize=1024)(lambda index: to_row(train[index % _TRAIN_SIZE]))
   evaluation = [to_row(held_out[index]) for index in range(evaluation_size)]
+  questions = {row["entry"]["question"] for row in evaluation}
+
+  @functools.lru_cache(maxsize=1024)
+  def row(index: int) -> Row:
+    """The problem at `index`, or the next one that is not held out."""
+    for place in range(index, index + _TRAIN_SIZE):
+      if (entry := train[place % _TRAIN_SIZE])["question"] not in questions:
+        return to_row(entry)
+    raise ValueError(f"reasoning-gym dataset {name!r}: all its problems are held out; use a smaller evaluation_size")
+
   return Task(name, row, evaluation, (Reward(reasoning_gym_score, 1.0, "score"),), solved)

@@ -6,17 +6,23 @@ applicable". Whatever goes wrong in one is reported with its name and the row.
 """
 
 import asyncio
+import functools
 import importlib
 import inspect
 import math
 import numbers
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from rl_jax.errors import reason
+
+_SEARCH_SECONDS = 2.0
 
 
 class Reward(NamedTuple):
@@ -66,7 +72,7 @@ def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
   try:
     function = getattr(importlib.import_module(module_name), attribute)
   except Exception as error:  # whatever the user's module raises
-    raise ValueError(f"reward {path!r} cannot be imported: {type(error).__name__}: {error}") from None
+    raise ValueError(f"reward {path!r} cannot be imported: {type(error).__name__}: {reason(error)}") from None
   if not callable(function):
     raise ValueError(f"reward {path!r} is not callable")
   return function
@@ -120,13 +126,20 @@ def _call_all(rewards: Sequence[Reward], keywords: Mapping[str, Any], count: int
 
 
 def _await_all(awaitables: Sequence[Any]) -> list[Any]:
-  """Awaits together, in a thread without an event loop, and returns results and exceptions."""
+  """Awaits together and returns results and exceptions."""
 
   async def gather() -> list[Any]:
     return await asyncio.gather(*awaitables, return_exceptions=True)
 
-  with ThreadPoolExecutor(1) as pool:
-    return pool.submit(asyncio.run, gather()).result()
+  return asyncio.run_coroutine_threadsafe(gather(), _event_loop()).result()
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+  """One loop for the whole run, in a thread of its own: locks and connections that rewards keep belong to a loop."""
+  event_loop = asyncio.new_event_loop()
+  threading.Thread(target=event_loop.run_forever, daemon=True, name="async rewards").start()
+  return event_loop
 
 
 def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
@@ -137,12 +150,15 @@ def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
 
 
 def _failure(name: str, error: BaseException, where: str) -> ValueError:
-  return ValueError(f"reward function {name!r} raised {type(error).__name__} on {where}: {error}")
+  return ValueError(f"reward function {name!r} raised {type(error).__name__} on {where}: {reason(error)}")
 
 
 def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
-  """Names the first row that a function fails on by itself."""
+  """Names the first row that a function fails on by itself, if it is found soon: a call may be slow, or cost money."""
+  start = time.monotonic()
   for row in range(count):
+    if time.monotonic() - start > _SEARCH_SECONDS:
+      break
     try:
       value = reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
       failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], Exception)

@@ -17,14 +17,14 @@ class Evaluation(NamedTuple):
   """Results on `count` held-out rows.
 
   Attributes:
-    reward: Mean reward.
+    reward: Mean reward; NaN or None where no reward applied.
     solved: How many were solved exactly; None where the task cannot tell.
     count: Rows that were tried.
     skipped: Rows whose prompt was over the limit.
     samples: Prompts, completions and rewards.
   """
 
-  reward: float
+  reward: float | None
   solved: int | None
   count: int
   skipped: int
@@ -33,6 +33,8 @@ class Evaluation(NamedTuple):
   def describe(self) -> str:
     """Returns one line: the solved fraction with its 95 % interval, or the mean reward."""
     problems = f"{self.count} held-out problems" + (f" ({self.skipped} too long)" if self.skipped else "")
+    if self.solved is None and (self.reward is None or np.isnan(self.reward)):
+      return f"no reward applied to any of {problems}"
     if self.solved is None:
       return f"mean reward {self.reward:.3f} on {problems}"
     low, high = wilson_interval(self.solved, self.count)
@@ -86,4 +88,6 @@ def evaluate(
     {"prompt": row["prompt"], "completion": reply, "reward": float(reward)}
     for row, reply, reward in zip(rows, texts, scored.total, strict=True)
   ]
-  return Evaluation(float(np.nanmean(scored.total)), solved, len(rows), len(encoded) - len(rows), samples)
+  rewarded = scored.total[~np.isnan(scored.total)]
+  reward = float(rewarded.mean()) if rewarded.size else float("nan")
+  return Evaluation(reward, solved, len(rows), len(encoded) - len(rows), samples)

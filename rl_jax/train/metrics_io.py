@@ -24,7 +24,7 @@ class RunDirectory:
 
     Args:
       folder: Made where it does not exist.
-      config: JSON values, saved, and compared on resuming; `steps` and `run_dir` may differ.
+      config: JSON values, saved, and compared on resuming; `steps`, `run_dir` and `checkpoint_every` may differ.
       resume: Whether a run that is there goes on. Where there is none, it starts.
 
     Raises:
@@ -40,8 +40,11 @@ class RunDirectory:
       _check_same(_read_config(path), json.loads(json.dumps(config)), str(folder))
     elif not path.exists() and self.folder.exists() and any(self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
-    self.folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(config, indent=2) + "\n")
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      _replace(path, json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+      raise ValueError(f"run directory {str(folder)!r} cannot be written ({error.strerror})") from None
     self._tensorboard = None
 
   def __enter__(self) -> "RunDirectory":
@@ -76,7 +79,7 @@ class RunDirectory:
   def rewind(self, step: int) -> None:
     """Drops lines written after `step`, and a last one that a killed run left unfinished."""
     for path in self.folder.glob("*.jsonl"):
-      kept = [line for line in _lines(path) if _step(line) <= step]
+      kept = [line for line in _lines(path, errors="replace") if _step(line) <= step]  # a kill may cut a character
       _replace(path, "".join(line + "\n" for line in kept))
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -96,9 +99,9 @@ def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
   return [json.loads(line) for line in _lines(path)] if path.exists() else []
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, errors: str = "strict") -> list[str]:
   """Splits at line feeds alone: a completion may hold any of the other characters that `splitlines` splits at."""
-  return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+  return [line for line in path.read_text(encoding="utf-8", errors=errors).split("\n") if line]
 
 
 def _replace(path: Path, content: str) -> None:

@@ -89,7 +89,7 @@ def make_train_step(
 
     parts = split_rows((batch, weights), microbatches)
     (value, _), grads = jax.eval_shape(differentiate, params, *jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, grads))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (value, grads))
     (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
     return value, metrics_lib.reduce(metrics), grads
 

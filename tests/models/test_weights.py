@@ -170,8 +170,9 @@ def test_unknown_names(tmp_path):
 
 def test_tiny_model_round_trips_with_its_tokenizer(tmp_path):
   model = presets.load("tiny")
-  weights.save_safetensors(tmp_path, model.params, model.config, model.hf, model.tokenizer)
+  weights.save_safetensors(tmp_path, model.params, model.config, model.hf, model.tokenizer, eos_tokens=(1, 7))
   again = presets.load(str(tmp_path))
+  assert again.eos_tokens == (1, 7) and again.hf.architectures == ["LlamaForCausalLM"]
   jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
   text = "17 + 25 =\n"
   assert again.tokenizer(text)["input_ids"] == model.tokenizer(text)["input_ids"]

@@ -146,3 +146,27 @@ def test_async_failure_on_a_later_row():
 
   with pytest.raises(ValueError, match="'bad' raised ZeroDivisionError on row 2"):
     score(bad)
+
+
+def test_async_rewards_share_one_event_loop():
+  lock = asyncio.Lock()
+
+  async def locked(completions, **_):
+    async def one(text):
+      async with lock:
+        await asyncio.sleep(0)
+        return len(text)
+
+    return await asyncio.gather(*(one(text) for text in completions))
+
+  for _ in range(2):
+    np.testing.assert_array_equal(score(locked).total, [1, 2, 3])
+
+
+def test_an_error_of_several_lines_is_told_in_one():
+  def judge(**_):
+    raise TimeoutError("no answer\nfrom the judge")
+
+  with pytest.raises(ValueError) as caught:
+    score(judge)
+  assert str(caught.value) == "reward function 'judge' raised TimeoutError on row 0: no answer"

@@ -20,6 +20,7 @@ from rl_jax.tasks import Task
 from rl_jax.tasks.rewards import Reward
 from rl_jax.train import loop, parallel
 from rl_jax.train.checkpoint import open_checkpoints
+from rl_jax.train.evaluate import Evaluation
 from rl_jax.train.metrics_io import RunDirectory, read_lines
 from rl_jax.train.rollout import make_collect
 from rl_jax.train.score import make_score
@@ -248,8 +249,8 @@ class TestRunDirectory:
     with RunDirectory(tmp_path / "run", {}, resume=False) as run:
       for step in (1, 2, 3):
         run.write_metrics(step, {"reward": float(step), "bad": float("nan")})
-    with (run.folder / "metrics.jsonl").open("a") as file:
-      file.write('{"step": 2, "rew')
+    with (run.folder / "metrics.jsonl").open("ab") as file:
+      file.write('{"step": 2, "text": "é'.encode()[:-1])  # killed in the middle of a character
     run.rewind(2)
     assert [row["step"] for row in read_lines(run.folder, "metrics.jsonl")] == [1, 2]
     assert read_lines(run.folder, "metrics.jsonl")[0]["bad"] is None
@@ -306,3 +307,7 @@ def test_checkpoint_moves_to_another_number_of_devices(tmp_path):
 def test_config_is_readable_json(tmp_path):
   RunDirectory(tmp_path / "run", {"steps": 1, "stop": ("a",)}, resume=False)
   assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"steps": 1, "stop": ["a"]}
+
+
+def test_evaluation_without_any_reward_says_so():
+  assert Evaluation(None, None, 3, 0, []).describe() == "no reward applied to any of 3 held-out problems"
