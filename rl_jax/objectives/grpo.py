@@ -16,7 +16,9 @@ arXiv:2402.03300 (eq. 3 and 4).
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, add, kl_penalty, policy_gradient, scale
-from rl_jax.ops import aggregation, kl, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, kl, ratios, surrogates
+
+estimator = advantages.group_normalized
 
 
 def objective(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rl_jax.objectives.base import Inputs, Objective, field, name_of, present, weighted_sum
+from rl_jax.objectives.base import Inputs, Objective, field, present, weighted_sum
 from rl_jax.ops import ratios
 from rl_jax.ops.aggregation import sequence_mean
 from rl_jax.ops.masking import as_bool, masked_sum, zero_masked
@@ -70,7 +70,7 @@ def pairwise(
     metrics: Metrics = {"accuracy": Mean.of(margin > 0, weights[0]), "margin": Mean.of(margin, weights[0])}
     return weighted_sum(weights[0], losses), metrics
 
-  return Objective(weight, loss, frozenset(names) | frozenset(needs), (("surrogate", name_of(compare)),))
+  return Objective(weight, loss, frozenset(names) | frozenset(needs), (("surrogate", compare.__name__),))
 
 
 def _sides(x: Array) -> tuple[Array, Array]:
@@ -128,7 +128,7 @@ def sequencewise(
     values, metrics = losses(jnp.sum(log_ratio, axis=-1), weights[1])
     return weighted_sum(weights[0], values), metrics
 
-  return Objective(weight, loss, frozenset({"logp", "ref_logp"}) | frozenset(needs), (("surrogate", name_of(losses)),))
+  return Objective(weight, loss, frozenset({"logp", "ref_logp"}) | frozenset(needs), (("surrogate", losses.__name__),))
 
 
 def ranking(
@@ -176,4 +176,4 @@ def ranking(
     return weighted_sum(weights, losses), metrics
 
   needs = frozenset({"scores"} | ({"ratings"} if margins else set()))
-  return Objective(weight, loss, needs, (("surrogate", name_of(compare)),))
+  return Objective(weight, loss, needs, (("surrogate", compare.__name__),))

@@ -323,11 +323,12 @@ def dppo_tv(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float
   ['0.0000', '0.8664']
   """
 
-  def valid(logp: Array, old_logp: Array, advantages: Array) -> Array:
-    moved = jnp.exp(logp) - jnp.exp(old_logp)
-    return jnp.where(advantages > 0, moved <= high, moved >= -jnp.asarray(low))
+  def surrogate(log_ratio: Array, advantages: Array, *, logp: Array, **_) -> Array:
+    moved = jnp.exp(logp) - jnp.exp(logp - log_ratio)
+    allowed = jnp.where(advantages > 0, moved <= high, moved >= -jnp.asarray(low))
+    return _weighted_likelihood(allowed, log_ratio, cap) * advantages * logp
 
-  return _trust_region(valid, cap)
+  return surrogate
 
 
 def dppo_kl(*, low: float | Array = 0.05, high: float | Array = 0.05, cap: float | Array = 20.0) -> Surrogate:
@@ -349,24 +350,21 @@ def dppo_kl(*, low: float | Array = 0.05, high: float | Array = 0.05, cap: float
   ['0.0000', '0.8664']
   """
 
-  def valid(logp: Array, old_logp: Array, advantages: Array) -> Array:
-    p, old = jnp.exp(logp), jnp.exp(old_logp)
-    rest = jnp.log((1 - old + 1e-8) / (1 - p + 1e-8))  # the constant is verl's; it keeps certain tokens finite
-    divergence = old * (old_logp - logp) + (1 - old) * rest
-    return jnp.where(
-      advantages > 0, (divergence <= high) | (p <= old), (divergence <= low) | (p >= old)
-    )
-
-  return _trust_region(valid, cap)
-
-
-def _trust_region(valid: Callable[[Array, Array, Array], Array], cap: float | Array) -> Surrogate:
   def surrogate(log_ratio: Array, advantages: Array, *, logp: Array, **_) -> Array:
-    allowed = valid(logp, logp - log_ratio, advantages)
-    weight = jnp.where(allowed, jnp.exp(jnp.minimum(log_ratio, jnp.log(cap))), 0)
-    return -jax.lax.stop_gradient(weight) * advantages * logp
+    p, old = jnp.exp(logp), jnp.exp(logp - log_ratio)
+    rest = jnp.log((1 - old + 1e-8) / (1 - p + 1e-8))  # the constant is verl's; it keeps certain tokens finite
+    divergence = -old * log_ratio + (1 - old) * rest
+    close = jnp.where(advantages > 0, divergence <= high, divergence <= low)
+    allowed = close | jnp.where(advantages > 0, p <= old, p >= old)
+    return _weighted_likelihood(allowed, log_ratio, cap) * advantages * logp
 
   return surrogate
+
+
+def _weighted_likelihood(allowed: Array, log_ratio: Array, cap: float | Array) -> Array:
+  """`-sg(min(r, cap))` where it is allowed, else 0: what `A log pi` is multiplied by."""
+  weight = jnp.where(allowed, jnp.exp(jnp.minimum(log_ratio, jnp.log(cap))), 0)
+  return -jax.lax.stop_gradient(weight)
 
 
 def is_stopped(

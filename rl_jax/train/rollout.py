@@ -121,6 +121,10 @@ def make_collect(
     scored, samples = _score_on_host(task, tokenizer, prompts, completions)
     rollout = rollout._replace(rewards=scored.total.reshape(completions.stopped.shape))
     batch = _batch(rollout, estimator, old_logp, ref_logp)
+    if "noise" in objective.needs:
+      key = jax.random.fold_in(jax.random.split(state.key, 3)[2], int(state.position))
+      noise = jax.random.uniform(key, batch.inputs.mask.shape)
+      batch = batch._replace(inputs=batch.inputs._replace(noise=noise))
     metrics = _metrics(rollout, scored) | {"prompts_skipped": float(prompts.skipped)}
     state = state._replace(position=jnp.asarray(prompts.position, jnp.int32))
     return Collected(state, batch, metrics, samples)

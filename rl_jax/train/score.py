@@ -27,10 +27,19 @@ class Sequences(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """What one pass of a policy gives, per completion token."""
+  """What one pass of the learner gives: the learner's fields of `objectives.base.Inputs`.
 
-  logp: Float[Array, "P G T"]
-  entropy: Float[Array, "P G T"]
+  Attributes:
+    logp: Per completion token.
+    entropy: Per completion token.
+    values: A critic's, per completion token; None without one.
+    scores: A reward model's, per completion; None without one.
+  """
+
+  logp: Float[Array, "P G T"] | None
+  entropy: Float[Array, "P G T"] | None
+  values: Float[Array, "P G T"] | None = None
+  scores: Float[Array, "P G"] | None = None
 
 
 Score = Callable[[Any, Sequences], Scores]

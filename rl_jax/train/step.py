@@ -22,8 +22,9 @@ class Batch(NamedTuple):
 
   Attributes:
     sequences: What the score function reads, usually `train.score.Sequences`.
-    inputs: The parameter-free fields of the objective's inputs; `logp` and `entropy` are filled in by the step.
-      Where `old_logp` is None, the batch counts as on-policy: the old log-probs are the learner's own.
+    inputs: The parameter-free fields of the objective's inputs; what `score` gives is filled in by the step, and so are
+      `batch_logp` and `batch_entropy` where the objective needs them, by a pass of their own. Where `old_logp` is None,
+      the batch counts as on-policy: the old log-probs are the learner's own.
   """
 
   sequences: Any
@@ -70,11 +71,25 @@ def make_train_step(
 
   def loss(params: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics]:
     scores = score(params, batch.sequences)
-    inputs = batch.inputs._replace(logp=scores.logp, entropy=scores.entropy)
-    if inputs.old_logp is None:
-      inputs = inputs._replace(old_logp=jax.lax.stop_gradient(scores.logp))
+    given = {name: value for name, value in scores._asdict().items() if value is not None}
+    inputs = batch.inputs._replace(**given)
+    if inputs.old_logp is None and inputs.logp is not None:
+      inputs = inputs._replace(old_logp=jax.lax.stop_gradient(inputs.logp))
     value, metrics = objective.loss(inputs, weights)
-    return value, metrics | {"entropy": Mean.of(scores.entropy, inputs.mask)}
+    if inputs.entropy is not None:
+      metrics |= {"entropy": Mean.of(inputs.entropy, inputs.mask)}
+    return value, metrics
+
+  def with_batch_scores(params: Any, batch: Batch) -> Batch:
+    """Fills in what is a statistic of the whole batch, from a pass over all of it without a gradient."""
+    if not objective.needs & {"batch_logp", "batch_entropy"}:
+      return batch
+    parts = split_rows(batch.sequences, microbatches)
+    scores = join_rows(jax.lax.stop_gradient(jax.lax.map(lambda part: score(params, part)[:2], parts)))
+    inputs = batch.inputs._replace(batch_logp=scores[0], batch_entropy=scores[1])
+    if inputs.old_logp is None:
+      inputs = inputs._replace(old_logp=inputs.batch_logp)
+    return batch._replace(inputs=inputs)
 
   differentiate = jax.value_and_grad(loss, has_aux=True)
 
@@ -98,6 +113,7 @@ def make_train_step(
     return optax.apply_updates(params, updates), opt_state
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    batch = with_batch_scores(state.params, batch)
     weights = parallel.global_weights(objective.weight, batch.inputs, axis_name)
     value, metrics, grads = gradients(state.params, batch, weights)
     value, grads = parallel.sum_over_devices((value, grads), axis_name)
@@ -131,3 +147,16 @@ def split_rows(tree: Any, parts: int) -> Any:
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 
   return jax.tree.map(split, tree)
+
+
+def join_rows(tree: Any) -> Any:
+  """Undoes `split_rows`.
+
+  >>> print(join_rows(split_rows(jnp.arange(4), 2)))
+  [0 1 2 3]
+  """
+
+  def join(leaf: Array) -> Array:
+    return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+  return jax.tree.map(join, tree)

@@ -1,0 +1,55 @@
+"""Clip-Cov: PPO's clip, and a random few of the tokens whose log-prob and advantage vary together are left out.
+
+    loss = 1/N sum_t keep_t max(-A_t r_t, -A_t clip(r_t, 1 - low, 1 + high))
+
+Candidates are unclipped tokens with `(A_t - mean A)(logp_t - mean logp)` between two bounds; a fraction of the batch's
+tokens is drawn from them. The choice is a statistic of the global batch at each update: it needs `batch_logp`, and
+`noise`, one uniform random number a token, so that any split of the batch draws the same.
+
+How the defaults differ elsewhere: verl takes the same fraction and bounds, and draws within each micro-batch; TRL 1.16
+has none.
+
+Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
+arXiv:2505.22617.
+"""
+
+from jaxtyping import Array
+
+from rl_jax.objectives.base import Inputs, Objective, field, policy_gradient, reweigh
+from rl_jax.ops import advantages, aggregation, ratios, selection, surrogates
+from rl_jax.ops.masking import as_bool
+
+estimator = advantages.group_normalized
+
+
+def objective(
+  *,
+  fraction: float | Array = 2e-4,
+  lowest: float | Array = 1.0,
+  highest: float | Array = 5.0,
+  clip_low: float | Array = 0.2,
+  clip_high: float | Array = 0.2,
+) -> Objective:
+  """Returns the Clip-Cov objective.
+
+  Args:
+    fraction: Of the batch's tokens that are left out; at least one is, if there is a candidate.
+    lowest: Candidates have a larger covariance,
+    highest: and a smaller one.
+    clip_low: The ratio's gradient stops below `1 - clip_low` where the advantage is negative.
+    clip_high: It stops above `1 + clip_high` where the advantage is positive.
+
+  >>> sorted(objective().needs)
+  ['advantages', 'batch_logp', 'logp', 'noise', 'old_logp']
+  """
+  ratio, surrogate = ratios.token(), surrogates.clip(low=clip_low, high=clip_high)
+
+  def drop_covariance(inputs: Inputs) -> Array:
+    logp, advantage = field(inputs, "batch_logp"), field(inputs, "advantages")
+    covariance = selection.covariance(logp, advantage, inputs.mask)
+    stopped = surrogates.is_stopped(surrogate, ratio(logp, field(inputs, "old_logp"), inputs.mask), advantage)
+    candidates = as_bool(inputs.mask) & ~stopped & (covariance > lowest) & (covariance < highest)
+    return ~selection.random_fraction(field(inputs, "noise"), candidates, inputs.mask, fraction=fraction)
+
+  policy = policy_gradient(ratio, surrogate, aggregation.token_mean())
+  return reweigh(policy, drop_covariance, needs=("batch_logp", "noise"))

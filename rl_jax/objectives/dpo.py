@@ -1,0 +1,196 @@
+"""Direct Preference Optimization (DPO) and its family, by the name of the loss.
+
+With `c = log pi(y_c) - log ref(y_c)`, `r` likewise for the rejected answer, `d = f(c) - f(r)` and `S = sigmoid`, each is
+the mean over pairs of
+
+    sigmoid     -(1 - e) log S(beta d) - e log S(-beta d)          DPO, arXiv:2305.18290; e > 0: cDPO
+    robust      (-(1 - e) log S(beta d) + e log S(-beta d)) / (1 - 2 e)                     arXiv:2403.00409
+    hinge       max(1 - beta d, 0)                                                          SLiC, arXiv:2305.10425
+    ipo         (d - 1 / (2 beta))^2                                                        arXiv:2310.12036
+    exo         q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e),  q = S(beta d)       arXiv:2402.00856
+    nca         -log S(beta c) - 1/2 log S(-beta c) - 1/2 log S(-beta r)                    arXiv:2402.05369
+    bco         -log S(beta c - delta) - log S(-(beta r - delta)),  delta given             arXiv:2404.04656
+    sppo        (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2                                 arXiv:2405.00675
+    aot         sigmoid of sorted margins: the batch's policy margins against its reference margins, arXiv:2406.05882
+    apo_zero    (1 - S(beta c)) + S(beta r)                                                 arXiv:2408.06266
+    apo_down    S(beta c) + (1 - S(beta (c - r)))                                           arXiv:2408.06266
+    discopop    -log S(x) (1 - S(x / tau)) + exp(-x) S(x / tau),  x = beta d                arXiv:2406.08414
+
+`aot` sorts over the batch: its ranks come from `batch_logp`, so that micro-batches and devices sort the same batch.
+
+How the defaults differ elsewhere:
+  - TRL 1.16: the same formulas and beta; its `ipo` divides each log-ratio by the answer's length first
+    (`length_normalized=True` here), `exo` takes e = 1e-3 where none is given, `bco` has delta 0.
+  - verl has no DPO in its core.
+
+Reference: R. Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+arXiv:2305.18290; f-divergences: C. Wang et al., "Beyond Reverse KL", arXiv:2309.16240; length-desensitised: W. Liu et
+al., "Length Desensitization in Direct Preference Optimization", arXiv:2409.06411.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rl_jax.objectives.base import Inputs, Objective, field
+from rl_jax.objectives.pairs import Pair, pairwise, sequence_logp
+from rl_jax.ops.masking import as_bool
+
+_log_sigmoid, _sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
+
+
+class Compared(NamedTuple):
+  """What a loss of the family reads: log-ratios after `f`, their difference, and the hyperparameters."""
+
+  chosen: Array
+  rejected: Array
+  difference: Array
+  beta: float | Array
+  smoothing: float | Array
+  tau: float | Array
+  delta: float | Array
+
+
+def _logistic(x: Array, smoothing: float | Array) -> Array:
+  return -(1 - smoothing) * _log_sigmoid(x) - smoothing * _log_sigmoid(-x)
+
+
+def sigmoid(p: Compared) -> Array:
+  return _logistic(p.beta * p.difference, p.smoothing)
+
+
+def robust(p: Compared) -> Array:
+  x = p.beta * p.difference
+  return (-(1 - p.smoothing) * _log_sigmoid(x) + p.smoothing * _log_sigmoid(-x)) / (1 - 2 * p.smoothing)
+
+
+def hinge(p: Compared) -> Array:
+  return jax.nn.relu(1 - p.beta * p.difference)
+
+
+def ipo(p: Compared) -> Array:
+  return jnp.square(p.difference - 1 / (2 * p.beta))
+
+
+def exo(p: Compared) -> Array:
+  x = p.beta * p.difference
+  right = _sigmoid(x) * (_log_sigmoid(x) - jnp.log1p(-jnp.asarray(p.smoothing)))
+  return right + _sigmoid(-x) * (_log_sigmoid(-x) - jnp.log(p.smoothing))
+
+
+def nca(p: Compared) -> Array:
+  chosen, rejected = p.beta * p.chosen, p.beta * p.rejected
+  return -_log_sigmoid(chosen) - 0.5 * _log_sigmoid(-chosen) - 0.5 * _log_sigmoid(-rejected)
+
+
+def bco(p: Compared) -> Array:
+  return -_log_sigmoid(p.beta * p.chosen - p.delta) - _log_sigmoid(-(p.beta * p.rejected - p.delta))
+
+
+def sppo(p: Compared) -> Array:
+  return jnp.square(p.chosen - 0.5 / p.beta) + jnp.square(p.rejected + 0.5 / p.beta)
+
+
+def apo_zero(p: Compared) -> Array:
+  return 1 - _sigmoid(p.beta * p.chosen) + _sigmoid(p.beta * p.rejected)
+
+
+def apo_down(p: Compared) -> Array:
+  return _sigmoid(p.beta * p.chosen) + 1 - _sigmoid(p.beta * p.difference)
+
+
+def discopop(p: Compared) -> Array:
+  x = p.beta * p.difference
+  gate = _sigmoid(x / p.tau)
+  return -_log_sigmoid(x) * (1 - gate) + jnp.exp(-jnp.maximum(x, -80.0)) * gate  # float32 overflows at 88
+
+
+LOSSES: dict[str, Callable[[Compared], Array]] = {
+  function.__name__: function
+  for function in (sigmoid, robust, hinge, ipo, exo, nca, bco, sppo, apo_zero, apo_down, discopop)
+}
+_DIVERGENCES: dict[str, Callable[[Array, float | Array], Array]] = {
+  "reverse_kl": lambda u, alpha: u,
+  "forward_kl": lambda u, alpha: -jnp.expm1(jnp.minimum(-u, 80.0)),
+  "js": lambda u, alpha: jnp.log(2.0) + _log_sigmoid(u),
+  "alpha": lambda u, alpha: jnp.expm1(jnp.minimum((alpha - 1) * u, 80.0)) / (alpha - 1),
+}
+
+
+def objective(
+  *,
+  loss: str = "sigmoid",
+  beta: float | Array = 0.1,
+  label_smoothing: float | Array = 0.0,
+  divergence: str = "reverse_kl",
+  alpha: float | Array = 0.5,
+  length_normalized: bool = False,
+  tail_weight: float | Array = 1.0,
+  tau: float | Array = 0.05,
+  delta: float | Array = 0.0,
+) -> Objective:
+  """Returns an objective of the family, on pairs `[..., 2, T]` with the chosen side first.
+
+  Args:
+    loss: One of the names above.
+    beta: Strength of the pull towards the reference.
+    label_smoothing: e above, the share of pairs that may be the wrong way round; `exo` needs it positive.
+    divergence: The f-divergence that the pull minimises: "reverse_kl" (`f(u) = u`), "forward_kl" (`1 - exp(-u)`), "js"
+      (`log 2 + log S(u)`), or "alpha" (`(exp((alpha - 1) u) - 1) / (alpha - 1)`); exponents are clamped at 80.
+    alpha: Of the alpha-divergence, not 1.
+    length_normalized: Whether log-ratios are divided by the numbers of tokens.
+    tail_weight: Weight of the log-probs beyond the shorter answer's length; below 1 it desensitises to length.
+    tau: Temperature of `discopop`.
+    delta: Shift of `bco`, usually a running mean of the rewards.
+
+  Raises:
+    ValueError: For another loss or divergence, and for `exo` without label smoothing.
+
+  >>> sorted(objective().needs)
+  ['logp', 'ref_logp']
+  >>> sorted(objective(loss="aot").needs)
+  ['batch_logp', 'logp', 'ref_logp']
+  """
+  if loss != "aot" and loss not in LOSSES:
+    raise ValueError(f"loss must be one of {', '.join(sorted([*LOSSES, 'aot']))}, got {loss!r}")
+  if divergence not in _DIVERGENCES:
+    raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {divergence!r}")
+  if loss == "exo" and isinstance(label_smoothing, int | float) and label_smoothing <= 0:
+    raise ValueError(f"loss 'exo' needs a positive label_smoothing, got {label_smoothing}")
+  if loss == "aot":
+    return _aot(beta, label_smoothing, tail_weight)
+  compare, f = LOSSES[loss], _DIVERGENCES[divergence]
+
+  def preference(pair: Pair, _) -> tuple[Array, Array]:
+    assert pair.log_ratio is not None
+    scale = tuple(jnp.maximum(n, 1) if length_normalized else 1 for n in pair.tokens)
+    chosen, rejected = (f(u, alpha) / n for u, n in zip(pair.log_ratio, scale, strict=True))
+    difference = chosen - rejected
+    compared = Compared(chosen, rejected, difference, beta, label_smoothing, tau, delta)
+    return compare(compared), beta * difference
+
+  return pairwise(preference, tail_weight=tail_weight)
+
+
+def _aot(beta: float | Array, smoothing: float | Array, tail_weight: float | Array) -> Objective:
+  """The i-th smallest policy margin of the batch against its i-th smallest reference margin."""
+
+  def margins(logp: Array, mask: Array) -> Array:
+    total = sequence_logp(logp, mask, tail_weight=tail_weight)
+    return total[..., 0] - total[..., 1]
+
+  def ranked_reference(inputs: Inputs, weights: Array) -> Array:
+    complete = as_bool(weights)
+    ours = jnp.where(complete, margins(field(inputs, "batch_logp"), inputs.mask), jnp.inf)
+    theirs = jnp.where(complete, margins(field(inputs, "ref_logp"), inputs.mask), jnp.inf)
+    rank = jnp.argsort(jnp.argsort(ours.reshape(-1), stable=True), stable=True).reshape(ours.shape)
+    return jax.lax.stop_gradient(jnp.where(complete, jnp.sort(theirs, axis=None)[rank], 0))
+
+  def aot(pair: Pair, reference: Array) -> tuple[Array, Array]:
+    margin = beta * (pair.logp[0] - pair.logp[1] - reference)
+    return _logistic(margin, smoothing), margin
+
+  return pairwise(aot, tail_weight=tail_weight, constants=ranked_reference, needs=("batch_logp", "ref_logp"))

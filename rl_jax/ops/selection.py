@@ -1,0 +1,90 @@
+"""Which tokens of a batch are picked by a statistic of the whole batch. Parameter-free: compute them once, globally."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rl_jax.ops.masking import as_bool, masked_count, masked_mean, zero_masked
+
+
+def covariance(logp: Array, advantages: Array, mask: Array) -> Float[Array, "*batch T"]:
+  """Each token's part in the batch's covariance, `(A_t - mean A)(logp_t - mean logp)`, 0 where the mask is 0.
+
+  Under the policy gradient it is, to first order, minus the token's part in the change of the entropy.
+
+  Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
+  arXiv:2505.22617.
+
+  >>> print(covariance(jnp.array([-1.0, -3.0]), jnp.array([1.0, -1.0]), jnp.ones(2)))
+  [1. 1.]
+  """
+  logp, advantages = (zero_masked(x - masked_mean(x, mask), mask) for x in (logp, advantages))
+  return jax.lax.stop_gradient(logp * advantages)
+
+
+def _lowest(values: Array, eligible: Array, count: Array) -> Bool[Array, "*batch T"]:
+  """The `count` eligible entries with the lowest values; ties go to the earlier one."""
+  order = jnp.argsort(jnp.where(eligible, values, jnp.inf), axis=None, stable=True)
+  rank = jnp.zeros(values.size, jnp.int32).at[order].set(jnp.arange(values.size, dtype=jnp.int32))
+  return (rank.reshape(values.shape) < count) & eligible
+
+
+def _share(mask: Array, fraction: float | Array) -> Array:
+  """`max(floor(fraction * tokens), 1)`; a hair is added, since 0.1 * 30 may come out below 3."""
+  return jnp.maximum(jnp.floor(fraction * masked_count(mask) + 1e-4), 1)
+
+
+def top_fraction(values: Array, mask: Array, *, fraction: float | Array) -> Bool[Array, "*batch T"]:
+  """The selected tokens with the largest values: a fraction of the batch's tokens, and at least one.
+
+  Args:
+    values: `[..., T]`.
+    mask: 1 where a token is selected.
+    fraction: Of the selected tokens, rounded down.
+
+  >>> print(top_fraction(jnp.array([1.0, 3.0, 2.0, 9.0]), jnp.array([1, 1, 1, 0]), fraction=0.67))
+  [False  True  True False]
+  """
+  return _lowest(-zero_masked(values, mask), as_bool(mask), _share(mask, fraction))
+
+
+def random_fraction(
+  noise: Array, candidates: Array, mask: Array, *, fraction: float | Array
+) -> Bool[Array, "*batch T"]:
+  """Draws candidates at random: up to a fraction of the batch's tokens, and at least one if there is any.
+
+  Args:
+    noise: `[..., T]`, one uniform random number a token; the lowest are drawn.
+    candidates: `[..., T]` booleans.
+    mask: 1 where a token is selected.
+    fraction: Of the selected tokens, rounded down.
+
+  >>> print(random_fraction(jnp.array([0.2, 0.1, 0.9]), jnp.array([True, False, True]), jnp.ones(3), fraction=0.4))
+  [ True False False]
+  """
+  return _lowest(noise, as_bool(candidates) & as_bool(mask), _share(mask, fraction))
+
+
+def top_entropy(entropy: Array, mask: Array, *, fraction: float | Array = 0.2) -> Bool[Array, "*batch T"]:
+  """The selected tokens whose entropy is at least the batch's `1 - fraction` quantile (the forking tokens of "80/20").
+
+  The quantile interpolates linearly between tokens, as in TRL.
+
+  Args:
+    entropy: `[..., T]`, in nats; the learner's at this update as `batch_entropy`, or an earlier one.
+    mask: 1 where a token is selected.
+    fraction: Of the tokens that are kept, roughly.
+
+  Reference: S. Wang et al., "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement
+  Learning for LLM Reasoning", arXiv:2506.01939.
+
+  >>> print(top_entropy(jnp.array([0.1, 2.0, 0.2, 0.3, 0.1]), jnp.ones(5)))
+  [False  True False False False]
+  """
+  selected = as_bool(mask)
+  ordered = jnp.sort(jnp.where(selected, entropy, jnp.inf), axis=None)
+  last = jnp.maximum(masked_count(mask) - 1, 0)
+  place = (1 - jnp.asarray(fraction)) * last
+  below, above = (ordered[x.astype(jnp.int32)] for x in (jnp.floor(place), jnp.ceil(place)))
+  threshold = below + jnp.where(above > below, above - below, 0) * (place - jnp.floor(place))
+  return selected & (entropy >= threshold)
