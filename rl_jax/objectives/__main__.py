@@ -11,18 +11,16 @@ from rl_jax.objectives import names
 from rl_jax.objectives.base import Objective
 
 COLUMNS = ("ratio", "surrogate", "aggregation", "kl")
-EXAMPLES = {"length": 512}  # for arguments that have no default
 
 
 def build(name: str) -> Objective:
-  """Returns an objective with its defaults.
+  """Returns an objective with its defaults; a module whose factory requires arguments gives an `example` of them.
 
   >>> sorted(build("dr_grpo").needs)
   ['advantages', 'logp', 'old_logp']
   """
-  factory = importlib.import_module(f"rl_jax.objectives.{name}").objective
-  required = [p.name for p in inspect.signature(factory).parameters.values() if p.default is inspect.Parameter.empty]
-  return factory(**{argument: EXAMPLES[argument] for argument in required})
+  module = importlib.import_module(f"rl_jax.objectives.{name}")
+  return module.objective(**getattr(module, "example", {}))
 
 
 def row(name: str) -> list[str]:

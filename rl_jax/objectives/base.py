@@ -19,10 +19,9 @@ from rl_jax.ops import kl as kl_lib
 from rl_jax.ops.aggregation import Aggregate
 from rl_jax.ops.masking import as_bool, zero_masked
 from rl_jax.ops.metrics import Mean, Metrics
+from rl_jax.ops.numerics import largest_exponent, safe_exp
 from rl_jax.ops.ratios import Ratio
 from rl_jax.ops.surrogates import Surrogate, is_stopped
-
-_MAX_LOG_RATIO = 80.0  # of what is only reported
 
 
 class Inputs(NamedTuple):
@@ -136,10 +135,6 @@ def weighted_sum(weights: Array, values: Array) -> Float[Array, ""]:
   return jnp.sum(weights * zero_masked(values, weights))
 
 
-def _exp(log_ratio: Array) -> Array:
-  return jnp.exp(jnp.minimum(log_ratio, _MAX_LOG_RATIO))
-
-
 def policy_gradient(
   ratio: Ratio,
   surrogate: Surrogate,
@@ -172,8 +167,8 @@ def policy_gradient(
     context = dict(logp=logp, mask=inputs.mask)
     stopped = is_stopped(surrogate, log_ratio, advantages, **context)
     metrics: Metrics = {
-      "ratio": Mean.of(_exp(log_ratio), inputs.mask),
-      "approx_kl": Mean.of(_exp(log_ratio) - 1 - log_ratio, inputs.mask),
+      "ratio": Mean.of(safe_exp(log_ratio), inputs.mask),
+      "approx_kl": Mean.of(safe_exp(log_ratio) - 1 - log_ratio, inputs.mask),
       "clip_low": Mean.of(stopped & (advantages < 0), inputs.mask),
       "clip_high": Mean.of(stopped & (advantages > 0), inputs.mask),
     }
@@ -190,7 +185,7 @@ def kl_penalty(
   reference: str = "ref_logp",
   ratio: Ratio | None = None,
   ratio_to: str = "old_logp",
-  max_log_ratio: float | Array = 40.0,
+  max_log_ratio: float | Array | None = None,
 ) -> Objective:
   """`sum_t w_t kl_t(policy || reference)`, or `sum_t w_t r_t kl_t` with importance weights. Metric: `kl`.
 
@@ -201,7 +196,8 @@ def kl_penalty(
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
       the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
     ratio_to: The field that the ratio is taken against; "behaviour_logp" corrects for the sampler.
-    max_log_ratio: Clamp of that log-ratio from above.
+    max_log_ratio: Clamp of that log-ratio from above; half of `numerics.largest_exponent` by default, since the
+      estimate itself may be as large.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())
@@ -215,7 +211,7 @@ def kl_penalty(
     metrics: Metrics = {"kl": Mean.of(divergence, inputs.mask)}
     if ratio is not None:
       log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
-      divergence *= jnp.exp(jnp.minimum(log_ratio, max_log_ratio))
+      divergence *= safe_exp(log_ratio, largest_exponent(log_ratio) / 2 if max_log_ratio is None else max_log_ratio)
     return weighted_sum(weights, divergence), metrics
 
   needs = {"logp", reference} | ({ratio_to} if ratio is not None else set())
@@ -318,12 +314,12 @@ def likelihood(
 
 
 def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
-  """Multiplies a term's per-token weights by a factor that carries no gradient, such as an importance weight.
+  """Multiplies an objective's per-token weights by a factor that carries no gradient, such as an importance weight.
 
   The denominators stay those of all tokens: see `restrict` for the other convention.
 
   Args:
-    objective: A term whose weights are one array `[..., T]`.
+    objective: Its weights are arrays `[..., T]`: a term, or a sum of terms.
     factor: `Inputs -> [..., T]`, from parameter-free fields of the global batch.
     needs: The fields that it reads.
 
@@ -334,8 +330,9 @@ def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: I
   -1.0
   """
 
-  def weight(inputs: Inputs) -> Array:
-    return objective.weight(inputs) * zero_masked(jax.lax.stop_gradient(factor(inputs)), inputs.mask)
+  def weight(inputs: Inputs) -> Weights:
+    factors = zero_masked(jax.lax.stop_gradient(factor(inputs)), inputs.mask)
+    return jax.tree.map(lambda weights: weights * factors, objective.weight(inputs))
 
   parts = (*objective.parts, ("correction", name_of(factor)))
   return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)

@@ -1,7 +1,7 @@
 """Direct Preference Optimization (DPO) and its family, by the name of the loss.
 
-With `c = log pi(y_c) - log ref(y_c)`, `r` likewise for the rejected answer, `d = f(c) - f(r)` and `S = sigmoid`, each is
-the mean over pairs of
+With `c = log pi(y_c) - log ref(y_c)`, `r` likewise for the rejected answer, `d = f(c) - f(r)` and `S = sigmoid`, each
+is the mean over pairs of
 
     sigmoid     -(1 - e) log S(beta d) - e log S(-beta d)          DPO, arXiv:2305.18290; e > 0: cDPO
     robust      (-(1 - e) log S(beta d) + e log S(-beta d)) / (1 - 2 e)                     arXiv:2403.00409
@@ -38,6 +38,7 @@ from jaxtyping import Array
 from rl_jax.objectives.base import Inputs, Objective, field
 from rl_jax.objectives.pairs import Pair, pairwise, sequence_logp
 from rl_jax.ops.masking import as_bool
+from rl_jax.ops.numerics import safe_exp
 
 _log_sigmoid, _sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
 
@@ -105,7 +106,7 @@ def apo_down(p: Compared) -> Array:
 def discopop(p: Compared) -> Array:
   x = p.beta * p.difference
   gate = _sigmoid(x / p.tau)
-  return -_log_sigmoid(x) * (1 - gate) + jnp.exp(-jnp.maximum(x, -80.0)) * gate  # float32 overflows at 88
+  return -_log_sigmoid(x) * (1 - gate) + safe_exp(-x) * gate
 
 
 LOSSES: dict[str, Callable[[Compared], Array]] = {
@@ -114,9 +115,9 @@ LOSSES: dict[str, Callable[[Compared], Array]] = {
 }
 _DIVERGENCES: dict[str, Callable[[Array, float | Array], Array]] = {
   "reverse_kl": lambda u, alpha: u,
-  "forward_kl": lambda u, alpha: -jnp.expm1(jnp.minimum(-u, 80.0)),
+  "forward_kl": lambda u, alpha: 1 - safe_exp(-u),
   "js": lambda u, alpha: jnp.log(2.0) + _log_sigmoid(u),
-  "alpha": lambda u, alpha: jnp.expm1(jnp.minimum((alpha - 1) * u, 80.0)) / (alpha - 1),
+  "alpha": lambda u, alpha: (safe_exp((alpha - 1) * u) - 1) / (alpha - 1),
 }
 
 
@@ -139,7 +140,8 @@ def objective(
     beta: Strength of the pull towards the reference.
     label_smoothing: e above, the share of pairs that may be the wrong way round; `exo` needs it positive.
     divergence: The f-divergence that the pull minimises: "reverse_kl" (`f(u) = u`), "forward_kl" (`1 - exp(-u)`), "js"
-      (`log 2 + log S(u)`), or "alpha" (`(exp((alpha - 1) u) - 1) / (alpha - 1)`); exponents are clamped at 80.
+      (`log 2 + log S(u)`), or "alpha" (`(exp((alpha - 1) u) - 1) / (alpha - 1)`); exponents stay below
+      overflow.
     alpha: Of the alpha-divergence, not 1.
     length_normalized: Whether log-ratios are divided by the numbers of tokens.
     tail_weight: Weight of the log-probs beyond the shorter answer's length; below 1 it desensitises to length.

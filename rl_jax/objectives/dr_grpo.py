@@ -20,6 +20,7 @@ from rl_jax.objectives.base import Objective, policy_gradient
 from rl_jax.ops import advantages, aggregation, ratios, surrogates
 
 estimator = partial(advantages.group_normalized, scale="none")
+example = {"length": 512}
 
 
 def objective(*, length: int, clip_low: float | Array = 0.2, clip_high: float | Array = 0.2) -> Objective:

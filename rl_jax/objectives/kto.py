@@ -7,7 +7,8 @@
 A positive advantage marks a desirable sequence. `kl_baseline` is `log pi(y') - log ref(y')` of the prompt with the
 answer of another one, without a gradient: its mean over the global batch estimates the KL.
 
-How the defaults differ elsewhere: TRL 1.16: the same, with z0 of each micro-batch (averaged over processes).
+How the defaults differ elsewhere: TRL 1.16: the same, with z0 of each micro-batch (averaged over processes); verl has
+none.
 
 Reference: K. Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv:2402.01306.
 """

@@ -5,7 +5,8 @@
 GSPO's mean over a sequence gives each token of a long one less weight, which shortens answers; the factor `n_i` undoes
 it. The clip range's defaults are GSPO's.
 
-How the defaults differ elsewhere: TRL 1.16's `loss_type = "luspo"` takes token ratios unless told otherwise.
+How the defaults differ elsewhere: TRL 1.16's `loss_type = "luspo"` takes token ratios unless told otherwise; verl
+has none.
 
 Reference: "Length-Unbiased Sequence Policy Optimization", arXiv:2602.05261.
 """

@@ -4,7 +4,7 @@
     log odds(y) = l - log(1 - exp(l)),   l = 1/n log pi(y)
 
 How the defaults differ elsewhere: TRL 1.16 averages the likelihood term over the tokens of the batch and includes the
-prompt's; here it is each pair's mean, as in the paper.
+prompt's; here it is each pair's mean, as in the paper. verl has none.
 
 Reference: J. Hong et al., "ORPO: Monolithic Preference Optimization without Reference Model", arXiv:2403.07691.
 """

@@ -70,7 +70,8 @@ def pairwise(
     metrics: Metrics = {"accuracy": Mean.of(margin > 0, weights[0]), "margin": Mean.of(margin, weights[0])}
     return weighted_sum(weights[0], losses), metrics
 
-  return Objective(weight, loss, frozenset(names) | frozenset(needs), (("surrogate", compare.__name__),))
+  parts = (("surrogate", compare.__name__), ("compares", "pairs"))
+  return Objective(weight, loss, frozenset(names) | frozenset(needs), parts)
 
 
 def _sides(x: Array) -> tuple[Array, Array]:
@@ -176,4 +177,4 @@ def ranking(
     return weighted_sum(weights, losses), metrics
 
   needs = frozenset({"scores"} | ({"ratings"} if margins else set()))
-  return Objective(weight, loss, needs, (("surrogate", compare.__name__),))
+  return Objective(weight, loss, needs, (("surrogate", compare.__name__), ("compares", "rankings")))

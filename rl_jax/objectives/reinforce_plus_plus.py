@@ -7,7 +7,7 @@ with `A` from `ops.token_advantages.reinforce_plus_plus` (the KL penalty is part
 
 How the defaults differ elsewhere:
   - OpenRLHF, the authors' system: the same; rewards are clipped to +-10 first.
-  - verl: dual clip with 3.
+  - verl: dual clip with 3. TRL 1.16 has none.
 
 Reference: J. Hu et al., "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage
 Normalization", arXiv:2501.03262.

@@ -5,7 +5,7 @@
 
 `scores [..., K]` are the learner's, best first. All pairs of a ranking are in one batch: taking them apart overfits.
 
-How the defaults differ elsewhere: TRL 1.16: pairs only; the same margin and centering.
+How the defaults differ elsewhere: TRL 1.16: pairs only; the same margin and centering. verl trains none.
 
 Reference: L. Ouyang et al., "Training Language Models to Follow Instructions with Human Feedback", arXiv:2203.02155
 (eq. 1); H. Touvron et al., "Llama 2", arXiv:2307.09288 (margin); J. Eisenstein et al., "Helping or Herding?",

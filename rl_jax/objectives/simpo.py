@@ -2,7 +2,8 @@
 
     loss = mean over pairs of -log sigmoid( beta (1/n_c log pi(y_c) - 1/n_r log pi(y_r)) - gamma )
 
-How the defaults differ elsewhere: TRL 1.16 (CPO with `loss_type = "simpo"`): beta 0.1 and gamma 0.5.
+How the defaults differ elsewhere: TRL 1.16 (CPO with `loss_type = "simpo"`): beta 0.1 and gamma 0.5;
+verl has none.
 
 Reference: Y. Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward", arXiv:2405.14734 (beta
 2 to 2.5, gamma around half of it).

@@ -3,6 +3,7 @@
     loss = -1/N sum_it sg(phi(W_i)) A_i log pi(a_it),   W_i = prod_t r_it,   phi(W) = W^k exp(lambda (1 - W))
 
 How the defaults differ elsewhere: TRL 1.16 has the same defaults; it multiplies W by the sampler's correction.
+verl has none.
 
 Reference: "VESPO: Variational Sequence-level Soft Policy Optimization", arXiv:2602.10693.
 """

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rl_jax.ops.masking import upcast
+from rl_jax.ops.numerics import largest_exponent
 
 Estimator = Callable[[Array, Array], Array]
 
@@ -71,21 +72,23 @@ def absolute(
   >>> print(absolute(jnp.array([-2.0]), jnp.array([-1.5])))
   [0.5]
   """
-  return jnp.abs(_log_ratio(logp, ref_logp, max_log_ratio))
+  d = _log_ratio(logp, ref_logp, max_log_ratio)
+  return d * jax.lax.stop_gradient(jnp.sign(d))  # the derivative of jnp.abs at 0 is 1
 
 
 def k3(
-  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = 80.0
+  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
 ) -> Float[Array, "*batch T"]:
   """Returns `expm1(d) - d` with `d = log reference - log policy`, `[..., T]`, at least 0.
 
-  Arguments as `k1`, but `d` is clamped to +-80 unless told otherwise, because float32 overflows at 88. Its gradient in
+  Arguments as `k1`, but `d` is clamped just below overflow unless told otherwise (64.7 in float32). Its gradient in
   `logp` is `-expm1(d)`, and 0 beyond the clamp. verl clamps `d` to +-20 (and the estimate to +-10), TRL does not clamp.
 
   >>> print(k3(jnp.array([-1.0]), jnp.array([-1.5])).round(4))
   [0.1065]
   """
   d = _log_ratio(logp, ref_logp, max_log_ratio)
+  d = jnp.minimum(d, largest_exponent(d))
   return jnp.expm1(d) - d
 
 

@@ -124,6 +124,35 @@ def token_log_probs(
   return logp.reshape(*batch, length), entropies.reshape(*batch, length)
 
 
+def sum_squared_probs(
+  hidden: Float[Array, "*batch T D"],
+  unembedding: Float[Array, "D V"],
+  *,
+  temperature: float | Array = 1.0,
+) -> Float[Array, "*batch T"]:
+  """`sum_v p_v^2` of `p = softmax(hidden W / temperature)`, one step of time at a time, without a gradient.
+
+  For `ops.token_advantages.optimal_token_baseline`.
+
+  Args:
+    hidden: `[..., T, D]`, row t predicts token t.
+    unembedding: `[D, V]`.
+    temperature: A scalar.
+
+  Returns:
+    `[..., T]`, in (0, 1].
+
+  >>> print(sum_squared_probs(jnp.ones((2, 3)), jnp.zeros((3, 4))))
+  [0.25 0.25]
+  """
+  temperature = jnp.asarray(temperature, _compute_dtype(hidden))
+
+  def step(h: Array) -> Array:
+    return jnp.sum(jnp.square(jax.nn.softmax(_scaled_logits(h, unembedding, temperature), axis=-1)), axis=-1)
+
+  return jax.lax.stop_gradient(jnp.moveaxis(jax.lax.map(step, jnp.moveaxis(hidden, -2, 0)), 0, -1))
+
+
 def _compute_dtype(x: Array) -> jnp.dtype:
   return jnp.promote_types(x.dtype, jnp.float32)
 

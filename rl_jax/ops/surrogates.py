@@ -4,8 +4,8 @@ The context, which an objective passes and most surrogates ignore, is `logp` (th
 surrogate whose gradient is that of the log-prob rather than of the ratio (REINFORCE, CISPO, DRO, DPPO, VESPO) names
 `logp` among its arguments; one that looks at whole sequences (GMPO, VESPO) names `mask`.
 
-Where a loss is unbounded in the ratio, the log-ratio is clamped to `max_log_ratio` first, because float32 overflows at
-88; beyond the clamp the gradient is 0.
+Where a loss is unbounded in the ratio, the log-ratio is clamped first, because float32 overflows at 88: by default to
+`numerics.largest_exponent` (64.7 in float32, 685.7 in float64). Beyond the clamp the gradient is 0.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from rl_jax.ops.masking import as_bool, masked_mean, masked_sum, zero_masked
+from rl_jax.ops.numerics import safe_exp
 
 Surrogate = Callable[..., Array]
-_MAX_LOG_RATIO = 80.0
 
 
 def reinforce() -> Surrogate:
@@ -40,11 +40,11 @@ def reinforce() -> Surrogate:
   return surrogate
 
 
-def importance(*, max_log_ratio: float | Array = _MAX_LOG_RATIO) -> Surrogate:
+def importance(*, max_log_ratio: float | Array | None = None) -> Surrogate:
   """`-A r`, importance-sampled and unclipped.
 
   Args:
-    max_log_ratio: The log-ratio is clamped to this from above.
+    max_log_ratio: The log-ratio is clamped to this from above (verl: 20); just below overflow by default.
 
   Returns:
     `(log_ratio, advantages) -> loss [..., T]`, minimised.
@@ -54,7 +54,7 @@ def importance(*, max_log_ratio: float | Array = _MAX_LOG_RATIO) -> Surrogate:
   """
 
   def surrogate(log_ratio: Array, advantages: Array, **_) -> Array:
-    return -advantages * jnp.exp(jnp.minimum(log_ratio, max_log_ratio))
+    return -advantages * safe_exp(log_ratio, max_log_ratio)
 
   return surrogate
 
@@ -64,7 +64,7 @@ def clip(
   low: float | Array = 0.2,
   high: float | Array = 0.2,
   delta: float | Array | None = None,
-  max_log_ratio: float | Array = _MAX_LOG_RATIO,
+  max_log_ratio: float | Array | None = None,
 ) -> Surrogate:
   """The clipped surrogate, `max(-A r, -A clip(r, 1 - low, 1 + high))` with `r = exp(log_ratio)`.
 
@@ -76,7 +76,8 @@ def clip(
     high: How far it may rise above 1. `high > low` is DAPO's asymmetric clip ("clip-higher").
     delta: If given, the unclipped branch uses `min(r, delta)`: INTELLECT-2's two-sided clip, as TRL has it. Above
       `1 + high` it bounds the loss of negative advantages, as `dual_clip` does.
-    max_log_ratio: The log-ratio is clamped to this from above where the advantage is negative.
+    max_log_ratio: The log-ratio is clamped to this from above; it matters where the advantage is negative. Just below
+      overflow by default; verl clamps to +-20.
 
   Returns:
     `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimised.
@@ -95,7 +96,7 @@ def clip(
     clipped = jnp.clip(log_ratio, jnp.log(jnp.maximum(1 - jnp.asarray(low), 0)), jnp.log1p(high))
     free = log_ratio if delta is None else jnp.minimum(log_ratio, jnp.log(delta))
     pessimistic = jnp.where(advantages > 0, jnp.minimum(free, clipped), jnp.maximum(free, clipped))
-    return -advantages * jnp.exp(jnp.minimum(pessimistic, max_log_ratio))
+    return -advantages * safe_exp(pessimistic, max_log_ratio)
 
   return surrogate
 
@@ -149,7 +150,7 @@ def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
 
   def surrogate(log_ratio: Array, advantages: Array, **_) -> Array:
     inside = (log_ratio >= jnp.log(jnp.maximum(1 - jnp.asarray(low), 0))) & (log_ratio <= jnp.log1p(high))
-    return jnp.where(inside, -advantages * jnp.exp(jnp.where(inside, log_ratio, 0)), 0)
+    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0)), 0)
 
   return surrogate
 
@@ -232,8 +233,8 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> Surrogate:
     pessimistic = jnp.where(advantages > 0, jnp.minimum(log_ratio, high), jnp.maximum(log_ratio, -jnp.asarray(low)))
     pessimistic = jnp.where(advantages == 0, log_ratio, pessimistic)
     # Only rows of mixed signs can have a mean beyond the clamps: there it is bounded, so that exp stays finite.
-    mean = jnp.minimum(masked_mean(pessimistic, mask, axis=-1), _MAX_LOG_RATIO)
-    loss = -jnp.exp(mean) * masked_mean(advantages, mask, axis=-1)
+    mean = masked_mean(pessimistic, mask, axis=-1)
+    loss = -safe_exp(mean) * masked_mean(advantages, mask, axis=-1)
     return jnp.broadcast_to(loss[..., None], mask.shape)
 
   return surrogate

@@ -1,9 +1,14 @@
 """Every objective that `rl_jax.objectives` holds, against the contract of `objectives.base`.
 
-An objective whose factory has required arguments names them in `REQUIRED`.
+Batches are `[4, 2, 6]`, so that the second axis can be a group, a preference pair or a ranking. What an objective reads
+follows from its `needs`, what it compares from its `parts`. A module may hold
+
+    example = {"length": 512}       arguments that its factory requires
+    is_policy_gradient = False      if its on-policy gradient is not that of `-A log pi`, weighted by its first term
 """
 
 import importlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +17,24 @@ import optax
 import pytest
 
 from rl_jax import objectives
-from rl_jax.objectives.base import Inputs
+from rl_jax.objectives.__main__ import build
+from rl_jax.objectives.base import LEARNER, Inputs
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.train import parallel
 from rl_jax.train.score import Scores
 from rl_jax.train.state import TrainState
 from rl_jax.train.step import Batch, make_train_step
 
-REQUIRED: dict[str, dict] = {}
 NAMES = objectives.names()
-FLOATS = ("logp", "entropy", "old_logp", "ref_logp", "behaviour_logp", "advantages")
-LEARNER = ("logp", "entropy")
-SHAPE = (4, 3, 6)
+TOKENS = (
+  "logp", "entropy", "old_logp", "ref_logp", "behaviour_logp", "batch_logp", "batch_entropy", "advantages", "values",
+  "old_values", "returns", "noise",
+)  # fmt: skip
+ROWS = ("scores", "ratings", "kl_baseline")
+SHAPE = (4, 2, 6)
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
-
-
-def make(name):
-  return importlib.import_module(f"rl_jax.objectives.{name}").objective(**REQUIRED.get(name, {}))
+make = build
 
 
 def batch(seed=0, dtype=np.float32, shape=SHAPE):
@@ -44,18 +49,32 @@ def batch(seed=0, dtype=np.float32, shape=SHAPE):
     ref_logp=old + rng.normal(size=shape) * 0.3,
     behaviour_logp=old + rng.normal(size=shape) * 0.05,
     entropy=rng.random(shape),
-    advantages=np.broadcast_to(rng.normal(size=(*shape[:-1], 1)), shape),
+    advantages=np.broadcast_to(rng.normal(size=(*shape[:-1], 1)) * 3, shape),
+    values=rng.normal(size=shape),
+    old_values=rng.normal(size=shape),
+    returns=rng.normal(size=shape),
+    noise=rng.random(shape),
+    scores=rng.normal(size=shape[:-1]),
+    ratings=rng.normal(size=shape[:-1]),
+    kl_baseline=rng.normal(size=shape[:-1]),
   )
-  return Inputs(mask=jnp.asarray(mask, dtype), **{k: jnp.asarray(v, dtype) for k, v in fields.items()})
+  fields |= dict(batch_logp=fields["logp"], batch_entropy=fields["entropy"])
+  target = mask & (rng.random((*shape[:-1], 1)) < 0.5)
+  masks = dict(mask=mask, target_mask=target)
+  return Inputs(**{k: jnp.asarray(v, dtype) for k, v in (fields | masks).items()})
 
 
 def parameter_free(inputs):
-  return inputs._replace(logp=None, entropy=None)
+  return inputs._replace(**{name: None for name in LEARNER})
+
+
+def compares_sequences(objective):
+  return any(key == "compares" for key, _ in objective.parts)
 
 
 def loss_and_gradient(objective, inputs, weights=None):
   weights = objective.weight(parameter_free(inputs)) if weights is None else weights
-  learner = {name: getattr(inputs, name) for name in LEARNER}
+  learner = {name: getattr(inputs, name) for name in LEARNER if getattr(inputs, name) is not None}
 
   def loss(learner):
     return objective.loss(inputs._replace(**learner), weights)
@@ -71,40 +90,69 @@ def assert_same(one, other, rtol=1e-5, atol=1e-7):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_masked_slots_are_inert(name, bad):
   objective, clean = make(name), batch()
-  dirty = clean._replace(**{f: jnp.where(clean.mask == 1, getattr(clean, f), bad) for f in FLOATS})
+  exists = jnp.any(clean.mask == 1, axis=-1)
+  dirty = clean._replace(
+    **{f: jnp.where(clean.mask == 1, getattr(clean, f), bad) for f in TOKENS},
+    **{f: jnp.where(exists, getattr(clean, f), bad) for f in ROWS},
+  )
   assert_same(loss_and_gradient(objective, dirty), loss_and_gradient(objective, clean), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [bool, np.int32, np.float32])
 def test_masks_of_any_type(name, kind):
   objective, inputs = make(name), batch()
-  other = inputs._replace(mask=jnp.asarray(np.asarray(inputs.mask).astype(kind)))
+  other = inputs._replace(
+    **{name: jnp.asarray(np.asarray(getattr(inputs, name)).astype(kind)) for name in ("mask", "target_mask")}
+  )
   assert_same(loss_and_gradient(objective, other)[:2], loss_and_gradient(objective, inputs)[:2])
 
 
 def test_more_padding_changes_nothing(name):
   objective, inputs = make(name), batch()
-  longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 5))), inputs)
+  longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 5))) if x.ndim == 3 else x, inputs)
   one, other = loss_and_gradient(objective, inputs), loss_and_gradient(objective, longer)
   np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
-  assert_same(one[1], jax.tree.map(lambda x: x[..., : SHAPE[-1]], other[1]))
+  assert_same(one[1], jax.tree.map(lambda x: x[..., : SHAPE[-1]] if x.ndim == 3 else x, other[1]))
 
 
 def test_nothing_selected_gives_finite_zeros(name):
   objective, inputs = make(name), batch()
-  empty = inputs._replace(mask=jnp.zeros(SHAPE), advantages=jnp.full(SHAPE, jnp.nan))
+  nothing = jnp.zeros(SHAPE)
+  empty = inputs._replace(mask=nothing, target_mask=nothing, advantages=jnp.full(SHAPE, jnp.nan))
   value, gradient, _ = loss_and_gradient(objective, empty)
   assert value == 0
   assert_same(gradient, jax.tree.map(jnp.zeros_like, gradient), rtol=0, atol=0)
 
 
+def policy_weight(weights):
+  """The per-token weights of an objective's policy gradient, however it is composed: its first term's."""
+  while isinstance(weights, dict):
+    weights = next(iter(weights.values()))
+  return weights
+
+
 def test_on_policy_gradient_is_that_of_the_weighted_log_likelihood(name):
   # At logp = old = ref = behaviour every ratio is 1, nothing is clipped, and a KL to the reference is at its minimum.
   objective, inputs = make(name), batch()
-  same = inputs._replace(logp=inputs.old_logp, ref_logp=inputs.old_logp, behaviour_logp=inputs.old_logp)
+  module = importlib.import_module(f"rl_jax.objectives.{name}")
+  if not any(key == "ratio" for key, _ in objective.parts) or not getattr(module, "is_policy_gradient", True):
+    pytest.skip("no policy gradient")
+  logps = ("logp", "ref_logp", "behaviour_logp", "batch_logp")
+  same = inputs._replace(**{f: inputs.old_logp for f in logps}, target_mask=jnp.zeros(SHAPE))
   gradient = loss_and_gradient(objective, same)[1]["logp"]
-  weight = objective.weight(parameter_free(same))["policy"]
+  weight = policy_weight(objective.weight(parameter_free(same)))
+  assert jnp.any(gradient != 0)
   np.testing.assert_allclose(gradient, -weight * same.advantages, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [90.0, -90.0])
+def test_log_ratios_of_90_stay_finite_in_float32(name, shift):
+  objective, inputs = make(name), batch()
+  moved = inputs.logp + shift - 95 * (shift > 0)  # log-probs stay negative
+  other = {f: getattr(inputs, f) - 95 * (shift > 0) for f in ("old_logp", "ref_logp", "behaviour_logp")}
+  value, gradient, metrics = loss_and_gradient(objective, inputs._replace(logp=moved, batch_logp=moved, **other))
+  for leaf in jax.tree.leaves((value, gradient, metrics)):
+    assert np.all(np.isfinite(leaf))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -123,12 +171,16 @@ def test_micro_batches_add_up_to_the_batch(name, parts):
 
 
 def test_lone_sequence(name):
-  objective, inputs = make(name), batch(seed=1, shape=(6,))
-  inputs = inputs._replace(mask=jnp.array([1.0, 1, 1, 1, 0, 0]))
+  objective = make(name)
+  shape = (2, 6) if compares_sequences(objective) else (6,)
+  mask = jnp.broadcast_to(jnp.array([1.0, 1, 1, 1, 0, 0]), shape)
+  inputs = batch(seed=1, shape=shape)._replace(mask=mask, target_mask=mask)
   value, gradient, _ = loss_and_gradient(objective, inputs)
   row = jax.tree.map(lambda x: x[None], inputs)
-  assert value.shape == () and gradient["logp"].shape == (6,)
-  assert_same(loss_and_gradient(objective, row)[0], value)
+  in_batch = loss_and_gradient(objective, row)
+  assert value.shape == () and value != 0
+  assert_same(in_batch[0], value)
+  assert_same(jax.tree.map(lambda x: x[0], in_batch[1]), gradient)
 
 
 def test_float32_is_close_to_float64(name):
@@ -141,7 +193,7 @@ def test_float32_is_close_to_float64(name):
 
 def test_bfloat16_log_probs_are_upcast(name):
   objective, inputs = make(name), batch()
-  half = inputs._replace(**{f: getattr(inputs, f).astype(jnp.bfloat16) for f in FLOATS})
+  half = inputs._replace(**{f: getattr(inputs, f).astype(jnp.bfloat16) for f in (*TOKENS, *ROWS)})
   widened = jax.tree.map(lambda x: x.astype(jnp.float32), half)
   value, _, _ = loss_and_gradient(objective, half)
   assert value.dtype == jnp.float32
@@ -163,14 +215,40 @@ def test_jit_equals_eager_and_compiles_once(name):
 
 def test_it_needs_what_it_says(name):
   objective, inputs = make(name), batch()
-  for field in FLOATS:
+
+  def evaluate(given):
+    return objective.loss(given, objective.weight(parameter_free(given)))[0]
+
+  for field in (*TOKENS, *ROWS, "target_mask"):
     without = inputs._replace(**{field: None})
-    weights = objective.weight(parameter_free(inputs))
     if field in objective.needs:
       with pytest.raises(ValueError, match=field):
-        objective.loss(without, weights)
+        evaluate(without)
     else:
-      assert_same(objective.loss(without, weights)[0], objective.loss(inputs, weights)[0])
+      assert_same(evaluate(without), evaluate(inputs))
+
+
+def test_hyperparameters_may_be_traced(name):
+  module = importlib.import_module(f"rl_jax.objectives.{name}")
+  factory = module.objective
+  defaults = {k: p.default for k, p in inspect.signature(factory).parameters.items()}
+  numbers = {k: float(v) for k, v in defaults.items() if isinstance(v, float)}
+  inputs = batch()
+
+  def value(numbers):
+    objective = factory(**numbers, **getattr(module, "example", {}))
+    return objective.loss(inputs, objective.weight(parameter_free(inputs)))[0]
+
+  if "entropy_coef" in numbers:  # a Python 0 leaves the term out, a traced one multiplies it
+    numbers["entropy_coef"] = 0.5
+  swept = jax.jit(jax.vmap(value))({k: jnp.array([v, v]) for k, v in numbers.items()}) if numbers else [value({})] * 2
+  np.testing.assert_allclose(swept, [value(numbers)] * 2, rtol=1e-5)
+
+
+def test_its_docstring_tells_the_paper_and_the_differences(name):
+  text = importlib.import_module(f"rl_jax.objectives.{name}").__doc__
+  for word in ("Reference:", "differ elsewhere", "TRL", "verl", "loss"):
+    assert word in text, word
 
 
 def train_step(name, **kwargs):
@@ -178,12 +256,12 @@ def train_step(name, **kwargs):
 
   def score(params, features):
     logp = -jnp.logaddexp(0.0, features @ params["w"])
-    return Scores(logp, jnp.abs(logp))
+    return Scores(logp, jnp.abs(logp), values=logp + 1, scores=logp.mean(-1))
 
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
   params = {"w": jnp.array([0.3, -0.2, 0.5])}
   features = jnp.asarray(np.random.default_rng(5).normal(size=(*SHAPE, 3)), jnp.float32)
-  inputs = parameter_free(batch())
+  inputs = parameter_free(batch())._replace(batch_logp=None, batch_entropy=None)
   data = Batch(features, inputs)
   return make_train_step(score, make(name), tx, **kwargs), TrainState.create(params, tx), data
 
