@@ -78,16 +78,20 @@ def main(config: Config) -> None:
   functions = rewards.from_paths(config.rewards, config.reward_weights)
   task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
   settings = dataclasses.asdict(config) | {"data": task.fingerprint}
-  with RunDirectory(config.run_dir, settings, resume=config.resume) as run:
-    train(config, sampler, task, run)
+  directory = RunDirectory(config.run_dir, settings, resume=config.resume)
+  model = presets.load(config.model, remat=config.remat)
+  presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
+  with directory as run:
+    train(config, sampler, task, model, run)
 
 
 def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together."""
   positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches")
-  for name, least in (*((name, 1) for name in positive), ("warmup", 0), ("checkpoint_every", 0)):
-    if getattr(config, name) < least:
-      raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm")
+  for name, least in (*((name, 1) for name in positive), *((name, 0) for name in not_negative)):
+    if not least <= getattr(config, name) < float("inf"):
+      raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
   if config.group_size < 2 or config.temperature == 0:
     raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
   parts = config.minibatches * config.microbatches * jax.device_count()
@@ -95,9 +99,7 @@ def check(config: Config) -> None:
     raise ValueError(f"prompts must be a multiple of minibatches * microbatches * devices = {parts}")
 
 
-def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, run: RunDirectory) -> None:
-  model = presets.load(config.model, remat=config.remat)
-  presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
+def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: presets.Model, run: RunDirectory) -> None:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   size = f"{model.num_params / 1e6:.1f} M parameters"
@@ -149,22 +151,30 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, run: RunD
     compiles=counter.total,
   )
   if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(*sys.argv[1:])} --resume")
+    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(config, resume=True)}")
   weights.save_safetensors(
     run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
   )
   report.show(run.folder)
-  harder = ("--task-options", "digits=3", "--max-new-tokens", "6") if config.task == "arithmetic" else sys.argv[1:]
-  print(f"next:\n  {command(*harder, '--model', f'{run.folder}/model', '--run-dir', f'{run.folder}-next')}")
+  harder = dict(task_options=("digits=3",), max_new_tokens=6) if config.task == "arithmetic" else {}
+  further = dict(model=f"{run.folder}/model", run_dir=f"{run.folder}-next", resume=False)
+  print(f"next:\n  {command(config, **further, **harder)}")
 
 
-def command(*arguments: str) -> str:
-  return shlex.join([sys.executable, "-m", "experiments.grpo", *arguments])
+def command(config: Config, **changes: Any) -> str:
+  """Returns the command line of a configuration: what differs from the defaults."""
+  config, words = dataclasses.replace(config, **changes), [sys.executable, "-m", "experiments.grpo"]
+  for field in dataclasses.fields(config):
+    value, flag = getattr(config, field.name), field.name.replace("_", "-")
+    if value != field.default:
+      texts = [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+      words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *texts]
+  return shlex.join(words)
 
 
 if __name__ == "__main__":
   try:
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m experiments.grpo", description=__doc__))
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:

@@ -2,9 +2,10 @@
 
 
 def reason(error: BaseException) -> str:
-  """Returns the first line of an error's message, or its kind where it has none.
+  """Returns the first line of an error's message, cut at 300 characters, or its kind where it has none.
 
   >>> reason(ValueError("too long\\nsecond line"))
   'too long'
   """
-  return next(iter(str(error).splitlines()), type(error).__name__)
+  line = next(iter(str(error).splitlines()), type(error).__name__)
+  return line if len(line) <= 300 else line[:297] + "..."

@@ -51,6 +51,8 @@ def draw(folder: str | Path) -> Path:
       axis.plot(*_values(rows, name), label=name.rsplit("/", 1)[-1])
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.grid(alpha=0.3)
     if len(names) > 1:
       axis.legend(fontsize=8)
@@ -70,7 +72,7 @@ def _values(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[
 
 
 if __name__ == "__main__":
-  if len(sys.argv) != 2:
+  if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
     sys.exit("usage: python -m rl_jax.analysis.plots RUN_DIR")
   try:
     print(draw(sys.argv[1]))

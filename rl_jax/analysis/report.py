@@ -30,10 +30,14 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
     raise ValueError(f"{str(folder)!r} holds no evaluation.jsonl: no finished run")
   first, last = results[0], results[-1]
   steps = read_lines(folder, "metrics.jsonl")
-  for title, result in (("before", first), (f"after {last['step']} steps", last)):
+  evaluated = [("before", first)] + ([(f"after {last['step']} steps", last)] if last is not first else [])
+  for title, result in evaluated:
     line = f"{title}: {Evaluation(samples=[], **_without_step(result)).describe()}"
     console.print(line, highlight=False, soft_wrap=True)
-  console.print(_samples(folder, first["step"], last["step"], samples))
+  if last is first and steps:
+    console.print(f"stopped after {len(steps)} steps, before its last evaluation", highlight=False)
+  else:
+    console.print(_samples(folder, first["step"], last["step"], samples))
   if steps:
     minutes, peak = sum(row["seconds"] for row in steps) / 60, max(row["peak_gib"] for row in steps)
     console.print(f"{len(steps)} steps took {minutes:.1f} minutes; peak memory {peak:.1f} GiB", highlight=False)
@@ -71,7 +75,7 @@ def _cell(content: str) -> Text:
 
 
 if __name__ == "__main__":
-  if len(sys.argv) != 2:
+  if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
     sys.exit("usage: python -m rl_jax.analysis.report RUN_DIR")
   try:
     show(sys.argv[1])

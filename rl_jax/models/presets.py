@@ -122,6 +122,12 @@ def _model(config: TransformerConfig, params: Any, hf: PretrainedConfig, tokeniz
   return Model(policy(config), params, config, hf, tokenizer, tuple(sorted(ends)))
 
 
+_TINY_CHAT = (
+  "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
 def _tiny(overrides: dict[str, Any]) -> Model:
   tokenizer = character_tokenizer(string.digits + string.ascii_letters + string.punctuation + " \n")
   hf = LlamaConfig(
@@ -137,6 +143,7 @@ def _tiny(overrides: dict[str, Any]) -> Model:
     bos_token_id=None,
     pad_token_id=tokenizer.get_vocab()["<pad>"],
   )
+  tokenizer.chat_template = _TINY_CHAT
   config = hf_config.transformer_config(hf, **overrides)
   return _model(config, policy(config).init(jax.random.key(0)), hf, tokenizer)
 

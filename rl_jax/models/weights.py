@@ -235,6 +235,7 @@ def save_safetensors(
   )
   for filename, names in split.filename_to_tensors.items():
     save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
+    (folder / filename).chmod(0o644)  # it is written for the owner alone
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

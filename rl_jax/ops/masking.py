@@ -94,7 +94,7 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
 
 
 def masked_whiten(
-  x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float = 1e-8
+  x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float | Array = 1e-8
 ) -> Array:
   """Returns `(x - mean) / sqrt(var + eps)` over all selected entries, and 0 elsewhere.
 

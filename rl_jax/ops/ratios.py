@@ -92,5 +92,7 @@ def sequence_token() -> Ratio:
 
 
 def _difference(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+  if old_logp is None:
+    raise ValueError("this ratio needs old_logp; only ratios.on_policy does without")
   chex.assert_equal_shape([logp, old_logp, mask])
   return zero_masked(logp, mask) - zero_masked(old_logp, mask)

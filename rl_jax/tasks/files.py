@@ -46,7 +46,9 @@ def load(
     raise ValueError(f"task file {str(path)!r} needs at least one reward function")
   rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in _read(path)]
   if len(rows) <= evaluation_size:
-    raise ValueError(f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size}")
+    raise ValueError(
+      f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size} (a task option)"
+    )
   order = np.random.default_rng(seed).permutation(len(rows))
   train, held_out = order[: len(rows) - evaluation_size], order[len(rows) - evaluation_size :]
 

@@ -15,7 +15,9 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +73,7 @@ def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())
   try:
     function = getattr(importlib.import_module(module_name), attribute)
-  except Exception as error:  # whatever the user's module raises
+  except (Exception, SystemExit) as error:  # whatever the user's module raises
     raise ValueError(f"reward {path!r} cannot be imported: {type(error).__name__}: {reason(error)}") from None
   if not callable(function):
     raise ValueError(f"reward {path!r} is not callable")
@@ -119,7 +121,7 @@ def _call_all(rewards: Sequence[Reward], keywords: Mapping[str, Any], count: int
     return returned
 
   for i, value in zip(pending, _await_all([returned[i] for i in pending]), strict=True):
-    if isinstance(value, Exception):
+    if isinstance(value, BaseException):
       raise _failure(rewards[i].name, value, _where(rewards[i], keywords, count)) from value
     returned[i] = value
   return returned
@@ -145,12 +147,14 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
   try:
     return reward.function(**keywords)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise _failure(reward.name, error, _where(reward, keywords, count)) from error
 
 
 def _failure(name: str, error: BaseException, where: str) -> ValueError:
-  return ValueError(f"reward function {name!r} raised {type(error).__name__} on {where}: {reason(error)}")
+  frames = traceback.extract_tb(error.__traceback__)
+  place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+  return ValueError(f"reward function {name!r} raised {type(error).__name__} on {where}: {reason(error)}{place}")
 
 
 def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
@@ -161,11 +165,11 @@ def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
       break
     try:
       value = reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
-      failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], Exception)
-    except Exception:
+      failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], BaseException)
+    except (Exception, SystemExit):
       failed = True
     if failed:
-      return f"row {row}"
+      return f"row {row} of the batch"
   return f"a batch of {count} rows"
 
 

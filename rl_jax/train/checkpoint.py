@@ -48,7 +48,7 @@ class Checkpoints:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     except (ValueError, KeyError, TypeError) as error:
       where = f"checkpoint {step} in {self._manager.directory}"
-      raise ValueError(f"{where} does not fit this run: {reason(error)}") from error
+      raise ValueError(f"{where} is damaged, or of another model or optimiser: {reason(error)}") from error
 
 
 @contextmanager

@@ -40,7 +40,10 @@ def train(
   with open_checkpoints(run.folder / "checkpoints") as checkpoints:
     resumed = checkpoints.latest()
     state = checkpoints.resume(state)
-    run.rewind(-1 if resumed is None else resumed)
+    if resumed is not None:
+      run.rewind(resumed)
+    elif run.set_aside():
+      print("no checkpoint to resume from: starting again; the earlier logs are kept as *.jsonl.old", flush=True)
     if resumed is None:
       run.write_evaluation(0, test(state.policy.params))
     state, done = fit(state, steps=steps, run=run, checkpoints=checkpoints, **settings)
@@ -112,6 +115,8 @@ def fit(
         table.add(done, row)
         if row["prompts_skipped"]:
           table.warn(f"step {done}: {row['prompts_skipped']:.0f} prompts were too long and passed over")
+        if np.isnan(row["reward"]):
+          table.warn(f"step {done}: no reward function applied to any completion")
         if row["skipped"]:
           table.warn(f"step {done}: loss or gradient not finite; {row['skipped']:.0%} of its updates were left out")
         if checkpoint_every and done % checkpoint_every == 0:

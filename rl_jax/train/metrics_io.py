@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rl_jax.train.evaluate import Evaluation
 
 _FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every"})  # may change when a run is resumed
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -20,7 +23,9 @@ class RunDirectory:
   """
 
   def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool):
-    """Creates the folder, or checks that it holds the same run. A run that never began counts as none.
+    """Checks that the folder is free, or holds the same run. A run that never began counts as none.
+
+    Entering the context makes the folder, saves the configuration, and locks the folder against other processes.
 
     Args:
       folder: Made where it does not exist.
@@ -30,7 +35,10 @@ class RunDirectory:
     Raises:
       ValueError: If the folder holds another run or other files; nothing is changed then.
     """
+    if not str(folder):
+      raise ValueError("run directory must have a name, got ''")
     self.folder = Path(folder)
+    self._config = dict(config)
     path = self.folder / "config.json"
     if self.folder.exists() and not self.folder.is_dir():
       raise ValueError(f"run directory {str(folder)!r} is a file")
@@ -38,21 +46,26 @@ class RunDirectory:
       if not resume:
         raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
       _check_same(_read_config(path), json.loads(json.dumps(config)), str(folder))
-    elif not path.exists() and self.folder.exists() and any(self.folder.iterdir()):
+    elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      _replace(path, json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-      raise ValueError(f"run directory {str(folder)!r} cannot be written ({error.strerror})") from None
     self._tensorboard = None
+    self._lock = FileLock(self.folder / _LOCK)
 
   def __enter__(self) -> "RunDirectory":
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._lock.acquire(timeout=0)
+      _replace(self.folder / "config.json", json.dumps(self._config, indent=2) + "\n")
+    except Timeout:
+      raise ValueError(f"run directory {str(self.folder)!r} is in use by another process") from None
+    except OSError as error:
+      raise ValueError(f"run directory {str(self.folder)!r} cannot be written ({error.strerror})") from None
     return self
 
   def __exit__(self, *_) -> None:
     if self._tensorboard is not None:
       self._tensorboard.close()
+    self._lock.release()
 
   def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line to metrics.jsonl and a scalar each to TensorBoard."""
@@ -75,6 +88,13 @@ class RunDirectory:
   def has_evaluation(self, step: int) -> bool:
     """Returns whether the policy at `step` was evaluated."""
     return any(row["step"] == step for row in read_lines(self.folder, "evaluation.jsonl"))
+
+  def set_aside(self) -> bool:
+    """Renames the logs of a run that starts again to `*.jsonl.old`; returns whether there were any."""
+    logs = list(self.folder.glob("*.jsonl"))
+    for path in logs:
+      os.replace(path, path.with_suffix(".jsonl.old"))
+    return bool(logs)
 
   def rewind(self, step: int) -> None:
     """Drops lines written after `step`, and a last one that a killed run left unfinished."""

@@ -159,9 +159,11 @@ def _score_on_host(
   flat = (-1, completions.tokens.shape[-1])
   tokens, mask = completions.tokens.reshape(flat), completions.mask.reshape(flat)
   texts, _, scored = answers.score(task, tokenizer, rows, tokens, mask)
+  by_row = np.stack([*scored.parts.values()], axis=1).tolist()
+  parts = [{name: _or_none(value) for name, value in zip(scored.parts, values, strict=True)} for values in by_row]
   samples = [
-    {"prompt": row["prompt"], "completion": reply, "reward": float(reward), "tokens": int(real.sum())}
-    for row, reply, reward, real in zip(rows, texts, scored.total, mask, strict=True)
+    {"prompt": row["prompt"], "completion": reply, "reward": float(reward), "rewards": part, "tokens": int(real.sum())}
+    for row, reply, reward, part, real in zip(rows, texts, scored.total, parts, mask, strict=True)
   ]
   return scored, samples
 
@@ -196,6 +198,10 @@ def _metrics(rollout: Rollout, scored: rewards_lib.Scored) -> dict[str, float]:
     "stopped": float(rollout.stopped.mean()),
     **(parts if len(parts) > 1 else {}),
   }
+
+
+def _or_none(value: float) -> float | None:
+  return None if np.isnan(value) else value
 
 
 def _all_nan(values: np.ndarray) -> bool:

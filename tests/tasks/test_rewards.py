@@ -78,8 +78,8 @@ def test_async_functions_work_inside_a_running_loop():
     (lambda **_: 1.0, "'bad' must return a list of 3 numbers, got float"),
     (lambda **_: [1.0, "2", 3.0], "'bad' returned str for row 1, expected a number"),
     (lambda **_: [1.0, 2.0, float("inf")], "'bad' returned inf for row 2"),
-    (lambda completions, **_: [1 / (len(c) - 2) for c in completions], "'bad' raised ZeroDivisionError on row 1"),
-    (lambda completions: [1.0] * 3, "'bad' raised TypeError on row 0"),
+    (lambda completions, **_: [1 / (len(c) - 2) for c in completions], "ZeroDivisionError on row 1 of the batch"),
+    (lambda completions: [1.0] * 3, "'bad' raised TypeError on row 0 of the batch"),
   ],
 )
 def test_what_goes_wrong_names_function_and_row(returned, message):
@@ -92,7 +92,7 @@ def test_async_failure_is_named():
   async def bad(**_):
     raise RuntimeError("no connection")
 
-  with pytest.raises(ValueError, match="'bad' raised RuntimeError on row 0: no connection"):
+  with pytest.raises(ValueError, match="'bad' raised RuntimeError on row 0 of the batch: no connection"):
     score(bad)
 
 
@@ -169,4 +169,5 @@ def test_an_error_of_several_lines_is_told_in_one():
 
   with pytest.raises(ValueError) as caught:
     score(judge)
-  assert str(caught.value) == "reward function 'judge' raised TimeoutError on row 0: no answer"
+  first, _, place = str(caught.value).partition(" (test_rewards.py, line ")
+  assert first == "reward function 'judge' raised TimeoutError on row 0 of the batch: no answer" and place.endswith(")")

@@ -145,8 +145,10 @@ class TestText:
       text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=2)
 
   def test_chat_without_a_template(self, tokenizer):
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-      text.encode(tokenizer, [{"role": "user", "content": "hi"}])
+      text.encode(silent, [{"role": "user", "content": "hi"}])
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="refuses the prompt .*roles must alternate"):

@@ -131,7 +131,7 @@ def test_it_learns_and_writes(tmp_path):
   assert {"reward", "reward_std", "zero_variance", "completion_tokens", "entropy", "grad_norm", "policy/clip_low",
           "tokens_per_second", "seconds", "seconds/rollout", "stopped", "skipped", "loss"} <= set(rows[0])  # fmt: skip
   sample = read_lines(tmp_path / "run", "samples.jsonl")[0]
-  assert set(sample) == {"step", "prompt", "completion", "reward", "tokens"}
+  assert set(sample) == {"step", "prompt", "completion", "reward", "rewards", "tokens"}
   assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()
 
 
@@ -234,9 +234,23 @@ class TestRunDirectory:
     RunDirectory(folder, {"seed": 1, "steps": 9}, resume=True)
 
   def test_a_run_that_never_began_is_replaced(self, tmp_path):
-    RunDirectory(tmp_path / "run", {"seed": 1}, resume=False)
-    RunDirectory(tmp_path / "run", {"seed": 2}, resume=False)
+    for seed in (1, 2):
+      with RunDirectory(tmp_path / "run", {"seed": seed}, resume=False):
+        pass
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"seed": 2}
+
+  def test_belongs_to_one_process_at_a_time(self, tmp_path):
+    with RunDirectory(tmp_path / "run", {}, resume=True):
+      with pytest.raises(ValueError, match="in use by another process"):
+        RunDirectory(tmp_path / "run", {}, resume=True).__enter__()
+    with RunDirectory(tmp_path / "run", {}, resume=True):
+      pass
+
+  def test_logs_of_a_run_that_starts_again_are_kept(self, tmp_path):
+    with RunDirectory(tmp_path / "run", {}, resume=False) as run:
+      run.write_metrics(1, {"reward": 1.0})
+      assert run.set_aside() and not run.set_aside()
+    assert (tmp_path / "run" / "metrics.jsonl.old").exists() and not read_lines(run.folder, "metrics.jsonl")
 
   def test_does_not_touch_other_folders(self, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
@@ -275,10 +289,10 @@ def test_failing_update_shows_its_own_error_and_keeps_older_checkpoints(tmp_path
 
 
 def test_odd_characters_in_completions_survive(tmp_path):
-  run = RunDirectory(tmp_path / "run", {}, resume=False)
   rows = [{"completion": "a\u2028b\u0085c\nd [/b] é", "reward": float("nan")}] * 2
-  run.write_samples(1, rows)
-  run.rewind(1)
+  with RunDirectory(tmp_path / "run", {}, resume=False) as run:
+    run.write_samples(1, rows)
+    run.rewind(1)
   assert [row["completion"] for row in read_lines(run.folder, "samples.jsonl")] == [rows[0]["completion"]] * 2
   assert read_lines(run.folder, "samples.jsonl")[0]["reward"] is None
 
@@ -288,7 +302,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
   with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(1, parts.state)
   other = parts.state._replace(policy=parts.state.policy._replace(params={"table": jnp.zeros((3, 3))}))
-  with open_checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(ValueError, match="does not fit"):
+  with open_checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(ValueError, match="of another model"):
     checkpoints.restore(1, other)
 
 
@@ -305,7 +319,8 @@ def test_checkpoint_moves_to_another_number_of_devices(tmp_path):
 
 
 def test_config_is_readable_json(tmp_path):
-  RunDirectory(tmp_path / "run", {"steps": 1, "stop": ("a",)}, resume=False)
+  with RunDirectory(tmp_path / "run", {"steps": 1, "stop": ("a",)}, resume=False):
+    pass
   assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"steps": 1, "stop": ["a"]}
 
 
