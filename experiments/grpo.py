@@ -10,7 +10,6 @@ How it differs from the paper (arXiv:2402.03300): smaller batches, a larger lear
 """
 
 import dataclasses
-import shlex
 import sys
 from functools import partial
 from typing import Any
@@ -31,8 +30,11 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_score
+from rl_jax.train.settings import command_line, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
+
+MODULE = "experiments.grpo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +90,9 @@ def main(config: Config) -> None:
 def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together."""
   positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches")
+  require_at_least(config, 1, positive)
   not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm")
-  for name, least in (*((name, 1) for name in positive), *((name, 0) for name in not_negative)):
-    if not least <= getattr(config, name) < float("inf"):
-      raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
+  require_at_least(config, 0, not_negative)
   if config.group_size < 2 or config.temperature == 0:
     raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
   parts = config.minibatches * config.microbatches * jax.device_count()
@@ -151,30 +152,19 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     compiles=counter.total,
   )
   if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command(config, resume=True)}")
+    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command_line(MODULE, config, resume=True)}")
   weights.save_safetensors(
     run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
   )
   report.show(run.folder)
   harder = dict(task_options=("digits=3",), max_new_tokens=6) if config.task == "arithmetic" else {}
   further = dict(model=f"{run.folder}/model", run_dir=f"{run.folder}-next", resume=False)
-  print(f"next:\n  {command(config, **further, **harder)}")
-
-
-def command(config: Config, **changes: Any) -> str:
-  """Returns the command line of a configuration: what differs from the defaults."""
-  config, words = dataclasses.replace(config, **changes), [sys.executable, "-m", "experiments.grpo"]
-  for field in dataclasses.fields(config):
-    value, flag = getattr(config, field.name), field.name.replace("_", "-")
-    if value != field.default:
-      texts = [str(item) for item in (value if isinstance(value, tuple) else (value,))]
-      words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *texts]
-  return shlex.join(words)
+  print(f"next:\n  {command_line(MODULE, config, **further, **harder)}")
 
 
 if __name__ == "__main__":
   try:
-    main(tyro.cli(Config, prog="python -m experiments.grpo", description=__doc__))
+    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:

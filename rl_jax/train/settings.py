@@ -1,0 +1,53 @@
+"""Settings of an experiment, which are a frozen dataclass: checks, and back to a command line."""
+
+import dataclasses
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
+  """Raises ValueError if one of the named settings is below `least`, or not finite.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   steps: int = 0
+  >>> require_at_least(Config(), 1, ["steps"])
+  Traceback (most recent call last):
+  ...
+  ValueError: steps must be at least 1 and finite, got 0
+  """
+  for name in names:
+    if not least <= getattr(config, name) < math.inf:
+      raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
+
+
+def command_line(module: str, config: Any, **changes: Any) -> str:
+  """Returns the command that runs a module with a configuration: what differs from its defaults.
+
+  Args:
+    module: Such as "experiments.grpo".
+    config: A dataclass whose fields tyro has made flags of.
+    **changes: Fields to replace first.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   steps: int = 8
+  ...   stop: tuple[str, ...] = ()
+  ...   resume: bool = False
+  >>> command_line("my.module", Config(stop=("a", "b c")), resume=True).partition(" -m ")[2]
+  "my.module --stop a 'b c' --resume"
+  """
+  config = dataclasses.replace(config, **changes)
+  words = [sys.executable, "-m", module]
+  for field in dataclasses.fields(config):
+    value, flag = getattr(config, field.name), field.name.replace("_", "-")
+    if value == field.default:
+      continue
+    if isinstance(value, bool):
+      words.append(f"--{flag}" if value else f"--no-{flag}")
+    else:
+      words += [f"--{flag}", *(str(item) for item in (value if isinstance(value, tuple) else (value,)))]
+  return shlex.join(words)
