@@ -165,10 +165,13 @@ def policy_gradient(
     logp, advantages = field(inputs, "logp"), field(inputs, "advantages")
     log_ratio = ratio(logp, field(inputs, "old_logp") if "old_logp" in needs else None, inputs.mask)
     context = dict(logp=logp, mask=inputs.mask)
-    stopped = is_stopped(surrogate, log_ratio, advantages, **context)
+    # Computed once and kept, rather than again in the reduction of every metric.
+    stopped, r = jax.lax.optimization_barrier(
+      (is_stopped(surrogate, log_ratio, advantages, **context), jax.lax.stop_gradient(safe_exp(log_ratio)))
+    )
     metrics: Metrics = {
-      "ratio": Mean.of(safe_exp(log_ratio), inputs.mask),
-      "approx_kl": Mean.of(safe_exp(log_ratio) - 1 - log_ratio, inputs.mask),
+      "ratio": Mean.of(r, inputs.mask),
+      "approx_kl": Mean.of(r - 1 - log_ratio, inputs.mask),
       "clip_low": Mean.of(stopped & (advantages < 0), inputs.mask),
       "clip_high": Mean.of(stopped & (advantages > 0), inputs.mask),
     }
@@ -248,8 +251,7 @@ def value_regression(
       regression, which needs no `old_values`.
     huber: If given, errors beyond it count linearly: `huber (|e| - huber / 2)` in place of `e^2 / 2`.
 
-  Metrics: `value_error` (mean square), `value_clipped` (fraction), and `explained_variance`'s parts: `returns`,
-  `returns_squared` and `value_error`, so that `1 - value_error / (returns_squared - returns^2)` can be read off.
+  Metrics: `value_error` (mean square) and `value_clipped` (fraction). See `ops.returns.explained_variance`.
 
   >>> from rl_jax.ops import aggregation
   >>> objective = value_regression(aggregation.token_mean(), clip=None)
@@ -266,11 +268,7 @@ def value_regression(
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
     values, returns = field(inputs, "values"), field(inputs, "returns")
     losses = penalty(values - returns)
-    metrics: Metrics = {
-      "value_error": Mean.of(jnp.square(values - returns), inputs.mask),
-      "returns": Mean.of(returns, inputs.mask),
-      "returns_squared": Mean.of(jnp.square(returns), inputs.mask),
-    }
+    metrics: Metrics = {"value_error": Mean.of(jnp.square(values - returns), inputs.mask)}
     if clip is not None:
       old_values = field(inputs, "old_values")
       clipped = penalty(jnp.clip(values, old_values - clip, old_values + clip) - returns)

@@ -13,6 +13,7 @@ Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for R
 arXiv:2505.22617.
 """
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Inputs, Objective, field, policy_gradient, reweigh
@@ -42,14 +43,15 @@ def objective(
   >>> sorted(objective().needs)
   ['advantages', 'batch_logp', 'logp', 'noise', 'old_logp']
   """
-  ratio, surrogate = ratios.token(), surrogates.clip(low=clip_low, high=clip_high)
+  ratio = ratios.token()
 
   def drop_covariance(inputs: Inputs) -> Array:
     logp, advantage = field(inputs, "batch_logp"), field(inputs, "advantages")
     covariance = selection.covariance(logp, advantage, inputs.mask)
-    stopped = surrogates.is_stopped(surrogate, ratio(logp, field(inputs, "old_logp"), inputs.mask), advantage)
-    candidates = as_bool(inputs.mask) & ~stopped & (covariance > lowest) & (covariance < highest)
+    log_ratio = ratio(logp, field(inputs, "old_logp"), inputs.mask)
+    clipped = jnp.where(advantage > 0, log_ratio > jnp.log1p(clip_high), log_ratio < jnp.log1p(-jnp.asarray(clip_low)))
+    candidates = as_bool(inputs.mask) & ~clipped & (covariance > lowest) & (covariance < highest)
     return ~selection.random_fraction(field(inputs, "noise"), candidates, inputs.mask, fraction=fraction)
 
-  policy = policy_gradient(ratio, surrogate, aggregation.token_mean())
+  policy = policy_gradient(ratio, surrogates.clip(low=clip_low, high=clip_high), aggregation.token_mean())
   return reweigh(policy, drop_covariance, needs=("batch_logp", "noise"))

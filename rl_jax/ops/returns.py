@@ -1,7 +1,7 @@
 """Returns and generalised advantage estimation over time, right to left.
 
-Both forms solve the same linear recurrence `x_t = a_t x_{t+1} + b_t`: `gae` by a sequential scan, which reads like
-the paper, `gae_associative` in `log T` parallel steps.
+Both forms of GAE solve the same linear recurrence `x_t = a_t x_{t+1} + b_t`: `gae` by a sequential scan, which reads
+like the paper, `gae_associative` in parallel over time.
 """
 
 from typing import Literal
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rl_jax.ops.masking import as_bool, masked_count, zero_masked
+from rl_jax.ops.masking import as_bool, masked_count, masked_variance, zero_masked
 
 Holes = Literal["carry", "zero"]
+_BLOCK = 64
 
 
 def _check(rewards: Array, values: Array, mask: Array, holes: str) -> None:
@@ -26,7 +27,14 @@ def _stepped(mask: Array, holes: Holes) -> Array:
   """Where the recursion takes a step: at real tokens only ("carry"), or at every slot up to the last one."""
   if holes == "carry":
     return as_bool(mask)
-  return jnp.flip(jax.lax.cummax(jnp.flip(as_bool(mask), -1).astype(jnp.int32), axis=mask.ndim - 1), -1) > 0
+  place, last = _places(mask)
+  return place <= last
+
+
+def _places(mask: Array) -> tuple[Array, Array]:
+  """The number of each slot, and of each row's last real one, `[..., 1]`; -1 in a row without any."""
+  place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+  return place, jnp.max(jnp.where(as_bool(mask), place, -1), axis=-1, keepdims=True)
 
 
 def discounted_returns(
@@ -66,6 +74,28 @@ def td_errors(
   [-0.25  0.75]
   """
   return gae(rewards, values, mask, gamma=gamma, lam=0.0, last_value=last_value, holes=holes)[0]
+
+
+def explained_variance(
+  values: Float[Array, "*batch T"], returns: Float[Array, "*batch T"], mask: Array
+) -> Float[Array, ""]:
+  """`1 - var(R - V) / var(R)` over all tokens: 1 for a perfect critic, 0 for a constant one, below for a worse one.
+
+  Args:
+    values: `[..., T]`, the critic's.
+    returns: `[..., T]`, what they should be.
+    mask: 1 where a token was chosen.
+
+  Returns:
+    A scalar; 0 where all returns are equal.
+
+  >>> returns = jnp.array([0.0, 1.0, 2.0])
+  >>> [float(explained_variance(values, returns, jnp.ones(3))) for values in (returns, jnp.zeros(3))]
+  [1.0, 0.0]
+  """
+  left = masked_variance(zero_masked(returns, mask) - zero_masked(values, mask), mask)
+  total = masked_variance(returns, mask)
+  return jnp.where(total > 0, 1 - left / jnp.where(total > 0, total, 1), 0)
 
 
 def length_adaptive_lambda(mask: Array, *, alpha: float | Array = 0.05) -> Float[Array, "*batch"]:
@@ -159,7 +189,12 @@ def gae_associative(
   last_value: float | Array = 0.0,
   holes: Holes = "carry",
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
-  """The same as `gae`, in every argument, result and error, by an associative scan: `log T` steps on an accelerator.
+  """The same as `gae`, in every argument, result and error, in parallel over time.
+
+  With one discount for all rows, and with `holes="zero"` or no interior holes, the recurrence has a constant factor: it
+  is a product with a triangular matrix within blocks of time, and a short scan over the blocks. The rest is an
+  associative scan, `log T` passes over the data. Where rows are known to be without holes, `holes="zero"` gives the same
+  numbers and saves looking for them.
 
   Reference: G. Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190 (1990).
 
@@ -170,14 +205,32 @@ def gae_associative(
   """
   _check(rewards, values, mask, holes)
   rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
-  stepped = _stepped(mask, holes)
   bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])[..., None]
-  # V_t where a step is taken, else the value that follows: a recurrence with a_t in {0, 1}.
-  carried = _reverse_recurrence(jnp.where(stepped, 0, 1).astype(values.dtype), values, bootstrap)
-  next_values = jnp.concatenate([carried[..., 1:], bootstrap], axis=-1)
-  deltas = jnp.where(stepped, rewards + _per_row(gamma, values) * next_values - values, 0)
-  decay = jnp.where(stepped, _per_row(jnp.asarray(gamma) * lam, values), 1)
-  advantages = _reverse_recurrence(decay, deltas, jnp.zeros_like(bootstrap))
+  decay = jnp.asarray(gamma, values.dtype) * lam
+
+  def errors(stepped: Array, following: Array) -> Array:
+    return jnp.where(stepped, rewards + _per_row(gamma, values) * following - values, 0)
+
+  # Slots are numbered anew in each branch: what a branch shares with the outside would be written to memory.
+  def contiguous() -> Array:
+    place, last = _places(mask)
+    shifted = jnp.pad(values[..., 1:], [(0, 0)] * (values.ndim - 1) + [(0, 1)])
+    return _geometric_recurrence(decay, errors(place <= last, jnp.where(place == last, bootstrap, shifted)))
+
+  def with_holes() -> Array:
+    # V_t where a step is taken, else the value that follows: a recurrence with a_t in {0, 1}.
+    stepped = _stepped(mask, holes)
+    carried = _reverse_recurrence(jnp.where(stepped, 0, 1).astype(values.dtype), values, bootstrap)
+    following = jnp.concatenate([carried[..., 1:], bootstrap], axis=-1)
+    factors = jnp.where(stepped, _per_row(decay, values), 1)
+    return _reverse_recurrence(factors, errors(stepped, following), 0 * bootstrap)
+
+  if decay.ndim or jnp.ndim(gamma):
+    advantages = with_holes()
+  elif holes == "zero":
+    advantages = contiguous()
+  else:
+    advantages = jax.lax.cond(jnp.all(as_bool(mask) == _stepped(mask, "zero")), contiguous, with_holes)
   return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
 
 
@@ -194,3 +247,25 @@ def _reverse_recurrence(a: Array, b: Array, last: Array) -> Array:
 
   slope, offset = jax.lax.associative_scan(combine, (a, b), reverse=True, axis=a.ndim - 1)
   return slope * last + offset
+
+
+def _geometric_recurrence(decay: Array, b: Array) -> Array:
+  """Solves `x_t = decay x_{t+1} + b_t` with `x_T = 0`, block by block."""
+  length = b.shape[-1]
+  blocks = -(-length // _BLOCK)
+  padded = jnp.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, blocks * _BLOCK - length)])
+  padded = padded.reshape(*b.shape[:-1], blocks, _BLOCK)
+  place = jnp.arange(_BLOCK)
+  ahead = place[:, None] - place[None, :]  # from row t to column s, for x_t = sum_{s >= t} decay^(s - t) b_s
+  powers = jnp.where(ahead >= 0, jnp.power(decay, jnp.maximum(ahead, 0)), 0)
+  local = jnp.einsum("...s,st->...t", padded, powers, precision=jax.lax.Precision.HIGHEST)
+  first = jnp.moveaxis(local[..., 0], -1, 0)
+  factor = jnp.power(decay, _BLOCK)
+
+  def step(after: Array, start: Array) -> tuple[Array, Array]:
+    return start + factor * after, after
+
+  _, after = jax.lax.scan(step, jnp.zeros_like(first[0]), first, reverse=True)
+  fading = jnp.broadcast_to(jnp.power(decay, _BLOCK - place), local.shape)
+  total = local + jnp.moveaxis(after, 0, -1)[..., None] * fading
+  return total.reshape(*b.shape[:-1], -1)[..., :length]
