@@ -100,7 +100,8 @@ def show_gae(console: Console, rows: int, tokens: int, turns: int) -> None:
     jitted = jax.jit(lambda *xs, form=form, holes=holes: form(*xs, gamma=0.99, lam=0.95, holes=holes))
     np.testing.assert_allclose(jitted(*arrays)[0], expected, rtol=1e-3, atol=1e-3)
     took = statistics.median(seconds(lambda jitted=jitted: jitted(*arrays)) for _ in range(turns))
-    table.add_row(f"{form.__name__}, holes={holes!r}", f"{took * 1e3:.1f}", f"{loop / took:.1f}", f"{single / took:.0f}")
+    name = f"{form.__name__}, {holes!r}"
+    table.add_row(name, f"{took * 1e3:.1f}", f"{loop / took:.1f}", f"{single / took:.0f}")
   console.print(table)
 
 

@@ -1,10 +1,12 @@
-"""The README's example runs as it is printed."""
+"""The examples of README and docs run as they are printed."""
 
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+
+from rl_jax.objectives.base import Inputs
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,3 +21,30 @@ def test_the_composed_objective_runs_and_gives_the_value_by_hand():
   np.testing.assert_allclose(scope["loss"], policy + penalty - 1e-3 * 1.0, rtol=1e-5)
   dirty = scope["inputs"]._replace(logp=jnp.where(scope["mask"] == 1, scope["logp"], jnp.nan))
   assert scope["objective"].loss(dirty, scope["weights"])[0] == scope["loss"]
+
+
+GUIDE = README.parent / "docs" / "objectives.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+
+
+def test_the_guide_runs_from_top_to_bottom():
+  scope: dict = {}
+  for block in BLOCKS:
+    exec(compile(block, str(GUIDE), "exec"), scope)
+  ones = jnp.ones((1, 2))
+  inputs = Inputs(ones, ones, old_logp=jnp.log(0.5 * ones), behaviour_logp=jnp.log(0.1 * ones))
+  weights = scope["corrected"].weight(inputs)["policy"]
+  np.testing.assert_allclose(weights, [[1.0, 1.0]])  # rho = 5, truncated to 2, times 1/2 a token
+
+
+def test_the_guides_new_objective_is_what_it_says():
+  scope: dict = {}
+  exec(compile(BLOCKS[-1], str(GUIDE), "exec"), scope)
+  objective = scope["objective"](fraction=0.5, kl_coef=0.1)
+  mask = jnp.ones((1, 4))
+  entropy, logp = jnp.array([[0.1, 2.0, 0.2, 3.0]]), jnp.log(jnp.array([[0.5, 0.55, 0.5, 0.7]]))
+  old, ref = jnp.log(0.5 * mask), jnp.log(jnp.array([[0.5, 0.5, 0.5, 0.7]]))
+  inputs = Inputs(mask, mask, old_logp=old, ref_logp=ref, batch_entropy=entropy)
+  loss = objective.loss(inputs._replace(logp=logp), objective.weight(inputs))[0]
+  # The two tokens with the most entropy: ratios 1.1 and 1.4, clipped to 1.28; a k2 of log(1.1)^2 / 2 on one of four.
+  np.testing.assert_allclose(loss, -(1.1 + 1.28) / 2 + 0.1 * np.log(1.1) ** 2 / 2 / 4, rtol=1e-5)

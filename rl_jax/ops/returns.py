@@ -191,10 +191,10 @@ def gae_associative(
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
   """The same as `gae`, in every argument, result and error, in parallel over time.
 
-  With one discount for all rows, and with `holes="zero"` or no interior holes, the recurrence has a constant factor: it
-  is a product with a triangular matrix within blocks of time, and a short scan over the blocks. The rest is an
-  associative scan, `log T` passes over the data. Where rows are known to be without holes, `holes="zero"` gives the same
-  numbers and saves looking for them.
+  With one discount for all rows, and with `holes="zero"` or no interior holes, the recurrence has a constant factor:
+  it is a product with a triangular matrix within blocks of time, and a short scan over the blocks. The rest is an
+  associative scan, `log T` passes over the data. Where rows are known to be without holes, `holes="zero"` gives the
+  same numbers and saves looking for them.
 
   Reference: G. Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190 (1990).
 
