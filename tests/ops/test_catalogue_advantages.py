@@ -1,0 +1,158 @@
+"""The catalogue's estimators against numpy loops over groups of uneven size, and their degenerate cases."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_jax.ops import advantages, masking, token_advantages
+
+pytestmark = pytest.mark.usefixtures("x64")
+RNG = np.random.default_rng(4)
+REWARDS = RNG.normal(size=(4, 5))
+REWARDS[2] = 0.3  # all equal
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0]], bool)  # the last: a group of one
+DIRTY = np.where(MASK, REWARDS, np.nan)
+LENGTHS = RNG.integers(1, 9, size=(4, 5))
+
+
+def by_group(function):
+  """Applies a function of one group's rewards (and places) to each, and puts zeros elsewhere."""
+  out = np.zeros(REWARDS.shape)
+  for row, exists in enumerate(MASK):
+    places = np.flatnonzero(exists)
+    out[row, places] = function(REWARDS[row, places], row, places)
+  return out
+
+
+def constant(r):
+  return np.ptp(r) == 0
+
+
+CASES = {
+  "opo": (
+    lambda: advantages.opo(DIRTY, jnp.asarray(LENGTHS), MASK),
+    lambda r, row, p: np.zeros(len(r)) if constant(r) else r - (LENGTHS[row, p] * r).sum() / LENGTHS[row, p].sum(),
+  ),
+  "maxrl": (
+    lambda: advantages.maxrl(DIRTY, MASK),
+    lambda r, row, p: (r - r.mean()) / r.mean() if r.mean() > 0 and not constant(r) else np.zeros(len(r)),
+  ),
+  "leave_self_out": (
+    lambda: advantages.group_normalized(DIRTY, MASK, leave_self_out=True, eps=0.1),
+    lambda r, row, p: np.zeros(len(r)) if constant(r) else np.array([
+      (r[i] - np.delete(r, i).mean()) / (np.delete(r, i).std(ddof=1) + 0.1) for i in range(len(r))
+    ]),
+  ),
+  "pass_at_k": (
+    lambda: advantages.pass_at_k(DIRTY, MASK, eps=0.1),
+    lambda r, row, p: np.zeros(len(r)) if len(r) < 2 or constant(r) else np.where(
+      np.arange(len(r)) == r.argmax(), (np.sort(r)[-1] - np.sort(r)[-2]) / (r.std(ddof=1) + 0.1), 0
+    ),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_a_loop_over_groups(name):
+  actual, loop = CASES[name]
+  np.testing.assert_allclose(actual(), by_group(loop), rtol=1e-10, atol=1e-13)
+
+
+def test_gpg_scales_by_the_rewards_that_are_not_zero():
+  rewards = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+  mask = np.array([[1, 1, 1], [1, 1, 0]], bool)
+  expected = 5 / 1 * np.array([[2 / 3, -1 / 3, -1 / 3], [0, 0, 0]])
+  np.testing.assert_allclose(advantages.gpg(jnp.asarray(rewards), mask), expected, atol=1e-12)
+
+
+def test_baselines():
+  selected = REWARDS[MASK]
+  np.testing.assert_allclose(advantages.baseline(DIRTY, MASK)[MASK], selected - selected.mean())
+  np.testing.assert_allclose(advantages.baseline(DIRTY, MASK, value=0.5)[MASK], selected - 0.5)
+  greedy = RNG.normal(size=4)
+  against_greedy = advantages.remax(DIRTY, jnp.asarray(greedy), MASK)
+  np.testing.assert_allclose(against_greedy, by_group(lambda r, row, places: r - greedy[row]))
+  kept = advantages.running_mean(jnp.array(2.0), DIRTY, MASK, decay=0.9)
+  np.testing.assert_allclose(kept, 1.8 + 0.1 * selected.mean())
+  assert advantages.running_mean(jnp.array(2.0), DIRTY, jnp.zeros((4, 5))) == 2
+
+
+def test_normalize_then_sum_keeps_a_wide_reward_from_drowning_a_narrow_one():
+  wide, narrow = 1000 * REWARDS[:1], RNG.normal(size=(1, 5))
+  actual = advantages.normalize_then_sum(jnp.asarray(np.stack([wide, narrow])), weights=jnp.array([2.0, 0.5]), eps=0.0)
+  z = lambda x: (x - x.mean()) / x.std(ddof=1)  # noqa: E731
+  np.testing.assert_allclose(actual, 2 * z(wide) + 0.5 * z(narrow), rtol=1e-10)
+  np.testing.assert_allclose(advantages.whitened(actual, eps=0.0), z(actual), rtol=1e-10)
+
+
+def test_filters():
+  np.testing.assert_array_equal(advantages.keep_groups(DIRTY, MASK), [True, True, False, False])
+  solved = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+  np.testing.assert_array_equal(advantages.keep_groups(solved, low=0.0, high=1.0), [False, True, False])
+  assert not advantages.keep_groups(solved, jnp.zeros((3, 2)), low=-1.0).any()
+  kept = np.asarray(advantages.keep_top_k(DIRTY, MASK, k=2))
+  assert kept.sum(-1).tolist() == [2, 2, 2, 1] and not kept[~MASK].any()
+  np.testing.assert_array_equal(np.sort(np.abs(REWARDS[0])[kept[0]]), np.sort(np.abs(REWARDS[0]))[-2:])
+  np.testing.assert_array_equal(kept[2], [True, True, False, False, False])  # ties go to the earlier one
+  with pytest.raises(ValueError, match="k must be at least 1"):
+    advantages.keep_top_k(DIRTY, MASK, k=0)
+
+
+TOKENS = np.arange(6) < RNG.integers(1, 7, size=(2, 3, 1))
+TOKENS[0, 1, 1] = False if TOKENS[0, 1].sum() > 2 else TOKENS[0, 1, 1]
+TOKEN_REWARDS, LOGP = RNG.normal(size=(2, 2, 3, 6))
+LOGP = -np.abs(LOGP)
+SQUARES = np.exp(2 * LOGP) + 0.05
+
+
+def test_optimal_token_baseline_against_loops():
+  dirty = [np.where(TOKENS, x, np.nan) for x in (TOKEN_REWARDS, LOGP, SQUARES)]
+  actual, returns = token_advantages.optimal_token_baseline(*dirty, TOKENS, zero_tail=False, eps=0.0)
+  rewards = np.where(TOKENS, TOKEN_REWARDS, 0)
+  to_go = np.flip(np.cumsum(np.flip(rewards, -1), -1), -1)
+  norm = np.cumsum(np.where(TOKENS, 1 - 2 * np.exp(LOGP) + SQUARES, 0), -1)
+  for p in range(2):
+    for t in range(6):
+      present = TOKENS[p, :, t]
+      if present.any():
+        b = (to_go[p, present, t] * norm[p, present, t]).sum() / norm[p, present, t].sum()
+        np.testing.assert_allclose(actual[p, present, t], to_go[p, present, t] - b, rtol=1e-9, atol=1e-12)
+  assert not actual[~jnp.asarray(TOKENS)].any()
+  np.testing.assert_allclose(returns[TOKENS], to_go[TOKENS])
+
+
+def test_the_longest_completion_has_nobody_to_be_compared_with_at_its_end():
+  mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+  ones = jnp.ones((2, 4))
+  arguments = 0.0 * ones + jnp.array([[0, 0, 0, 2.0], [0, 1.0, 0, 0]]), jnp.log(0.5 * ones), 0.3 * ones, mask
+  tail, _ = token_advantages.optimal_token_baseline(*arguments)
+  np.testing.assert_allclose(tail[0, 2:], [2, 2])
+  compared, _ = token_advantages.optimal_token_baseline(*arguments, zero_tail=False)
+  np.testing.assert_allclose(compared[0, 2:], [0, 0], atol=1e-6)
+  lone, _ = token_advantages.optimal_token_baseline(*(x[:1] for x in arguments))
+  np.testing.assert_allclose(lone, [[2, 2, 2, 2]])
+
+
+def test_whitened_token_advantages():
+  rewards = RNG.normal(size=(2, 3))
+  actual = token_advantages.reinforce_plus_plus_baseline(jnp.asarray(rewards), TOKENS)
+  centred = np.broadcast_to((rewards - rewards.mean(-1, keepdims=True))[..., None], TOKENS.shape)
+  expected = (centred - centred[TOKENS].mean()) / np.sqrt(centred[TOKENS].var(ddof=1) + 1e-8)
+  np.testing.assert_allclose(actual[TOKENS], expected[TOKENS], rtol=1e-9)
+  np.testing.assert_allclose(masking.masked_mean(actual, TOKENS), 0, atol=1e-12)
+
+
+def test_steps_from_the_same_state_are_compared():
+  step_rewards, states = jnp.array([1.0, 3.0, 5.0, 7.0]), jnp.array([8, 8, 8, 2])
+  steps, mask = jnp.array([[0, 0, 3, -7], [1, 2, 2, 2]]), jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+  actual = token_advantages.step_level(jnp.ones((2, 4)), step_rewards, states, steps, mask, weight=0.5)
+  z = np.array([-1.0, 0.0, 1.0, 0.0])  # (1, 3, 5) normalised by their deviation of 2, and a state seen once
+  expected = np.where(mask, 1 + 0.5 * z[np.where(mask, steps, 0)], 0)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_distillation_is_the_difference_of_log_probs():
+  teacher, student = -RNG.random((2, 2, 4))
+  mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
+  dirty = [jnp.asarray(np.where(mask, x, np.inf)) for x in (teacher, student)]
+  np.testing.assert_allclose(token_advantages.distillation(*dirty, mask), np.where(mask, teacher - student, 0))

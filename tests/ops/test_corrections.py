@@ -1,0 +1,131 @@
+"""Corrections against numpy, and what they must not do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_jax.objectives.base import Inputs, policy_gradient, restrict, reweigh
+from rl_jax.ops import aggregation, corrections, ratios, surrogates
+
+pytestmark = pytest.mark.usefixtures("x64")
+RNG = np.random.default_rng(3)
+MASK = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)  # a hole, and an empty row
+OLD, MU = -RNG.random((2, 3, 5)) * 3
+RHO = np.exp(OLD - MU)
+DIRTY = [np.where(MASK, x, np.nan) for x in (OLD, MU)]
+
+
+def rows(x):
+  return np.where(MASK, x, 0).sum(-1, keepdims=True)
+
+
+def test_importance_weights_of_every_level():
+  n = np.maximum(MASK.sum(-1, keepdims=True), 1)
+  expected = {"token": RHO, "sequence": np.exp(rows(OLD - MU)), "geometric": np.exp(rows(OLD - MU) / n)}
+  for level, weights in expected.items():
+    actual = corrections.importance(*DIRTY, MASK, level=level)
+    np.testing.assert_allclose(actual, np.where(MASK, weights, 0), rtol=1e-12)
+  with pytest.raises(ValueError, match="level must be"):
+    corrections.importance(*DIRTY, MASK, level="row")
+
+
+def test_truncation_and_icepop():
+  np.testing.assert_allclose(
+    corrections.truncated(*DIRTY, MASK, low=0.5, high=1.5), np.where(MASK, RHO.clip(0.5, 1.5), 0), rtol=1e-12
+  )
+  inside = MASK & (RHO >= 0.5) & (RHO <= 1.5)
+  np.testing.assert_allclose(
+    corrections.icepop(*DIRTY, MASK, low=0.5, high=1.5), np.where(inside, RHO, 0), rtol=1e-12
+  )
+
+
+def test_normalized_weights_average_one():
+  weights = corrections.truncated(*DIRTY, MASK)
+  by_token = corrections.normalized(weights, MASK)
+  np.testing.assert_allclose(by_token[MASK].mean(), 1, rtol=1e-12)
+  by_row = np.asarray(corrections.normalized(weights, MASK, level="sequence"))
+  np.testing.assert_allclose(np.mean([by_row[i][MASK[i]].mean() for i in (0, 1)]), 1, rtol=1e-12)
+  assert not corrections.normalized(jnp.zeros((3, 5)), MASK).any()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("statistic", ["token", "sequence_sum", "sequence_mean", "sequence_max"])
+def test_rejection(estimator, statistic):
+  d = OLD - MU
+  values = {"k1": -d, "k2": d**2 / 2, "k3": np.exp(d) - 1 - d}[estimator]
+  n = np.maximum(MASK.sum(-1, keepdims=True), 1)
+  stat = {
+    "token": values,
+    "sequence_sum": rows(values),
+    "sequence_mean": rows(values) / n,
+    "sequence_max": np.where(MASK, values, -np.inf).max(-1, keepdims=True),
+  }[statistic]
+  kept = corrections.keep_close(*DIRTY, MASK, estimator=estimator, statistic=statistic, low=-0.3, high=0.4)
+  np.testing.assert_array_equal(kept, MASK & (stat >= -0.3) & (stat <= 0.4))
+
+
+def test_unknown_statistics_are_named():
+  with pytest.raises(ValueError, match="estimator must be one of"):
+    corrections.keep_close(*DIRTY, MASK, estimator="k4")
+  with pytest.raises(ValueError, match="statistic must be"):
+    corrections.keep_close(*DIRTY, MASK, statistic="median")
+
+
+def test_one_outlier_rejects_its_sequence():
+  old = OLD.copy()
+  old[1, 2] = MU[1, 2] - 12
+  kept = corrections.keep_without_outliers(jnp.asarray(np.where(MASK, old, np.nan)), DIRTY[1], MASK)
+  np.testing.assert_array_equal(kept, MASK & [[True], [False], [True]])
+
+
+def test_only_failures_that_are_off_policy_are_dropped():
+  mean = rows(MU - OLD) / np.maximum(MASK.sum(-1, keepdims=True), 1)
+  for sign in (1.0, -1.0):
+    advantages = jnp.asarray(np.where(MASK, sign, np.nan))
+    kept = corrections.keep_on_policy_failures(*DIRTY, advantages, MASK, delta=float(mean[0, 0]) - 1e-6)
+    dropped = (sign < 0) & (mean > mean[0] - 1e-6)
+    np.testing.assert_array_equal(kept, MASK & ~dropped)
+
+
+def test_second_moment_drops_the_fewest_tokens():
+  advantages = np.where(RNG.random((3, 5)) < 0.5, 1.0, -1.0)
+  at_risk = MASK & ((OLD - MU) * advantages > 0)
+  for limit in (0.01, 0.3, 0.6, 100.0):
+    kept = np.asarray(corrections.keep_second_moment(*DIRTY, jnp.asarray(advantages), MASK, limit=limit))
+    squared = (OLD - MU) ** 2
+    # Greedy, as in the paper: drop the largest at risk until the mean of what stays is small enough.
+    expected = MASK.copy()
+    while squared[expected].mean() > limit and (expected & at_risk).any():
+      worst = np.argmax(np.where(expected & at_risk, squared, -1))
+      expected.flat[worst] = False
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_metrics():
+  seen = corrections.mismatch(*DIRTY, MASK)
+  d = (OLD - MU)[MASK]
+  np.testing.assert_allclose(seen["abs"].result(), np.abs(d).mean(), rtol=1e-12)
+  np.testing.assert_allclose(seen["max"].result(), np.abs(d).max(), rtol=1e-12)
+  rho = np.exp(d)
+  np.testing.assert_allclose(
+    corrections.effective_sample_size(*DIRTY, MASK), rho.mean() ** 2 / (rho**2).mean(), rtol=1e-12
+  )
+  np.testing.assert_allclose(corrections.chi_squared(*DIRTY, MASK), (rho**2).mean() - 1, rtol=1e-12)
+  assert np.isfinite(corrections.effective_sample_size(*DIRTY, jnp.zeros((3, 5))))
+
+
+def test_no_gradient_flows_into_a_correction():
+  gradient = jax.grad(lambda x: corrections.truncated(x, jnp.asarray(MU), MASK).sum())(jnp.asarray(OLD))
+  assert not gradient.any()
+
+
+def test_reweighing_keeps_the_denominators_and_restricting_counts_what_is_kept():
+  term = policy_gradient(ratios.token(), surrogates.importance(), aggregation.token_mean())
+  mask, keep = jnp.ones((1, 4)), jnp.array([[1.0, 1.0, 0.0, 0.0]])
+  inputs = Inputs(mask, jnp.array([[1.0, 2.0, 5.0, 5.0]]), old_logp=-mask)
+  losses = [
+    float(narrowed.loss(inputs._replace(logp=-mask), narrowed.weight(inputs))[0])
+    for narrowed in (reweigh(term, lambda _: keep, needs=()), restrict(term, lambda _: keep, needs=()))
+  ]
+  assert losses == [-3 / 4, -3 / 2]
