@@ -36,6 +36,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.grpo_step
+	$(BIN)/python -m benchmarks.objectives
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
