@@ -77,19 +77,25 @@ def absolute(
 
 
 def k3(
-  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
+  logp: Float[Array, "*batch T"],
+  ref_logp: Float[Array, "*batch T"],
+  *,
+  max_log_ratio: float | None = None,
+  max_value: float | None = None,
 ) -> Float[Array, "*batch T"]:
   """Returns `expm1(d) - d` with `d = log reference - log policy`, `[..., T]`, at least 0.
 
   Arguments as `k1`, but `d` is clamped just below overflow unless told otherwise (64.7 in float32). Its gradient in
-  `logp` is `-expm1(d)`, and 0 beyond the clamp. verl clamps `d` to +-20 (and the estimate to +-10), TRL does not clamp.
+  `logp` is `-expm1(d)`, and 0 beyond the clamp. `max_value` clamps the estimate itself. verl: `max_log_ratio=20`,
+  `max_value=10`; TRL does not clamp.
 
   >>> print(k3(jnp.array([-1.0]), jnp.array([-1.5])).round(4))
   [0.1065]
   """
   d = _log_ratio(logp, ref_logp, max_log_ratio)
   d = jnp.minimum(d, largest_exponent(d))
-  return jnp.expm1(d) - d
+  estimate = jnp.expm1(d) - d
+  return estimate if max_value is None else jnp.minimum(estimate, max_value)
 
 
 def straight_through(estimator: Estimator) -> Estimator:

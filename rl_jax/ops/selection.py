@@ -1,8 +1,8 @@
-"""Which tokens of a batch are picked by a statistic of the whole batch. Parameter-free: compute them once, globally."""
+"""Which tokens of a batch, or completions of a group, are picked. Parameter-free: compute them once, globally."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.ops.masking import as_bool, masked_count, masked_mean, zero_masked
 
@@ -88,3 +88,54 @@ def top_entropy(entropy: Array, mask: Array, *, fraction: float | Array = 0.2) -
   below, above = (ordered[x.astype(jnp.int32)] for x in (jnp.floor(place), jnp.ceil(place)))
   threshold = below + jnp.where(above > below, above - below, 0) * (place - jnp.floor(place))
   return selected & (entropy >= threshold)
+
+
+def best_of(rewards: Float[Array, "*batch G"], mask: Array | None = None, *, n: int = 1) -> Bool[Array, "*batch G"]:
+  """The n best completions of each group, to be imitated: rejection sampling, best-of-n, expert iteration (RAFT).
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
+    n: How many a group; fewer where fewer exist. Ties go to the earlier one.
+
+  Raises:
+    ValueError: If n is below 1.
+
+  Reference: H. Dong et al., "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
+  arXiv:2304.06767.
+
+  >>> print(best_of(jnp.array([0.0, 2.0, 1.0])))
+  [False  True False]
+  """
+  if n < 1:
+    raise ValueError(f"n must be at least 1, got {n}")
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  order = jnp.argsort(-jnp.where(as_bool(mask), rewards, -jnp.inf), axis=-1, stable=True)
+  return (jnp.argsort(order, axis=-1, stable=True) < n) & as_bool(mask)
+
+
+def best_and_worst(
+  rewards: Float[Array, "*batch G"], mask: Array | None = None
+) -> tuple[Int[Array, "*batch 2"], Bool[Array, "*batch"]]:
+  """The places of a group's best and worst completion, a preference pair for online DPO.
+
+  Args:
+    rewards: One scalar a completion, groups on the last axis.
+    mask: Which entries exist; all by default.
+
+  Returns:
+    Places `[..., 2]`, chosen first, to take completions with; and whether the two rewards differ, without which the
+    pair says nothing.
+
+  Reference: S. Guo et al., "Direct Language Model Alignment from Online AI Feedback", arXiv:2402.04792.
+
+  >>> places, informative = best_and_worst(jnp.array([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]]))
+  >>> print(places, informative)
+  [[1 0]
+   [0 0]] [ True False]
+  """
+  mask = jnp.ones_like(rewards) if mask is None else mask
+  highest = jnp.where(as_bool(mask), rewards, -jnp.inf)
+  lowest = jnp.where(as_bool(mask), rewards, jnp.inf)
+  places = jnp.stack([jnp.argmax(highest, axis=-1), jnp.argmin(lowest, axis=-1)], axis=-1)
+  return places, jnp.max(highest, axis=-1) > jnp.min(lowest, axis=-1)

@@ -187,6 +187,13 @@ def simpo():
   return pair(np.log1p(np.exp(-u)), -2 * sigmoid(-u) / n[:, 0], 2 * sigmoid(-u) / n[:, 1])
 
 
+def cpo():
+  total, n = log_ratios(0.0), N[..., 0]
+  u = 0.1 * (total[:, 0] - total[:, 1])
+  loss = np.log1p(np.exp(-u)) - total[:, 0] / n[:, 0]
+  return pair(loss, -0.1 * sigmoid(-u) - 1 / n[:, 0], 0.1 * sigmoid(-u))
+
+
 def kto():
   z0, l = max(KL_BASELINE.mean(), 0), log_ratios()  # noqa: E741
   sign = np.where(A[..., 0] > 0, 1, -1)
@@ -203,6 +210,7 @@ def reward_model():
 EXPECTED = {
   "cispo": lambda: plain(-np.minimum(R, 5) * A * L, -np.minimum(R, 5) * A),
   "clip_cov": clip_cov,
+  "cpo": cpo,
   "dapo": lambda: plain(*clipped(0.2, 0.28)),
   "decoupled_ppo": lambda: plain(*clipped(0.2, 0.2), TOKEN * np.exp(OLD - MU)),
   "dpo": dpo,
@@ -301,6 +309,7 @@ BY_HAND = {
   "sft": -(LOG(0.6) + LOG(0.2)) / 2,
   "dpo": -LOG(sigmoid(0.1 * LOG(3))),
   "simpo": -LOG(sigmoid(2 * LOG(3) - 1)),
+  "cpo": -LOG(sigmoid(0.1 * LOG(3))) - LOG(0.6),
   "orpo": -LOG(0.6) - 0.1 * LOG(6 / 7),  # odds 3/2 and 1/4
   "kto": 1 - (sigmoid(0.1 * LOG(1.2)) + sigmoid(-0.1 * LOG(0.4))) / 2,
   "reward_model": LOG(4 / 3),

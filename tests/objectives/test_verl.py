@@ -92,9 +92,10 @@ def test_aggregation(name):
   assert_agrees(weight, expected["grad_loss_mat"])
 
 
+CLAMPED_K3 = partial(kl.k3, max_log_ratio=20.0, max_value=10.0)
 ESTIMATORS = {
   "kl": kl.k1, "k1": kl.k1, "abs": kl.absolute, "mse": kl.k2, "k2": kl.k2,
-  "low_var_kl": partial(kl.k3, max_log_ratio=20.0), "k3": partial(kl.k3, max_log_ratio=20.0),
+  "low_var_kl": CLAMPED_K3, "k3": CLAMPED_K3,
 }  # fmt: skip
 
 
