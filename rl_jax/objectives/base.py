@@ -199,8 +199,8 @@ def kl_penalty(
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
       the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
     ratio_to: The field that the ratio is taken against; "behaviour_logp" corrects for the sampler.
-    max_log_ratio: Clamp of that log-ratio from above; half of `numerics.largest_exponent` by default, since the
-      estimate itself may be as large.
+    max_log_ratio: Clamp of that log-ratio from above; half of `numerics.largest_exponent` by default, as the estimate
+      is clamped too, so that their product stays finite.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())
@@ -214,7 +214,9 @@ def kl_penalty(
     metrics: Metrics = {"kl": Mean.of(divergence, inputs.mask)}
     if ratio is not None:
       log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
-      divergence *= safe_exp(log_ratio, largest_exponent(log_ratio) / 2 if max_log_ratio is None else max_log_ratio)
+      half = largest_exponent(log_ratio) / 2  # of two factors that may both be as large as they like
+      bounded = jnp.minimum(divergence, jnp.exp(half))
+      divergence = safe_exp(log_ratio, half if max_log_ratio is None else max_log_ratio) * bounded
     return weighted_sum(weights, divergence), metrics
 
   needs = {"logp", reference} | ({ratio_to} if ratio is not None else set())
@@ -330,14 +332,18 @@ def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: I
 
   def weight(inputs: Inputs) -> Weights:
     factors = zero_masked(jax.lax.stop_gradient(factor(inputs)), inputs.mask)
-    return jax.tree.map(lambda weights: weights * factors, objective.weight(inputs))
+    weights = objective.weight(inputs)
+    if any(leaf.shape != factors.shape for leaf in jax.tree.leaves(weights)):
+      raise ValueError("reweigh needs an objective with a weight per token; one that compares sequences has none")
+    return jax.tree.map(lambda leaf: leaf * factors, weights)
 
   parts = (*objective.parts, ("correction", name_of(factor)))
   return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)
 
 
 def restrict(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
-  """Narrows a term to some tokens, with the denominators of those alone: its weights come from `mask & keep`.
+  """Narrows a term to some tokens, with the denominators of those alone: its weights come from `mask & keep`
+  (and `target_mask & keep`).
 
   Args:
     objective: A term.
@@ -352,7 +358,11 @@ def restrict(objective: Objective, keep: Callable[[Inputs], Array], *, needs: It
   """
 
   def weight(inputs: Inputs) -> Weights:
-    return objective.weight(inputs._replace(mask=as_bool(inputs.mask) & as_bool(keep(inputs))))
+    kept = as_bool(keep(inputs))
+    narrowed = inputs._replace(mask=as_bool(inputs.mask) & kept)
+    if inputs.target_mask is not None:
+      narrowed = narrowed._replace(target_mask=as_bool(inputs.target_mask) & kept)
+    return objective.weight(narrowed)
 
   parts = (*objective.parts, ("restriction", name_of(keep)))
   return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)

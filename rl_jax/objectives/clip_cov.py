@@ -49,7 +49,8 @@ def objective(
     logp, advantage = field(inputs, "batch_logp"), field(inputs, "advantages")
     covariance = selection.covariance(logp, advantage, inputs.mask)
     log_ratio = ratio(logp, field(inputs, "old_logp"), inputs.mask)
-    clipped = jnp.where(advantage > 0, log_ratio > jnp.log1p(clip_high), log_ratio < jnp.log1p(-jnp.asarray(clip_low)))
+    too_high = (advantage > 0) & (log_ratio > jnp.log1p(clip_high))
+    clipped = too_high | (advantage < 0) & (log_ratio < jnp.log1p(-jnp.asarray(clip_low)))
     candidates = as_bool(inputs.mask) & ~clipped & (covariance > lowest) & (covariance < highest)
     return ~selection.random_fraction(field(inputs, "noise"), candidates, inputs.mask, fraction=fraction)
 

@@ -29,7 +29,7 @@ def objective(
   Args:
     clip_low: The ratio's gradient stops below `1 - clip_low` where the advantage is negative.
     clip_high: It stops above `1 + clip_high` where the advantage is positive.
-    cap: Of rho; None for none.
+    cap: Of rho; None for none but the `exp(20)` of `ops.corrections`.
 
   >>> sorted(objective().needs)
   ['advantages', 'behaviour_logp', 'logp', 'old_logp']

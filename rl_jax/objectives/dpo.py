@@ -20,7 +20,8 @@ is the mean over pairs of
 
 How the defaults differ elsewhere:
   - TRL 1.16: the same formulas and beta; its `ipo` divides each log-ratio by the answer's length first
-    (`length_normalized=True` here), `exo` takes e = 1e-3 where none is given, `bco` has delta 0.
+    (`length_normalized=True` here), `exo` takes e = 1e-3 where none is given, `bco` has delta 0;
+    `aot_unpaired`, which ties the pairs of a batch together, is not here.
   - verl has no DPO in its core.
 
 Reference: R. Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
@@ -38,7 +39,7 @@ from jaxtyping import Array
 from rl_jax.objectives.base import Inputs, Objective, field
 from rl_jax.objectives.pairs import Pair, pairwise, sequence_logp
 from rl_jax.ops.masking import as_bool
-from rl_jax.ops.numerics import safe_exp
+from rl_jax.ops.numerics import largest_exponent, safe_exp
 
 _log_sigmoid, _sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
 
@@ -142,7 +143,8 @@ def objective(
     divergence: The f-divergence that the pull minimises: "reverse_kl" (`f(u) = u`), "forward_kl" (`1 - exp(-u)`), "js"
       (`log 2 + log S(u)`), or "alpha" (`(exp((alpha - 1) u) - 1) / (alpha - 1)`); exponents stay below
       overflow.
-    alpha: Of the alpha-divergence, not 1.
+    alpha: Of the alpha-divergence, in TRL's convention, which is one minus that of the paper on f-divergences; not 1,
+      where the limit is "reverse_kl".
     length_normalized: Whether log-ratios are divided by the numbers of tokens.
     tail_weight: Weight of the log-probs beyond the shorter answer's length; below 1 it desensitises to length.
     tau: Temperature of `discopop`.
@@ -160,8 +162,12 @@ def objective(
     raise ValueError(f"loss must be one of {', '.join(sorted([*LOSSES, 'aot']))}, got {loss!r}")
   if divergence not in _DIVERGENCES:
     raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {divergence!r}")
+  if divergence == "alpha" and isinstance(alpha, int | float) and alpha == 1:
+    raise ValueError("alpha must not be 1: the alpha-divergence is then 'reverse_kl'")
   if loss == "exo" and isinstance(label_smoothing, int | float) and label_smoothing <= 0:
     raise ValueError(f"loss 'exo' needs a positive label_smoothing, got {label_smoothing}")
+  if loss == "aot" and (divergence != "reverse_kl" or length_normalized):
+    raise ValueError("loss 'aot' takes neither another divergence nor length normalisation")
   if loss == "aot":
     return _aot(beta, label_smoothing, tail_weight)
   compare, f = LOSSES[loss], _DIVERGENCES[divergence]
@@ -169,12 +175,18 @@ def objective(
   def preference(pair: Pair, _) -> tuple[Array, Array]:
     assert pair.log_ratio is not None
     scale = tuple(jnp.maximum(n, 1) if length_normalized else 1 for n in pair.tokens)
-    chosen, rejected = (f(u, alpha) / n for u, n in zip(pair.log_ratio, scale, strict=True))
+    chosen, rejected = (_bounded(f(u, alpha)) / n for u, n in zip(pair.log_ratio, scale, strict=True))
     difference = chosen - rejected
     compared = Compared(chosen, rejected, difference, beta, label_smoothing, tau, delta)
     return compare(compared), beta * difference
 
   return pairwise(preference, tail_weight=tail_weight)
+
+
+def _bounded(x: Array) -> Array:
+  """Keeps what an exponential may have made of a log-ratio small enough to be squared."""
+  limit = jnp.exp(largest_exponent(x) / 2)
+  return jnp.clip(x, -limit, limit)
 
 
 def _aot(beta: float | Array, smoothing: float | Array, tail_weight: float | Array) -> Objective:

@@ -3,7 +3,8 @@
     loss = -1/N sum_it sg(min(r_it, cap)) M_it A_i log pi(a_it)
 
 `M` is 0 where the policy has moved too far in the direction that the advantage asks for, by the change of the token's
-probability ("tv") or by the KL between chosen and not chosen ("kl"), both against the policy that sampled.
+probability ("tv") or by the KL between chosen and not chosen ("kl"), both against `old_logp`. The paper anchors the
+region at the policy that sampled: give the sampler's log-probs as the old ones where the two differ.
 
 How the defaults differ elsewhere: verl takes the same divergences with `clip_ratio` as their bounds, and caps the ratio
 at `clip_ratio_c`, 3 unless set; TRL 1.16 has none.

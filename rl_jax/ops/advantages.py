@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rl_jax.ops.masking import as_bool, masked_count, masked_mean, masked_sum, masked_variance, zero_masked
+from rl_jax.ops.masking import as_bool, is_constant, masked_count, masked_mean, masked_sum, masked_variance, zero_masked
 
-Estimator = Callable[[Array, Array | None], Array]
+Estimator = Callable[..., Array]
 
 
 def _group_mean(rewards: Array, mask: Array) -> Array:
@@ -27,6 +27,13 @@ def _is_constant(rewards: Array, mask: Array) -> Array:
   highest = jnp.max(jnp.where(as_bool(mask), rewards, -jnp.inf), axis=-1, keepdims=True)
   lowest = jnp.min(jnp.where(as_bool(mask), rewards, jnp.inf), axis=-1, keepdims=True)
   return highest <= lowest
+
+
+def _variance(rewards: Array, mask: Array, ddof: int) -> Array:
+  """Of each group, `[..., 1]`; exactly 0 where all its rewards are equal."""
+  deviation = zero_masked(rewards - _group_mean(rewards, mask), as_bool(mask) & ~_is_constant(rewards, mask))
+  degrees = jnp.maximum(masked_count(mask, axis=-1) - ddof, 1)[..., None]
+  return jnp.sum(jnp.square(deviation), axis=-1, keepdims=True) / degrees
 
 
 def group_normalized(
@@ -51,7 +58,7 @@ def group_normalized(
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
     leave_self_out: Whether mean and standard deviation of the group are those of the other completions (an option of
-      NeMo-RL); groups of less than three then have no standard deviation and are divided by `1 + eps`.
+      NeMo-RL). Where the others are equal, as around the one success of a group, the division is by `1 + eps`.
 
   Returns:
     `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
@@ -70,19 +77,18 @@ def group_normalized(
   mask = jnp.ones_like(rewards) if mask is None else mask
   rewards = zero_masked(rewards, mask)
   live = as_bool(mask) & ~_is_constant(rewards, mask)
-  deviation = zero_masked(rewards - _group_mean(rewards, mask), live)
-  centred = leave_one_out(rewards, mask) if leave_self_out else deviation
+  centred = leave_one_out(rewards, mask) if leave_self_out else zero_masked(rewards - _group_mean(rewards, mask), live)
   if scale == "none":
     return centred
   if scale == "batch":
     variance = masked_variance(rewards, mask, ddof=ddof)
+  elif leave_self_out:
+    shape = (*rewards.shape, rewards.shape[-1])  # for each member, the group without it
+    itself = jnp.broadcast_to(jnp.eye(shape[-1], dtype=bool), shape)
+    others = jnp.broadcast_to(as_bool(mask)[..., None, :], shape) & ~itself
+    variance = _variance(jnp.broadcast_to(rewards[..., None, :], shape), others, ddof)[..., 0]
   else:
-    count = masked_count(mask, axis=-1)[..., None]
-    squares = jnp.sum(jnp.square(deviation), axis=-1, keepdims=True)
-    if leave_self_out:  # what is left of the sum of squares when one member goes
-      squares = jnp.maximum(squares - jnp.square(deviation) * count / jnp.maximum(count - 1, 1), 0)
-      count = count - 1
-    variance = squares / jnp.maximum(count - ddof, 1)
+    variance = _variance(rewards, mask, ddof)
   # Where the variance is 0 the advantage is 0 too; sqrt(1) there keeps its gradient finite.
   std = jnp.sqrt(jnp.where(variance > 0, variance, 1))
   return centred / (std + eps)
@@ -134,7 +140,10 @@ def baseline(
   """
   mask = jnp.ones_like(rewards) if mask is None else mask
   rewards = zero_masked(rewards, mask)
-  return zero_masked(rewards - (masked_mean(rewards, mask) if value is None else value), mask)
+  if value is not None:
+    return zero_masked(rewards - value, mask)
+  differ = ~is_constant(rewards, mask)
+  return zero_masked(rewards - masked_mean(rewards, mask), as_bool(mask) & jnp.broadcast_to(differ, mask.shape))
 
 
 def running_mean(
@@ -226,7 +235,7 @@ def pass_at_k(
   rewards: Float[Array, "*batch G"],
   mask: Array | None = None,
   *,
-  normalize: bool = True,
+  normalize: bool = False,
   eps: float | Array = 1e-6,
 ) -> Float[Array, "*batch G"]:
   """Only the best of a group learns: `(max - second max) [/ (std_G + eps)]` for it, 0 for the others.
@@ -242,7 +251,7 @@ def pass_at_k(
   Reference: Y. Tang et al., "Optimizing Language Models for Inference Time Objectives using Reinforcement Learning",
   arXiv:2503.19595.
 
-  >>> print(pass_at_k(jnp.array([0.0, 3.0, 1.0]), normalize=False))
+  >>> print(pass_at_k(jnp.array([0.0, 3.0, 1.0])))
   [0. 2. 0.]
   """
   mask = jnp.ones_like(rewards) if mask is None else mask
@@ -254,9 +263,7 @@ def pass_at_k(
   lead = jnp.where(best & (second > -jnp.inf), highest - jnp.where(second > -jnp.inf, second, 0), 0)
   if not normalize:
     return zero_masked(lead, mask)
-  degrees = jnp.maximum(masked_count(mask, axis=-1)[..., None] - 1, 1)
-  deviation = zero_masked(rewards - _group_mean(rewards, mask), mask)
-  variance = jnp.sum(jnp.square(deviation), axis=-1, keepdims=True) / degrees
+  variance = _variance(rewards, mask, ddof=1)
   return zero_masked(lead / (jnp.sqrt(jnp.where(variance > 0, variance, 1)) + eps), mask)
 
 
@@ -292,7 +299,7 @@ def normalize_then_sum(
 
   Args:
     rewards: K rewards a completion, on the first axis.
-    mask: Which completions exist, `[..., G]`; all by default.
+    mask: Which completions exist, `[..., G]`, or which have each reward, `[K, ..., G]`; all by default.
     weights: `[K]`; all 1 by default.
     ddof: As for `group_normalized`.
     eps: As for `group_normalized`.
@@ -305,7 +312,8 @@ def normalize_then_sum(
   ['-1.414', '1.414']
   """
   weights = jnp.ones(rewards.shape[0]) if weights is None else weights
-  each = [group_normalized(reward, mask, ddof=ddof, eps=eps) for reward in rewards]
+  masks = jnp.broadcast_to(jnp.ones(()) if mask is None else mask, rewards.shape)
+  each = [group_normalized(*pair, ddof=ddof, eps=eps) for pair in zip(rewards, masks, strict=True)]
   return sum((weight * part for weight, part in zip(weights, each, strict=True)), jnp.zeros(rewards.shape[1:]))
 
 
@@ -332,28 +340,30 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
   """Turns an estimator on `[groups, G]` into one on flat rewards with a group id each.
 
   Args:
-    estimator: `(rewards [groups, G], mask) -> [groups, G]`, such as `group_normalized`.
-    num_groups: Ids run from 0 to `num_groups - 1`.
-    max_group_size: The largest number of rewards that share an id; further ones would get NaN.
+    estimator: `(rewards [groups, G], *others, mask=...) -> [groups, G]`, such as `group_normalized`, or `opo`, whose
+      lengths come along as one of the others.
+    num_groups: Ids run from 0 to `num_groups - 1`. Other ids, negative ones included, belong to no group and get NaN.
+    max_group_size: The largest number of rewards that share an id; further ones get NaN.
 
   Returns:
-    `(rewards [N], group_ids [N]) -> [N]`.
+    `(rewards [N], group_ids [N], *others [N]) -> [N]`.
 
   >>> rloo = by_group_ids(leave_one_out, num_groups=2, max_group_size=3)
   >>> print(rloo(jnp.array([0.0, 1.0, 0.0, 3.0, 5.0]), jnp.array([0, 1, 0, 0, 1])))
   [-1.5 -4.  -1.5  3.   4. ]
   """
 
-  def estimate(rewards: Float[Array, " N"], group_ids: Int[Array, " N"]) -> Float[Array, " N"]:
-    chex.assert_equal_shape([rewards, group_ids])
+  def estimate(rewards: Float[Array, " N"], group_ids: Int[Array, " N"], *others: Array) -> Float[Array, " N"]:
+    chex.assert_equal_shape([rewards, group_ids, *others])
+    group_ids = jnp.where(group_ids < 0, num_groups, group_ids)  # a negative index would count from the end
     order = jnp.argsort(group_ids, stable=True)
     sorted_ids = group_ids[order]
     place_sorted = jnp.arange(rewards.size) - jnp.searchsorted(sorted_ids, sorted_ids)
     place = jnp.zeros_like(place_sorted).at[order].set(place_sorted)
     shape = (num_groups, max_group_size)
-    padded = jnp.zeros(shape, rewards.dtype).at[group_ids, place].set(rewards, mode="drop")
+    padded = [jnp.zeros(shape, x.dtype).at[group_ids, place].set(x, mode="drop") for x in (rewards, *others)]
     mask = jnp.zeros(shape, bool).at[group_ids, place].set(True, mode="drop")
-    return estimator(padded, mask).at[group_ids, place].get(mode="fill", fill_value=jnp.nan)
+    return estimator(*padded, mask=mask).at[group_ids, place].get(mode="fill", fill_value=jnp.nan)
 
   return estimate
 

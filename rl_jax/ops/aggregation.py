@@ -118,7 +118,7 @@ def token_sum() -> Aggregate:
   return lambda mask: as_bool(mask).astype(jnp.result_type(float))
 
 
-def constant_length(*, length: int, count_empty_rows: bool = True) -> Aggregate:
+def constant_length(*, length: int | Array, count_empty_rows: bool = True) -> Aggregate:
   """Divides by a constant instead of by each row's length: `w_it = m_it / (length B)`.
 
   Args:
@@ -138,6 +138,6 @@ def constant_length(*, length: int, count_empty_rows: bool = True) -> Aggregate:
   [[0.125 0.125]
    [0.125 0.   ]]
   """
-  if length < 1:
+  if isinstance(length, int | float) and length < 1:
     raise ValueError(f"length must be at least 1, got {length}")
   return lambda mask: as_bool(mask) / (length * _num_rows(mask, count_empty_rows))

@@ -239,12 +239,17 @@ def keep_on_policy_failures(
 
 
 def keep_second_moment(
-  logp: Array, behaviour_logp: Array, advantages: Array, mask: Array, *, limit: float | Array = 0.04
+  logp: Array,
+  behaviour_logp: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  limit: float | Array = 0.04,
+  only_at_risk: bool = True,
 ) -> Bool[Array, "*batch T"]:
   """M2PO: drops the fewest tokens, largest `(log rho)^2` first, so that the mean of what stays is at most `limit`.
 
-  Only tokens that a clip could stop are dropped: `A > 0` with `rho > 1`, `A < 0` with `rho < 1`. The mean is over the
-  global batch.
+  The mean is over the global batch. Where only some tokens may be dropped it can stay above the limit.
 
   Args:
     logp: The learner's log-probs `[..., T]`, at the start of the update or, as `batch_logp`, at this one.
@@ -252,6 +257,8 @@ def keep_second_moment(
     advantages: One a token.
     mask: 1 for tokens that are trained on.
     limit: Of the second moment, in nats squared.
+    only_at_risk: Whether only tokens that a clip could stop are dropped: `A > 0` with `rho > 1`, `A < 0` with
+      `rho < 1`. AReaL drops any.
 
   Reference: H. Zheng et al., "Prosperity before Collapse: How Far Can Off-Policy RL Reach with Stale Data on LLMs?"
   (M2PO), arXiv:2510.01161.
@@ -261,7 +268,9 @@ def keep_second_moment(
   [ True  True False]
   """
   ratio = log_ratio(logp, behaviour_logp, mask)
-  at_risk = as_bool(mask) & (ratio * zero_masked(advantages, mask) > 0)
+  at_risk = as_bool(mask)
+  if only_at_risk:
+    at_risk &= ratio * zero_masked(advantages, mask) > 0
   squared = jnp.where(at_risk, jnp.square(ratio), 0)
   descending = -jnp.sort(-squared, axis=None)
   # Row k: the mean of what stays when the k largest are dropped, with what cannot be dropped counted in full.

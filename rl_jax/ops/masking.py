@@ -93,10 +93,20 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   return jnp.sum(jnp.square(centred)) / jnp.maximum(masked_count(mask) - ddof, 1)
 
 
+def is_constant(x: Array, mask: Array) -> Bool[Array, ""]:
+  """Whether all selected entries are equal, by comparison: a mean of equal floats may round to another number.
+
+  >>> bool(is_constant(jnp.array([0.1, 0.1, jnp.nan]), jnp.array([1, 1, 0])))
+  True
+  """
+  chosen = as_bool(mask)
+  return jnp.max(jnp.where(chosen, x, -jnp.inf)) <= jnp.min(jnp.where(chosen, x, jnp.inf))
+
+
 def masked_whiten(
   x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float | Array = 1e-8
 ) -> Array:
-  """Returns `(x - mean) / sqrt(var + eps)` over all selected entries, and 0 elsewhere.
+  """Returns `(x - mean) / sqrt(var + eps)` over all selected entries, and 0 elsewhere and where they are all equal.
 
   It is a statistic of the batch: call it on the global batch, before the update, never inside a micro-batch.
 
@@ -112,5 +122,6 @@ def masked_whiten(
   """
   x = zero_masked(x, mask)
   mean = masked_mean(x, mask)
-  whitened = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask, ddof=ddof) + eps)
+  centred = jnp.where(is_constant(x, mask), 0, x - mean)
+  whitened = centred * jax.lax.rsqrt(masked_variance(x, mask, ddof=ddof) + eps)
   return zero_masked(whitened if shift_mean else whitened + mean, mask)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rl_jax.ops.masking import as_bool, masked_count, masked_variance, zero_masked
+from rl_jax.ops.masking import as_bool, is_constant, masked_count, masked_variance, zero_masked
 
 Holes = Literal["carry", "zero"]
 _BLOCK = 64
@@ -21,6 +21,10 @@ def _check(rewards: Array, values: Array, mask: Array, holes: str) -> None:
   if holes not in ("carry", "zero"):
     raise ValueError(f"holes must be 'carry' or 'zero', got {holes!r}")
   chex.assert_equal_shape([rewards, values, mask])
+
+
+def _same_type(*arrays: Array) -> tuple[Array, ...]:
+  return tuple(x.astype(jnp.result_type(*arrays)) for x in arrays)
 
 
 def _stepped(mask: Array, holes: Holes) -> Array:
@@ -94,7 +98,7 @@ def explained_variance(
   [1.0, 0.0]
   """
   left = masked_variance(zero_masked(returns, mask) - zero_masked(values, mask), mask)
-  total = masked_variance(returns, mask)
+  total = jnp.where(is_constant(returns, mask), 0, masked_variance(returns, mask))
   return jnp.where(total > 0, 1 - left / jnp.where(total > 0, total, 1), 0)
 
 
@@ -161,7 +165,7 @@ def gae(
   [0.5 0.5 0.5] [1. 1. 1.]
   """
   _check(rewards, values, mask, holes)
-  rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+  rewards, values = _same_type(zero_masked(rewards, mask), zero_masked(values, mask))
   stepped = _stepped(mask, holes)
   gamma, lam = (jnp.broadcast_to(jnp.asarray(x, values.dtype), values.shape[:-1]) for x in (gamma, lam))
 
@@ -204,7 +208,7 @@ def gae_associative(
   [0.5 0.5 0.5] [1. 1. 1.]
   """
   _check(rewards, values, mask, holes)
-  rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+  rewards, values = _same_type(zero_masked(rewards, mask), zero_masked(values, mask))
   bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])[..., None]
   decay = jnp.asarray(gamma, values.dtype) * lam
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.ops import kl
 from rl_jax.ops.kl import Estimator
-from rl_jax.ops.masking import as_bool, masked_count, masked_mean, zero_masked
+from rl_jax.ops.masking import as_bool, masked_whiten, zero_masked
 
 
 def _is_last(mask: Array) -> Bool[Array, "*batch T"]:
@@ -45,7 +45,8 @@ def spread(rewards: Float[Array, "*batch"], mask: Array, *, gamma: float | Array
   after = jnp.flip(jnp.cumsum(jnp.flip(as_bool(mask), -1), axis=-1), -1) - 1
   share = jnp.where(as_bool(mask), jnp.power(jnp.asarray(gamma, jnp.result_type(float)), jnp.maximum(after, 0)), 0)
   total = jnp.sum(share, axis=-1, keepdims=True)
-  return share / jnp.where(total > 0, total, 1) * jnp.broadcast_to(rewards[..., None], mask.shape)
+  spread_out = share / jnp.where(total > 0, total, 1) * jnp.broadcast_to(rewards[..., None], mask.shape)
+  return jnp.where(as_bool(mask), spread_out, 0)
 
 
 def at_steps(
@@ -121,7 +122,7 @@ def overlong_penalty(
   >>> print(overlong_penalty(jnp.array([10, 15, 30]), max_length=20, buffer=10))
   [ 0.  -0.5 -1. ]
   """
-  if not 1 <= buffer <= max_length:
+  if isinstance(buffer, int) and isinstance(max_length, int) and not 1 <= buffer <= max_length:
     raise ValueError(f"buffer must be between 1 and max_length={max_length}, got {buffer}")
   over = jnp.maximum((lengths - (max_length - buffer)) / buffer, 0)
   return -factor * (jnp.minimum(over, 1) if capped else over) + 0.0
@@ -194,7 +195,4 @@ def whitened(
   [1. 3.]
   """
   mask = jnp.ones_like(rewards) if mask is None else mask
-  rewards = zero_masked(rewards, mask)
-  mean = masked_mean(rewards, mask)
-  spread_ = jnp.sqrt(jnp.sum(jnp.square(zero_masked(rewards - mean, mask))) / jnp.maximum(masked_count(mask), 1) + eps)
-  return zero_masked((rewards - mean) / spread_ + (0 if shift_mean else mean), mask)
+  return masked_whiten(rewards, mask, shift_mean=shift_mean, ddof=0, eps=eps)

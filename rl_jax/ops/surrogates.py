@@ -155,6 +155,35 @@ def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
   return surrogate
 
 
+def probability_band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
+  """`-A r` where the token's probability has moved by `-low` to `high`, and 0 elsewhere, whatever the advantage's sign.
+
+  As `band`, with the distance that `dppo_tv` uses: a symmetric mask in probabilities.
+
+  Args:
+    low: Largest fall of the probability.
+    high: Largest rise.
+
+  Returns:
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised. Use `ratios.token`.
+
+  Reference: the mask of Prime Intellect's prime-rl; its small quadratic pull to the old policy is
+  `kl_penalty(kl.k2, ..., reference="old_logp")`.
+
+  >>> logp = jnp.log(jnp.array([0.5, 0.5]))
+  >>> loss = probability_band()(logp - jnp.log(jnp.array([0.4, 0.2])), jnp.ones(2), logp=logp)
+  >>> [f"{x:.2f}" for x in loss]
+  ['-1.25', '0.00']
+  """
+
+  def surrogate(log_ratio: Array, advantages: Array, *, logp: Array, **_) -> Array:
+    moved = jax.lax.stop_gradient(jnp.exp(logp) - jnp.exp(logp - log_ratio))
+    inside = (moved >= -jnp.asarray(low)) & (moved <= high)
+    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0)), 0)
+
+  return surrogate
+
+
 def cispo(*, low: float | Array = 1.0, high: float | Array = 4.0) -> Surrogate:
   """`-sg(clip(r, 1 - low, 1 + high)) A log pi(a)`: the weight is clipped, the gradient never stops.
 

@@ -431,6 +431,8 @@ def test_rankings_take_all_pairs_with_margins_and_centering():
     ("dpo", dict(loss="dpo"), "loss must be one of"),
     ("dpo", dict(divergence="tv"), "divergence must be one of"),
     ("dpo", dict(loss="exo"), "needs a positive label_smoothing"),
+    ("dpo", dict(loss="aot", length_normalized=True), "takes neither"),
+    ("dpo", dict(divergence="alpha", alpha=1.0), "alpha must not be 1"),
     ("dppo", dict(divergence="js"), "divergence must be 'tv' or 'kl'"),
     ("gspo", dict(gradient="row"), "gradient must be 'sequence' or 'token'"),
     ("sft", dict(loss="mse"), "loss must be 'nll' or 'dft'"),
@@ -445,3 +447,19 @@ def test_mistakes_are_named(name, arguments, message):
 def test_a_preference_batch_must_hold_pairs():
   with pytest.raises(ValueError, match=r"must be \[..., 2, T\]"):
     evaluate(build("dpo"), Inputs(jnp.ones((3, 5)), ref_logp=jnp.zeros((3, 5))), logp=np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("loss", ["ipo", "sppo"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "alpha"])
+def test_squared_losses_of_exponentials_stay_finite_in_float32(loss, divergence):
+  far = Inputs(jnp.ones((1, 2, 1)), ref_logp=jnp.zeros((1, 2, 1), jnp.float32))
+  logp = jnp.array([[[-90.0], [-1.0]]], jnp.float32)
+  value, gradient = evaluate(build("dpo", loss=loss, divergence=divergence), far, logp=logp)
+  assert np.isfinite(value) and np.isfinite(gradient["logp"]).all()
+
+
+def test_a_constant_length_may_be_traced():
+  from rl_jax.ops import aggregation
+
+  weights = jax.jit(lambda length: aggregation.constant_length(length=length)(jnp.ones((2, 3))))(4)
+  np.testing.assert_allclose(weights, np.full((2, 3), 1 / 8))

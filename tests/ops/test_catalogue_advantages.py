@@ -44,7 +44,7 @@ CASES = {
     ]),
   ),
   "pass_at_k": (
-    lambda: advantages.pass_at_k(DIRTY, MASK, eps=0.1),
+    lambda: advantages.pass_at_k(DIRTY, MASK, normalize=True, eps=0.1),
     lambda r, row, p: np.zeros(len(r)) if len(r) < 2 or constant(r) else np.where(
       np.arange(len(r)) == r.argmax(), (np.sort(r)[-1] - np.sort(r)[-2]) / (r.std(ddof=1) + 0.1), 0
     ),
@@ -156,3 +156,31 @@ def test_distillation_is_the_difference_of_log_probs():
   mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
   dirty = [jnp.asarray(np.where(mask, x, np.inf)) for x in (teacher, student)]
   np.testing.assert_allclose(token_advantages.distillation(*dirty, mask), np.where(mask, teacher - student, 0))
+
+
+def test_one_success_in_a_group_has_finite_scale_without_itself():
+  actual = advantages.group_normalized(jnp.array([1.0, 0.0, 0.0]), leave_self_out=True, eps=0.0)
+  np.testing.assert_allclose(actual, [1.0, -0.5 / np.std([1, 0], ddof=1), -0.5 / np.std([1, 0], ddof=1)], rtol=1e-6)
+
+
+def test_group_ids_carry_other_arrays_and_drop_padding():
+  ids = jnp.array([0, 0, 1, 1, -1])
+  by_ids = advantages.by_group_ids(advantages.opo, num_groups=2, max_group_size=3)
+  actual = by_ids(jnp.array([0.0, 3.0, 1.0, 9.0, 9.0]), ids, jnp.array([10, 1, 1, 1, 7]))
+  np.testing.assert_allclose(actual, [-3 / 11, 3 - 3 / 11, -4, 4, np.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 100.1])
+def test_equal_rewards_give_exactly_zero(value):
+  same = jnp.full(1000, value, jnp.float32)
+  assert not masking.masked_whiten(same, jnp.ones(1000)).any()
+  assert not advantages.baseline(same).any()
+  assert not token_advantages.reinforce_plus_plus(same[:, None], jnp.ones((1000, 1))).any()
+
+
+def test_rewards_that_do_not_apply_are_left_out_of_their_own_normalisation():
+  first, second = np.array([[1.0, 2.0, np.nan]]), np.array([[0.0, 1.0, 5.0]])
+  mask = jnp.array([[[1, 1, 0]], [[1, 1, 1]]])
+  actual = advantages.normalize_then_sum(jnp.asarray(np.stack([first, second])), mask, eps=0.0)
+  z = (second - 2) / np.std(second, ddof=1)
+  np.testing.assert_allclose(actual, z + [[-np.sqrt(0.5), np.sqrt(0.5), 0]], rtol=1e-6)

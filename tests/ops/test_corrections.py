@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.objectives.base import Inputs, policy_gradient, restrict, reweigh
-from rl_jax.ops import aggregation, corrections, ratios, surrogates
+from rl_jax.objectives import simpo
+from rl_jax.objectives.base import Inputs, kl_penalty, likelihood, policy_gradient, restrict, reweigh
+from rl_jax.ops import aggregation, corrections, kl, ratios, surrogates
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(3)
@@ -129,3 +130,29 @@ def test_reweighing_keeps_the_denominators_and_restricting_counts_what_is_kept()
     for narrowed in (reweigh(term, lambda _: keep, needs=()), restrict(term, lambda _: keep, needs=()))
   ]
   assert losses == [-3 / 4, -3 / 2]
+
+
+def test_any_token_may_be_dropped_where_asked_for():
+  logp, mu = jnp.array([-3.0, -1.0, -1.0]), -jnp.ones(3)
+  arguments = logp, mu, jnp.ones(3), jnp.ones(3)  # A > 0 and rho < 1: no clip would stop it
+  np.testing.assert_array_equal(corrections.keep_second_moment(*arguments), [True, True, True])
+  dropped = corrections.keep_second_moment(*arguments, only_at_risk=False)
+  np.testing.assert_array_equal(dropped, [False, True, True])
+
+
+def test_restricting_narrows_labels_too_and_sequences_cannot_be_reweighed():
+  term = likelihood(aggregation.token_mean(), on="target_mask")
+  inputs = Inputs(jnp.zeros(2), target_mask=jnp.ones(2))
+  narrowed = restrict(term, lambda _: jnp.array([True, False]), needs=())
+  np.testing.assert_array_equal(narrowed.weight(inputs), [1.0, 0.0])
+  pairs = reweigh(simpo.objective(), lambda inputs: inputs.mask, needs=())
+  with pytest.raises(ValueError, match="weight per token"):
+    pairs.weight(Inputs(jnp.ones((3, 2, 4))))
+
+
+def test_importance_weighted_kl_stays_finite_in_float32():
+  logp, old, ref = (jnp.full((1, 1), x, jnp.float32) for x in (-90.0, -180.0, 0.0))
+  term = kl_penalty(kl.k3, aggregation.token_mean(), ratio=ratios.token())
+  inputs = Inputs(jnp.ones((1, 1)), old_logp=old, ref_logp=ref)
+  value, slope = jax.value_and_grad(lambda x: term.loss(inputs._replace(logp=x), term.weight(inputs))[0])(logp)
+  assert np.isfinite(value) and np.isfinite(slope).all()

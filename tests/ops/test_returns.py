@@ -76,3 +76,10 @@ def test_the_two_forms_agree_on_long_sequences():
 def test_unknown_convention_is_an_error():
   with pytest.raises(ValueError, match="holes must be"):
     returns.gae(jnp.ones(2), jnp.ones(2), jnp.ones(2), holes="skip")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mixed_types_are_promoted(form, x64):
+  actual, _ = form(jnp.ones(3, jnp.float64), jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32), gamma=1.0, lam=1.0)
+  assert actual.dtype == jnp.float64
+  np.testing.assert_allclose(actual, [3, 2, 1])

@@ -16,7 +16,7 @@ def test_where_a_reward_sits():
   spread = rewards.spread(jnp.array([7.0, 3.0, 9.0]), MASK, gamma=0.5)
   np.testing.assert_allclose(spread, [[1, 2, 0, 4], [3, 0, 0, 0], [0, 0, 0, 0]])
   even = rewards.spread(jnp.array([6.0, 3.0, jnp.nan]), MASK)
-  np.testing.assert_allclose(even[:2], [[2, 2, 0, 2], [3, 0, 0, 0]])
+  np.testing.assert_allclose(even, [[2, 2, 0, 2], [3, 0, 0, 0], [0, 0, 0, 0]])
   steps = rewards.at_steps(jnp.array([[1.0, 5.0, jnp.nan]]), jnp.array([[1, 3, -1]]), MASK[:1])
   np.testing.assert_array_equal(steps, [[0, 1, 0, 5]])
 
@@ -86,4 +86,5 @@ def test_length_adaptive_lambda_and_explained_variance():
   targets = jnp.array([[0.0, 1.0, 2.0, 9.0]])
   half = returns.explained_variance(targets / 2, targets, jnp.array([[1, 1, 1, 0]]))
   np.testing.assert_allclose(half, 0.75, rtol=1e-6)
-  assert returns.explained_variance(targets, jnp.ones((1, 4)), jnp.ones((1, 4))) == 0
+  assert returns.explained_variance(targets, jnp.full((1, 4), 0.1), jnp.ones((1, 4))) == 0
+  assert returns.explained_variance(jnp.arange(1000.0), jnp.full(1000, 0.1), jnp.ones(1000)) == 0
