@@ -41,7 +41,7 @@ from rl_jax.objectives.pairs import Pair, pairwise, sequence_logp
 from rl_jax.ops.masking import as_bool
 from rl_jax.ops.numerics import largest_exponent, safe_exp
 
-_log_sigmoid, _sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
+_S, _log_S = jax.nn.sigmoid, jax.nn.log_sigmoid
 
 
 class Compared(NamedTuple):
@@ -57,67 +57,67 @@ class Compared(NamedTuple):
 
 
 def _logistic(x: Array, smoothing: float | Array) -> Array:
-  return -(1 - smoothing) * _log_sigmoid(x) - smoothing * _log_sigmoid(-x)
+  return -(1 - smoothing) * _log_S(x) - smoothing * _log_S(-x)
 
 
-def sigmoid(p: Compared) -> Array:
+def _sigmoid(p: Compared) -> Array:
   return _logistic(p.beta * p.difference, p.smoothing)
 
 
-def robust(p: Compared) -> Array:
+def _robust(p: Compared) -> Array:
   x = p.beta * p.difference
-  return (-(1 - p.smoothing) * _log_sigmoid(x) + p.smoothing * _log_sigmoid(-x)) / (1 - 2 * p.smoothing)
+  return (-(1 - p.smoothing) * _log_S(x) + p.smoothing * _log_S(-x)) / (1 - 2 * p.smoothing)
 
 
-def hinge(p: Compared) -> Array:
+def _hinge(p: Compared) -> Array:
   return jax.nn.relu(1 - p.beta * p.difference)
 
 
-def ipo(p: Compared) -> Array:
+def _ipo(p: Compared) -> Array:
   return jnp.square(p.difference - 1 / (2 * p.beta))
 
 
-def exo(p: Compared) -> Array:
+def _exo(p: Compared) -> Array:
   x = p.beta * p.difference
-  right = _sigmoid(x) * (_log_sigmoid(x) - jnp.log1p(-jnp.asarray(p.smoothing)))
-  return right + _sigmoid(-x) * (_log_sigmoid(-x) - jnp.log(p.smoothing))
+  right = _S(x) * (_log_S(x) - jnp.log1p(-jnp.asarray(p.smoothing)))
+  return right + _S(-x) * (_log_S(-x) - jnp.log(p.smoothing))
 
 
-def nca(p: Compared) -> Array:
+def _nca(p: Compared) -> Array:
   chosen, rejected = p.beta * p.chosen, p.beta * p.rejected
-  return -_log_sigmoid(chosen) - 0.5 * _log_sigmoid(-chosen) - 0.5 * _log_sigmoid(-rejected)
+  return -_log_S(chosen) - 0.5 * _log_S(-chosen) - 0.5 * _log_S(-rejected)
 
 
-def bco(p: Compared) -> Array:
-  return -_log_sigmoid(p.beta * p.chosen - p.delta) - _log_sigmoid(-(p.beta * p.rejected - p.delta))
+def _bco(p: Compared) -> Array:
+  return -_log_S(p.beta * p.chosen - p.delta) - _log_S(-(p.beta * p.rejected - p.delta))
 
 
-def sppo(p: Compared) -> Array:
+def _sppo(p: Compared) -> Array:
   return jnp.square(p.chosen - 0.5 / p.beta) + jnp.square(p.rejected + 0.5 / p.beta)
 
 
-def apo_zero(p: Compared) -> Array:
-  return 1 - _sigmoid(p.beta * p.chosen) + _sigmoid(p.beta * p.rejected)
+def _apo_zero(p: Compared) -> Array:
+  return 1 - _S(p.beta * p.chosen) + _S(p.beta * p.rejected)
 
 
-def apo_down(p: Compared) -> Array:
-  return _sigmoid(p.beta * p.chosen) + 1 - _sigmoid(p.beta * p.difference)
+def _apo_down(p: Compared) -> Array:
+  return _S(p.beta * p.chosen) + 1 - _S(p.beta * p.difference)
 
 
-def discopop(p: Compared) -> Array:
+def _discopop(p: Compared) -> Array:
   x = p.beta * p.difference
-  gate = _sigmoid(x / p.tau)
-  return -_log_sigmoid(x) * (1 - gate) + safe_exp(-x) * gate
+  gate = _S(x / p.tau)
+  return -_log_S(x) * (1 - gate) + safe_exp(-x) * gate
 
 
 LOSSES: dict[str, Callable[[Compared], Array]] = {
-  function.__name__: function
-  for function in (sigmoid, robust, hinge, ipo, exo, nca, bco, sppo, apo_zero, apo_down, discopop)
+  function.__name__.removeprefix("_"): function
+  for function in (_sigmoid, _robust, _hinge, _ipo, _exo, _nca, _bco, _sppo, _apo_zero, _apo_down, _discopop)
 }
 _DIVERGENCES: dict[str, Callable[[Array, float | Array], Array]] = {
   "reverse_kl": lambda u, alpha: u,
   "forward_kl": lambda u, alpha: 1 - safe_exp(-u),
-  "js": lambda u, alpha: jnp.log(2.0) + _log_sigmoid(u),
+  "js": lambda u, alpha: jnp.log(2.0) + _log_S(u),
   "alpha": lambda u, alpha: (safe_exp((alpha - 1) * u) - 1) / (alpha - 1),
 }
 
