@@ -1,0 +1,51 @@
+"""Terms that no named objective uses by default: Huber, sequence-wise entropy, k2 to the sampler."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_jax.objectives.base import Inputs, add, entropy_bonus, kl_penalty, scale, value_regression
+from rl_jax.ops import aggregation, kl, ratios
+
+
+def value_and_slope(objective, inputs, **learner):
+  (name, at), *_ = learner.items()
+  weights = objective.weight(inputs)
+  return jax.value_and_grad(lambda x: objective.loss(inputs._replace(**{name: x}), weights)[0])(jnp.asarray(at))
+
+
+def test_huber_counts_large_errors_linearly():
+  objective = value_regression(aggregation.token_sum(), clip=None, huber=1.0)
+  inputs = Inputs(jnp.array([1, 1, 1, 0]), returns=jnp.array([0.0, 0.0, 0.0, jnp.nan]))
+  value, slope = value_and_slope(objective, inputs, values=[0.5, 3.0, -4.0, jnp.nan])
+  np.testing.assert_allclose(value, 0.125 + 2.5 + 3.5, rtol=1e-6)
+  np.testing.assert_allclose(slope, [0.5, 1.0, -1.0, 0.0])
+
+
+def test_kl_with_importance_weights_against_the_sampler():
+  term = kl_penalty(kl.k2, aggregation.token_mean(), ratio=ratios.token(), ratio_to="behaviour_logp")
+  assert term.needs == {"logp", "ref_logp", "behaviour_logp"}
+  inputs = Inputs(jnp.ones(1), ref_logp=jnp.log(jnp.array([0.5])), behaviour_logp=jnp.log(jnp.array([0.2])))
+  value, slope = value_and_slope(term, inputs, logp=np.log([0.4]).astype(np.float32))
+  d = np.log(0.4 / 0.5)
+  np.testing.assert_allclose(value, 2 * d**2 / 2, rtol=1e-5)
+  np.testing.assert_allclose(slope, [2 * (d**2 / 2 + d)], rtol=1e-5)
+
+
+def test_bias_corrected_k3_has_the_gradient_of_the_kl_on_policy():
+  logp, ref = jnp.array([-1.0, -0.3]), jnp.array([-0.5, -2.0])
+  term = kl_penalty(kl.k3, aggregation.token_sum(), ratio=ratios.token())
+  _, slope = value_and_slope(term, Inputs(jnp.ones(2), old_logp=logp, ref_logp=ref), logp=logp)
+  np.testing.assert_allclose(slope, logp - ref, rtol=1e-5)
+
+
+def test_terms_keep_their_own_denominators():
+  # Two rows of 3 and 1 tokens: the bonus by sequence, the penalty by token.
+  mask = jnp.array([[1, 1, 1], [1, 0, 0]])
+  both = add(
+    entropy=scale(0.1, entropy_bonus(aggregation.sequence_mean())),
+    kl=kl_penalty(kl.k1, aggregation.token_mean()),
+  )
+  inputs = Inputs(mask, ref_logp=jnp.zeros((2, 3)), entropy=jnp.array([[3.0, 3.0, 3.0], [1.0, 9.0, 9.0]]))
+  value, _ = value_and_slope(both, inputs, logp=[[-1.0, -1.0, -1.0], [-5.0, 0.0, 0.0]])
+  np.testing.assert_allclose(value, -0.1 * (3 + 1) / 2 + (-3 - 5) / 4, rtol=1e-6)
