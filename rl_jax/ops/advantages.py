@@ -228,7 +228,8 @@ def gpg(
   """
   mask = jnp.ones_like(rewards) if mask is None else mask
   alpha = masked_count(mask) / jnp.maximum(masked_count(zero_masked(rewards, mask)), 1)
-  return alpha * group_normalized(rewards, mask, scale="none") / f_norm
+  f_norm = jnp.asarray(f_norm)  # 0 where it is the deviation of equal rewards, whose advantages are 0 anyway
+  return alpha * group_normalized(rewards, mask, scale="none") / jnp.where(f_norm == 0, 1, f_norm)
 
 
 def pass_at_k(

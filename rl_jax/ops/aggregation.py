@@ -81,11 +81,14 @@ def sequence_sum(*, count_empty_rows: bool = False) -> Aggregate:
   return lambda mask: as_bool(mask) / _num_rows(mask, count_empty_rows)
 
 
-def prompt_mean() -> Aggregate:
+def prompt_mean(*, count_empty_prompts: bool = False) -> Aggregate:
   """Every prompt counts the same: the mean over prompts of the mean over all tokens of a prompt's completions.
 
-  `w_pgt = m_pgt / (n_p P)`, with `n_p` tokens in all completions of prompt p and P prompts that have tokens. The axis
-  before the last holds a prompt's completions; a mask `[T]` is one prompt with one completion.
+  `w_pgt = m_pgt / (n_p P)`, with `n_p` tokens in all completions of prompt p and P prompts. The axis before the last
+  holds a prompt's completions; a mask `[T]` is one prompt with one completion.
+
+  Args:
+    count_empty_prompts: Whether P counts prompts without tokens.
 
   Returns:
     `mask [..., G, T] -> weight [..., G, T]`.
@@ -100,7 +103,7 @@ def prompt_mean() -> Aggregate:
 
   def weight(mask: Array) -> Array:
     grouped = as_bool(mask).reshape((*mask.shape[:-2], -1))
-    return sequence_mean()(grouped).reshape(mask.shape)
+    return sequence_mean(count_empty_rows=count_empty_prompts)(grouped).reshape(mask.shape)
 
   return weight
 

@@ -47,3 +47,14 @@ def test_empty_batch_has_zero_weights(aggregate):
 def test_constant_length_wants_a_positive_length():
   with pytest.raises(ValueError, match="length must be at least 1"):
     aggregation.constant_length(length=0)
+
+
+def test_prompts_sequences_and_tokens_weigh_differently():
+  mask = jnp.array([[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]])
+  tokens = np.asarray(mask, float)
+  by_prompt = tokens / np.array([4, 2, 1])[:, None, None]
+  np.testing.assert_allclose(aggregation.prompt_mean()(mask), by_prompt / 2, rtol=1e-6)
+  np.testing.assert_allclose(aggregation.prompt_mean(count_empty_prompts=True)(mask), by_prompt / 3, rtol=1e-6)
+  np.testing.assert_allclose(aggregation.sequence_sum()(mask), tokens / 3, rtol=1e-6)
+  np.testing.assert_allclose(aggregation.sequence_sum(count_empty_rows=True)(mask), tokens / 6, rtol=1e-6)
+  np.testing.assert_array_equal(aggregation.token_sum()(mask), tokens)

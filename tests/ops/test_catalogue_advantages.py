@@ -63,6 +63,8 @@ def test_gpg_scales_by_the_rewards_that_are_not_zero():
   mask = np.array([[1, 1, 1], [1, 1, 0]], bool)
   expected = 5 / 1 * np.array([[2 / 3, -1 / 3, -1 / 3], [0, 0, 0]])
   np.testing.assert_allclose(advantages.gpg(jnp.asarray(rewards), mask), expected, atol=1e-12)
+  by_deviation = advantages.gpg(jnp.asarray(rewards), mask, f_norm=jnp.array([[0.5], [0.0]]))
+  np.testing.assert_allclose(by_deviation, 2 * expected, atol=1e-12)
 
 
 def test_baselines():
