@@ -67,6 +67,7 @@ class Config:
   minibatches: int = 2  # updates a pass
   microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
   recompute_old_logp: bool = False  # with several updates a rollout: old log-probs from a pass, not from the sampler
+  max_draws: int = 1  # above 1: draw prompts up to so many times, until all groups have rewards that differ
   mask_truncated: bool = False  # leave completions that were cut off out of the loss
   remat: bool = False  # compute activations again in the backward pass, to save memory
   checkpoint_every: int = 16  # rollouts between checkpoints, besides one at the end; 0 for none
@@ -89,7 +90,8 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together."""
-  positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches")
+  positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "max_draws", "epochs", "minibatches",
+              "microbatches")  # fmt: skip
   require_at_least(config, 1, positive)
   not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm")
   require_at_least(config, 0, not_negative)
@@ -130,6 +132,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     on_policy=config.epochs * config.minibatches == 1,
     recompute_old_logp=config.recompute_old_logp,
     mask_truncated=config.mask_truncated,
+    max_draws=config.max_draws,
     place=place,
     **prompts,
   )

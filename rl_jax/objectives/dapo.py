@@ -2,8 +2,8 @@
 
     loss = 1/N sum_it max(-A_i r_it, -A_i clip(r_it, 1 - 0.2, 1 + 0.28))
 
-Its other two parts are not in the loss: dynamic sampling (`ops.advantages.keep_groups`) and the soft punishment of
-overlong completions (`ops.rewards.overlong_penalty`).
+Its other two parts are not in the loss: dynamic sampling (`train.rollout.make_collect(max_draws=...)`, which keeps
+`ops.advantages.keep_groups`) and the soft punishment of overlong completions (`ops.rewards.overlong_penalty`).
 
 How the defaults differ elsewhere:
   - TRL 1.16: `loss_type = "dapo"` with `epsilon_high = epsilon = 0.2`.

@@ -20,6 +20,7 @@ COLUMNS = (
   ("clip-", "policy/clip_low", ".3f"),
   ("clip+", "policy/clip_high", ".3f"),
   ("grad", "grad_norm", ".2f"),
+  ("draws", "draws", ".0f"),
   ("tok/s", "tokens_per_second", ".0f"),
   ("s/step", "seconds", ".1f"),
 )

@@ -1,6 +1,7 @@
 """One batch of experience: draw prompts, sample completions, score them on the host, estimate advantages."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from rl_jax.sampling.samplers import Sampler
 from rl_jax.tasks import rewards as rewards_lib
 from rl_jax.tasks.base import Task
 from rl_jax.train import answers, text
+from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.score import Score, Sequences
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
@@ -70,6 +72,7 @@ def make_collect(
   on_policy: bool = True,
   recompute_old_logp: bool = False,
   mask_truncated: bool = False,
+  max_draws: int = 1,
   place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Collect:
   """Returns `collect(state) -> Collected`.
@@ -90,14 +93,15 @@ def make_collect(
     on_policy: Whether each batch is used for a single update, so that the learner's own log-probs are the old ones.
     recompute_old_logp: Otherwise: whether old log-probs come from a pass of their own, or from the sampler.
     mask_truncated: Whether completions that were cut off are left out of the loss.
+    max_draws: Above 1, prompts are drawn up to so many times, until the batch is full of groups whose rewards differ
+      (dynamic sampling); the metric `draws` counts, and the other metrics are of what is trained on.
     place: Puts a pytree with prompts on the leading axis on the devices, such as `parallel.shard_rows` of a mesh.
   """
-  if prompts_per_batch < 1:
-    raise ValueError(f"prompts_per_batch must be at least 1, got {prompts_per_batch}")
+  if min(prompts_per_batch, max_draws) < 1:
+    raise ValueError(f"prompts_per_batch and max_draws must be at least 1, got {prompts_per_batch} and {max_draws}")
 
-  def sample(state: RLState) -> tuple[text.PromptBatch, Any]:
+  def sample(state: RLState, position: int) -> tuple[text.PromptBatch, Any]:
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
-    position = int(state.position)
     prompts = text.draw_prompts(
       task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens
     )
@@ -113,12 +117,19 @@ def make_collect(
       ref = score(state.ref_params, rollout.sequences).logp
     return old, ref
 
+  def draw(state: RLState, position: int) -> Drawn:
+    prompts, completions = sample(state, position)
+    return Drawn(prompts, completions, *_score_on_host(task, tokenizer, prompts, completions))
+
   def collect(state: RLState) -> Collected:
-    prompts, completions = sample(state)
+    filled, draws, position = None, 1, int(state.position)
+    if max_draws > 1:
+      filled, draws = fill(partial(draw, state), position, prompts_per_batch, max_draws=max_draws)
+    prompts, completions = sample(state, position) if filled is None else filled[:2]
     rollout = _rollout(prompts, completions, state, mask_truncated)
     rollout = rollout._replace(sequences=place(rollout.sequences))
-    old_logp, ref_logp = logps(state, rollout)  # dispatched; the rewards below are computed meanwhile
-    scored, samples = _score_on_host(task, tokenizer, prompts, completions)
+    old_logp, ref_logp = logps(state, rollout)  # dispatched; rewards that are still to be had are computed meanwhile
+    scored, samples = _score_on_host(task, tokenizer, prompts, completions) if filled is None else filled[2:]
     rollout = rollout._replace(rewards=scored.total.reshape(completions.stopped.shape))
     batch = _batch(rollout, estimator, old_logp, ref_logp)
     if "noise" in objective.needs:
@@ -126,6 +137,8 @@ def make_collect(
       noise = jax.random.uniform(key, batch.inputs.mask.shape)
       batch = batch._replace(inputs=batch.inputs._replace(noise=noise))
     metrics = _metrics(rollout, scored) | {"prompts_skipped": float(prompts.skipped)}
+    if max_draws > 1:
+      metrics["draws"] = float(draws)
     state = state._replace(position=jnp.asarray(prompts.position, jnp.int32))
     return Collected(state, batch, metrics, samples)
 

@@ -326,3 +326,25 @@ def test_config_is_readable_json(tmp_path):
 
 def test_evaluation_without_any_reward_says_so():
   assert Evaluation(None, None, 3, 0, []).describe() == "no reward applied to any of 3 held-out problems"
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_differ():
+  def at_random(completions, prompts, **_):  # groups of prompts with an even last digit have equal rewards
+    return [0.0 if int(prompt[-1]) % 2 == 0 else float(i % 2) for i, prompt in enumerate(prompts)]
+
+  parts = make(rewards=(Reward(at_random, 1.0, "odd"),), collect_kwargs=dict(max_draws=3))
+  collected = parts.collect(parts.state)
+  assert collected.metrics["draws"] == 2 and collected.metrics["zero_variance"] == 0
+  assert int(collected.state.position) == 8  # two draws of four
+  assert [int(sample["prompt"][-1]) % 2 for sample in collected.samples] == [1] * 16
+  assert jnp.all(jnp.any(collected.batch.inputs.advantages != 0, axis=(1, 2)))
+  once = make(rewards=(Reward(at_random, 1.0, "odd"),)).collect(parts.state)
+  assert once.metrics["zero_variance"] == 0.5 and "draws" not in once.metrics
+
+
+def test_dynamic_sampling_gives_up_and_fills_with_what_there_is():
+  same = (Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "same"),)
+  parts = make(rewards=same, collect_kwargs=dict(max_draws=2))
+  collected = parts.collect(parts.state)
+  assert collected.metrics["draws"] == 2 and collected.metrics["zero_variance"] == 1
+  assert collected.batch.inputs.mask.shape[0] == 4 and not collected.batch.inputs.advantages.any()
