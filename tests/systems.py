@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rl_jax.objectives.base import Inputs
 
@@ -27,6 +28,13 @@ class Case(NamedTuple):
 
 def ids(prefix: str) -> list[str]:
   return [case["id"] for case in DESCRIBED["verl_openrlhf"] if case["id"].startswith(prefix)]
+
+
+def cases(prefix: str, compared: list[str]) -> pytest.MarkDecorator:
+  """Runs a test on all cases whose id begins so, and notes them as compared."""
+  found = ids(prefix)
+  compared.extend(found)
+  return pytest.mark.parametrize("name", found, ids=lambda name: name.partition("/")[2])
 
 
 def load(name: str) -> Case:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rl_jax.ops import kl as kl_lib
+from rl_jax.ops import ratios, surrogates
 from rl_jax.ops.aggregation import Aggregate
 from rl_jax.ops.masking import as_bool, zero_masked
 from rl_jax.ops.metrics import Mean, Metrics
@@ -179,6 +180,16 @@ def policy_gradient(
 
   parts = (("ratio", name_of(ratio)), ("surrogate", name_of(surrogate)), ("aggregation", name_of(aggregate)))
   return Objective(lambda inputs: aggregate(inputs.mask), loss, needs, parts)
+
+
+def on_policy_gradient(aggregate: Aggregate) -> Objective:
+  """`-sum_t w_t A_t log pi(a_t)`: the plain policy gradient, for batches that are used once. No old pass is needed.
+
+  >>> from rl_jax.ops import aggregation
+  >>> sorted(on_policy_gradient(aggregation.sequence_sum()).needs)
+  ['advantages', 'logp']
+  """
+  return policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate, needs=("logp", "advantages"))
 
 
 def kl_penalty(

@@ -10,8 +10,8 @@ Reference: X. Chu et al., "GPG: A Simple and Strong Reinforcement Learning Basel
 arXiv:2504.02546.
 """
 
-from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation
 
 estimator = advantages.gpg
 
@@ -22,6 +22,4 @@ def objective() -> Objective:
   >>> sorted(objective().needs)
   ['advantages', 'logp']
   """
-  return policy_gradient(
-    ratios.on_policy(), surrogates.reinforce(), aggregation.token_mean(), needs=("logp", "advantages")
-  )
+  return on_policy_gradient(aggregation.token_mean())

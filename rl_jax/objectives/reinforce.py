@@ -15,8 +15,8 @@ Machine Learning 8 (1992).
 
 from jaxtyping import Array
 
-from rl_jax.objectives.base import Objective, add, entropy_bonus, policy_gradient, scale
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.objectives.base import Objective, add, entropy_bonus, on_policy_gradient, scale
+from rl_jax.ops import advantages, aggregation
 
 estimator = advantages.baseline
 
@@ -30,7 +30,5 @@ def objective(*, entropy_coef: float | Array = 0.0) -> Objective:
   >>> sorted(objective().needs)
   ['advantages', 'logp']
   """
-  policy = policy_gradient(
-    ratios.on_policy(), surrogates.reinforce(), aggregation.sequence_sum(), needs=("logp", "advantages")
-  )
+  policy = on_policy_gradient(aggregation.sequence_sum())
   return add(policy=policy, entropy=scale(entropy_coef, entropy_bonus(aggregation.token_mean())))

@@ -10,8 +10,8 @@ Reference: Z. Li et al., "ReMax: A Simple, Effective, and Efficient Reinforcemen
 Language Models", arXiv:2310.10505.
 """
 
-from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation
 
 estimator = advantages.remax
 
@@ -22,6 +22,4 @@ def objective() -> Objective:
   >>> sorted(objective().needs)
   ['advantages', 'logp']
   """
-  return policy_gradient(
-    ratios.on_policy(), surrogates.reinforce(), aggregation.sequence_sum(), needs=("logp", "advantages")
-  )
+  return on_policy_gradient(aggregation.sequence_sum())

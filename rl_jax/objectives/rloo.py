@@ -13,8 +13,8 @@ Reference: A. Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optim
 in LLMs", arXiv:2402.14740.
 """
 
-from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation
 
 estimator = advantages.leave_one_out
 
@@ -25,6 +25,4 @@ def objective() -> Objective:
   >>> sorted(objective().needs)
   ['advantages', 'logp']
   """
-  return policy_gradient(
-    ratios.on_policy(), surrogates.reinforce(), aggregation.sequence_sum(), needs=("logp", "advantages")
-  )
+  return on_policy_gradient(aggregation.sequence_sum())

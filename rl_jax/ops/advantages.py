@@ -23,10 +23,8 @@ def _group_mean(rewards: Array, mask: Array) -> Array:
 
 
 def _is_constant(rewards: Array, mask: Array) -> Array:
-  """Whether all selected rewards of a group are equal, decided by comparison: sums of equal floats can differ."""
-  highest = jnp.max(jnp.where(as_bool(mask), rewards, -jnp.inf), axis=-1, keepdims=True)
-  lowest = jnp.min(jnp.where(as_bool(mask), rewards, jnp.inf), axis=-1, keepdims=True)
-  return highest <= lowest
+  """Of each group, `[..., 1]`."""
+  return is_constant(rewards, mask, axis=-1)[..., None]
 
 
 def _variance(rewards: Array, mask: Array, ddof: int) -> Array:

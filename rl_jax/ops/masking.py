@@ -93,14 +93,17 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   return jnp.sum(jnp.square(centred)) / jnp.maximum(masked_count(mask) - ddof, 1)
 
 
-def is_constant(x: Array, mask: Array) -> Bool[Array, ""]:
+def is_constant(x: Array, mask: Array, *, axis: int | None = None) -> Bool[Array, "..."]:
   """Whether all selected entries are equal, by comparison: a mean of equal floats may round to another number.
+
+  Arguments as `masked_sum`.
 
   >>> bool(is_constant(jnp.array([0.1, 0.1, jnp.nan]), jnp.array([1, 1, 0])))
   True
   """
   chosen = as_bool(mask)
-  return jnp.max(jnp.where(chosen, x, -jnp.inf)) <= jnp.min(jnp.where(chosen, x, jnp.inf))
+  highest = jnp.max(jnp.where(chosen, x, -jnp.inf), axis=axis)
+  return highest <= jnp.min(jnp.where(chosen, x, jnp.inf), axis=axis)
 
 
 def masked_whiten(

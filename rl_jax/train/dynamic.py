@@ -54,7 +54,10 @@ def fill(draw: Callable[[int], Drawn], position: int, count: int, *, max_draws: 
     position, keep = drawn.prompts.position, informative(drawn)
     kept.append(_select(drawn, np.flatnonzero(keep)))
     others.append(_select(drawn, np.flatnonzero(~keep)))
-  return _select(_join([*kept, *others], position), np.arange(count)), len(kept)
+  joined = _join([*kept, *others])
+  skipped = sum(part.prompts.skipped for part in kept)
+  joined = joined._replace(prompts=joined.prompts._replace(position=position, skipped=skipped))
+  return _select(joined, np.arange(count)), len(kept)
 
 
 def _select(drawn: Drawn, groups: np.ndarray) -> Drawn:
@@ -73,19 +76,16 @@ def _select(drawn: Drawn, groups: np.ndarray) -> Drawn:
   )
 
 
-def _join(draws: Sequence[Drawn], position: int) -> Drawn:
+def _join(draws: Sequence[Drawn]) -> Drawn:
   longest = max(draw.prompts.tokens.shape[1] for draw in draws)
 
   def padded(x: np.ndarray) -> np.ndarray:
     return np.pad(x, ((0, 0), (0, longest - x.shape[1])))
 
-  half = len(draws) // 2  # each draw is here twice: what was kept of it, and the rest
-  prompts = text.PromptBatch(
+  prompts = draws[0].prompts._replace(
     rows=[row for draw in draws for row in draw.prompts.rows],
     tokens=np.concatenate([padded(draw.prompts.tokens) for draw in draws]),
     mask=np.concatenate([padded(draw.prompts.mask) for draw in draws]),
-    position=position,
-    skipped=sum(draw.prompts.skipped for draw in draws[:half]),
   )
   names = draws[0].scored.parts
   scored = Scored(

@@ -1,5 +1,7 @@
 """Agreement with OpenRLHF's own code. Every case of the data is compared; it computes some of them in float32."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -22,12 +24,7 @@ from tests.systems import assert_agrees, value_and_gradient
 
 pytestmark = pytest.mark.usefixtures("x64")
 COMPARED = []
-
-
-def cases(prefix):
-  found = systems.ids(prefix)
-  COMPARED.extend(found)
-  return pytest.mark.parametrize("name", found, ids=lambda name: name.removeprefix("openrlhf/"))
+cases = partial(systems.cases, compared=COMPARED)
 
 
 def aggregate(config):

@@ -35,12 +35,7 @@ AGGREGATES = {
   "seq-mean-token-sum-norm": aggregation.constant_length(length=13, count_empty_rows=False),  # 13: the padded length
 }
 COMPARED = []
-
-
-def cases(prefix):
-  found = systems.ids(prefix)
-  COMPARED.extend(found)
-  return pytest.mark.parametrize("name", found, ids=lambda name: name.removeprefix("verl/"))
+cases = partial(systems.cases, compared=COMPARED)
 
 
 def groups(given):
