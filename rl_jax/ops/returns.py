@@ -195,10 +195,9 @@ def gae_associative(
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
   """The same as `gae`, in every argument, result and error, in parallel over time.
 
-  With one discount for all rows, and with `holes="zero"` or no interior holes, the recurrence has a constant factor:
-  it is a product with a triangular matrix within blocks of time, and a short scan over the blocks. The rest is an
-  associative scan, `log T` passes over the data. Where rows are known to be without holes, `holes="zero"` gives the
-  same numbers and saves looking for them.
+  Real tokens are moved together where a mask has interior holes to skip, so that the recurrence has one factor a row.
+  Within blocks of time it is then a product with a triangular matrix; the blocks are joined by an associative scan.
+  Moving tokens is a sort, slow on a CPU: `gae` is the faster one there for masks that do have such holes.
 
   Reference: G. Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190 (1990).
 
@@ -208,68 +207,59 @@ def gae_associative(
   [0.5 0.5 0.5] [1. 1. 1.]
   """
   _check(rewards, values, mask, holes)
-  rewards, values = _same_type(zero_masked(rewards, mask), zero_masked(values, mask))
-  bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])[..., None]
-  decay = jnp.asarray(gamma, values.dtype) * lam
 
-  def errors(stepped: Array, following: Array) -> Array:
-    return jnp.where(stepped, rewards + _per_row(gamma, values) * following - values, 0)
-
-  # Slots are numbered anew in each branch: what a branch shares with the outside would be written to memory.
-  def contiguous() -> Array:
+  # Each branch starts from the arguments and ends with the results: what crosses its border is written to memory.
+  def contiguous(rewards: Array, values: Array, mask: Array) -> tuple[Array, Array]:
+    rewards, values = _same_type(zero_masked(rewards, mask), zero_masked(values, mask))
     place, last = _places(mask)
     shifted = jnp.pad(values[..., 1:], [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    return _geometric_recurrence(decay, errors(place <= last, jnp.where(place == last, bootstrap, shifted)))
+    following = jnp.where(place == last, _per_row(last_value, values), shifted)
+    errors = rewards + _per_row(gamma, values) * following - values
+    decay = jnp.asarray(gamma, values.dtype) * lam
+    advantages = _geometric_recurrence(decay, jnp.where(place <= last, errors, 0))
+    return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
 
-  def with_holes() -> Array:
-    # V_t where a step is taken, else the value that follows: a recurrence with a_t in {0, 1}.
-    stepped = _stepped(mask, holes)
-    carried = _reverse_recurrence(jnp.where(stepped, 0, 1).astype(values.dtype), values, bootstrap)
-    following = jnp.concatenate([carried[..., 1:], bootstrap], axis=-1)
-    factors = jnp.where(stepped, _per_row(decay, values), 1)
-    return _reverse_recurrence(factors, errors(stepped, following), 0 * bootstrap)
+  def with_holes(rewards: Array, values: Array, mask: Array) -> tuple[Array, Array]:
+    chosen = as_bool(mask)
+    hole, *together = jax.lax.sort((~chosen, rewards, values), dimension=-1, is_stable=True, num_keys=1)
+    place = jnp.maximum(jnp.cumsum(chosen, axis=-1) - 1, 0)
+    advantages = jnp.take_along_axis(contiguous(*together, ~hole)[0], place, axis=-1)
+    return zero_masked(advantages, mask), zero_masked(advantages, mask) + zero_masked(values, mask)
 
-  if decay.ndim or jnp.ndim(gamma):
-    advantages = with_holes()
-  elif holes == "zero":
-    advantages = contiguous()
-  else:
-    advantages = jax.lax.cond(jnp.all(as_bool(mask) == _stepped(mask, "zero")), contiguous, with_holes)
-  return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
+  if holes == "zero":
+    return contiguous(rewards, values, mask)
+  whole = jnp.all(as_bool(mask) == _stepped(mask, "zero"))
+  return jax.lax.cond(whole, contiguous, with_holes, rewards, values, mask)
 
 
 def _per_row(x: float | Array, like: Array) -> Array:
-  """Gives a scalar or one number a row the shape of `like [..., T]`."""
-  return jnp.broadcast_to(jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape[:-1])[..., None], like.shape)
-
-
-def _reverse_recurrence(a: Array, b: Array, last: Array) -> Array:
-  """Solves `x_t = a_t x_{t+1} + b_t` with `x_T = last`."""
-
-  def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
-    return later[0] * earlier[0], earlier[0] * later[1] + earlier[1]
-
-  slope, offset = jax.lax.associative_scan(combine, (a, b), reverse=True, axis=a.ndim - 1)
-  return slope * last + offset
+  """Gives a scalar or one number a row the shape of `like [..., T]`, with a time axis of 1."""
+  return jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape[:-1])[..., None]
 
 
 def _geometric_recurrence(decay: Array, b: Array) -> Array:
-  """Solves `x_t = decay x_{t+1} + b_t` with `x_T = 0`, block by block."""
+  """Solves `x_t = decay x_{t+1} + b_t [..., T]` with `x_T = 0`; `decay` is a scalar or one number a row."""
   length = b.shape[-1]
   blocks = -(-length // _BLOCK)
   padded = jnp.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, blocks * _BLOCK - length)])
   padded = padded.reshape(*b.shape[:-1], blocks, _BLOCK)
   place = jnp.arange(_BLOCK)
-  ahead = place[:, None] - place[None, :]  # from row t to column s, for x_t = sum_{s >= t} decay^(s - t) b_s
-  powers = jnp.where(ahead >= 0, jnp.power(decay, jnp.maximum(ahead, 0)), 0)
-  local = jnp.einsum("...s,st->...t", padded, powers, precision=jax.lax.Precision.HIGHEST)
-  first = jnp.moveaxis(local[..., 0], -1, 0)
-  factor = jnp.power(decay, _BLOCK)
+  ahead = place[:, None] - place[None, :]  # from column t to row s, for x_t = sum_{s >= t} decay^(s - t) b_s
+  powers = jnp.where(ahead >= 0, _power(decay, jnp.maximum(ahead, 0)), 0)
+  local = jnp.matmul(padded, powers, precision=jax.lax.Precision.HIGHEST)
 
-  def step(after: Array, start: Array) -> tuple[Array, Array]:
-    return start + factor * after, after
+  def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+    return later[0] * earlier[0], earlier[0] * later[1] + earlier[1]
 
-  _, after = jax.lax.scan(step, jnp.zeros_like(first[0]), first, reverse=True)
-  fading = jnp.broadcast_to(jnp.power(decay, _BLOCK - place), local.shape)
-  total = local + jnp.moveaxis(after, 0, -1)[..., None] * fading
+  starts = jnp.broadcast_to(_power(decay, jnp.array([_BLOCK])), local.shape[:-1]), local[..., 0]
+  _, firsts = jax.lax.associative_scan(join, starts, reverse=True, axis=local.ndim - 2)
+  after = jnp.concatenate([firsts[..., 1:], jnp.zeros_like(firsts[..., :1])], axis=-1)
+  fading = _power(decay, _BLOCK - place)[..., None, :]
+  total = local + after[..., None] * jnp.broadcast_to(fading, local.shape)
   return total.reshape(*b.shape[:-1], -1)[..., :length]
+
+
+def _power(base: Array, exponents: Array) -> Array:
+  """`base^n` for each of `base [...]` and each n, `[..., *exponents.shape]`."""
+  exponents = exponents.reshape(*[1] * base.ndim, *exponents.shape)
+  return jnp.power(base.reshape(*base.shape, *[1] * (exponents.ndim - base.ndim)), exponents)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,3 +84,14 @@ def test_mixed_types_are_promoted(form, x64):
   actual, _ = form(jnp.ones(3, jnp.float64), jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32), gamma=1.0, lam=1.0)
   assert actual.dtype == jnp.float64
   np.testing.assert_allclose(actual, [3, 2, 1])
+
+
+@pytest.mark.parametrize("holes", ["carry", "zero"])
+def test_forms_agree_with_a_discount_a_row_and_two_leading_axes(holes):
+  rng = np.random.default_rng(5)
+  rewards, values = rng.normal(size=(2, 2, 3, 150))
+  mask = rng.random((2, 3, 150)) < 0.8
+  gamma, lam, last = (jnp.asarray(rng.uniform(0.0, 1.0, size=(2, 3))) for _ in range(3))
+  args = dict(gamma=gamma, lam=lam, last_value=last, holes=holes)
+  actual, expected = (form(rewards, values, mask, **args) for form in (returns.gae_associative, returns.gae))
+  chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
