@@ -29,9 +29,9 @@ def _highest(values: Array, eligible: Array, mask: Array, fraction: float | Arra
   """
   count = jnp.maximum(jnp.floor(fraction * masked_count(mask) + 1e-4), 1)  # 0.1 * 30 may come out below 3
   most = values.size if isinstance(fraction, Array) else min(max(int(fraction * values.size) + 1, 1), values.size)
-  _, places = jax.lax.top_k(jnp.where(eligible, values, -jnp.inf).reshape(-1), most)
-  picked = jnp.zeros(values.size, bool).at[places].set(jnp.arange(most) < count)
-  return picked.reshape(values.shape) & eligible
+  found, places = jax.lax.top_k(jnp.where(eligible, values, -jnp.inf).reshape(-1), most)
+  picked = jnp.zeros(values.size, bool).at[places].set((jnp.arange(most) < count) & (found > -jnp.inf))
+  return picked.reshape(values.shape)
 
 
 def top_fraction(values: Array, mask: Array, *, fraction: float | Array) -> Bool[Array, "*batch T"]:
