@@ -57,7 +57,7 @@ def at_steps(
   Args:
     step_rewards: `[..., S]`.
     ends: `[..., S]`, the slot of each step's last token; a negative one marks a step that does not exist. Rewards of
-      steps that end in the same slot add up.
+      steps that end in the same slot add up; that of a step that ends where the mask is 0 is dropped.
     mask: `[..., T]`, 1 where a token was chosen.
 
   >>> print(at_steps(jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[0, 2, -1]]), jnp.ones((1, 3))))
