@@ -200,6 +200,7 @@ def kl_penalty(
   ratio: Ratio | None = None,
   ratio_to: str = "old_logp",
   max_log_ratio: float | Array | None = None,
+  max_value: float | Array | None = None,
 ) -> Objective:
   """`sum_t w_t kl_t(policy || reference)`, or `sum_t w_t r_t kl_t` with importance weights. Metric: `kl`.
 
@@ -210,8 +211,9 @@ def kl_penalty(
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
       the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
     ratio_to: The field that the ratio is taken against; "behaviour_logp" corrects for the sampler.
-    max_log_ratio: Clamp of that log-ratio from above; half of `numerics.largest_exponent` by default, as the estimate
-      is clamped too, so that their product stays finite.
+    max_log_ratio: Clamp of that log-ratio from above; `numerics.largest_exponent` by default. Where the ratio exceeds
+      1 the estimate is bounded further, so that their product stays finite.
+    max_value: Clamp of each token's penalty, weighted by its ratio (slime's 10); none by default.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())
@@ -225,9 +227,12 @@ def kl_penalty(
     metrics: Metrics = {"kl": Mean.of(divergence, inputs.mask)}
     if ratio is not None:
       log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
-      half = largest_exponent(log_ratio) / 2  # of two factors that may both be as large as they like
-      bounded = jnp.minimum(divergence, jnp.exp(half))
-      divergence = safe_exp(log_ratio, half if max_log_ratio is None else max_log_ratio) * bounded
+      limit = largest_exponent(log_ratio)
+      log_ratio = jnp.minimum(log_ratio, limit if max_log_ratio is None else max_log_ratio)
+      room = jnp.exp(limit - jax.lax.stop_gradient(jnp.maximum(log_ratio, 0)))
+      divergence = safe_exp(log_ratio) * jnp.minimum(divergence, room)
+    if max_value is not None:
+      divergence = jnp.minimum(divergence, max_value)
     return weighted_sum(weights, divergence), metrics
 
   needs = {"logp", reference} | ({ratio_to} if ratio is not None else set())

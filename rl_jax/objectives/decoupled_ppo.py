@@ -6,7 +6,8 @@
 be several updates older.
 
 How the defaults differ elsewhere:
-  - AReaL, the authors' system: the same, with an optional cap on rho.
+  - AReaL, the authors' system: the same, with an optional cap on rho, beyond which tokens are dropped rather than
+    weighed by the cap in some versions (`reweigh` with `corrections.icepop(low=0, high=cap)`).
   - verl: dual clip, and rho truncated at 2 if its rollout correction is on. TRL 1.16: truncated at 3 (vLLM only).
 
 Reference: W. Fu et al., "AReaL: A Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning",
@@ -29,14 +30,15 @@ def objective(
   Args:
     clip_low: The ratio's gradient stops below `1 - clip_low` where the advantage is negative.
     clip_high: It stops above `1 + clip_high` where the advantage is positive.
-    cap: Of rho; None for none but the `exp(20)` of `ops.corrections`.
+    cap: Of rho; None for none.
 
   >>> sorted(objective().needs)
   ['advantages', 'behaviour_logp', 'logp', 'old_logp']
   """
 
   def importance(inputs: Inputs) -> Array:
-    rho = corrections.importance(field(inputs, "old_logp"), field(inputs, "behaviour_logp"), inputs.mask)
+    given = field(inputs, "old_logp"), field(inputs, "behaviour_logp"), inputs.mask
+    rho = corrections.importance(*given, max_log_ratio=None)
     return rho if cap is None else rho.clip(max=cap)
 
   policy = policy_gradient(ratios.token(), surrogates.clip(low=clip_low, high=clip_high), aggregation.token_mean())

@@ -6,8 +6,9 @@ with `A` from `ops.token_advantages.reinforce_plus_plus` (the KL penalty is part
 `ops.rewards.with_kl`), or from `reinforce_plus_plus_baseline` for several completions a prompt.
 
 How the defaults differ elsewhere:
-  - OpenRLHF, the authors' system: the same; rewards are clipped to +-10 first.
-  - verl: dual clip with 3. TRL 1.16 has none.
+  - OpenRLHF, the authors' system: the population's variance (`ddof=0`), holes in the mask are stepped through
+    (`holes="zero"`), and rewards are clipped to +-10 first.
+  - verl: dual clip with 3; a hole in the mask ends the returns of the tokens before it. TRL 1.16 has none.
 
 Reference: J. Hu et al., "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage
 Normalization", arXiv:2501.03262.

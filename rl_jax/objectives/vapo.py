@@ -2,8 +2,8 @@
 
     loss = 1/N sum_t [ clip_t + value_coef v_t ] - nll_coef 1/M sum_{t in right answers} log pi(a_t)
 
-`target_mask` marks the tokens of completions that were right. Advantages come from GAE with
-`ops.returns.length_adaptive_lambda`, returns from GAE with lambda = 1 (decoupled); the critic is warmed up first.
+`target_mask` marks the tokens of completions that were right. Advantages and returns come from
+`ops.returns.decoupled_gae`; the critic is warmed up first.
 
 How the defaults differ elsewhere: neither TRL nor verl has it as a whole.
 
@@ -16,7 +16,7 @@ from jaxtyping import Array
 from rl_jax.objectives.base import Objective, add, likelihood, policy_gradient, scale, value_regression
 from rl_jax.ops import aggregation, ratios, returns, surrogates
 
-estimator = returns.gae
+estimator = returns.decoupled_gae
 
 
 def objective(

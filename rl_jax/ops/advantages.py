@@ -6,7 +6,7 @@ explicit ids through `by_group_ids`: never by a reshape that assumes equal sizes
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -41,7 +41,7 @@ def group_normalized(
   scale: Literal["group", "batch", "none"] = "group",
   ddof: int = 1,
   eps: float | Array = 1e-6,
-  leave_self_out: bool = False,
+  leave_self_out: bool | Literal["mean"] = False,
 ) -> Float[Array, "*batch G"]:
   """`A_i = (s_i - mean_G(s)) / (std_G(s) + eps)`.
 
@@ -56,7 +56,8 @@ def group_normalized(
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
     leave_self_out: Whether mean and standard deviation of the group are those of the other completions (an option of
-      NeMo-RL). Where the others are equal, as around the one success of a group, the division is by `1 + eps`.
+      NeMo-RL), or only the mean is, `"mean"` (an option of AReaL). Where the others are equal, as around the one
+      success of a group, nothing is divided.
 
   Returns:
     `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
@@ -80,16 +81,16 @@ def group_normalized(
     return centred
   if scale == "batch":
     variance = masked_variance(rewards, mask, ddof=ddof)
-  elif leave_self_out:
+  elif leave_self_out is True:
     shape = (*rewards.shape, rewards.shape[-1])  # for each member, the group without it
     itself = jnp.broadcast_to(jnp.eye(shape[-1], dtype=bool), shape)
     others = jnp.broadcast_to(as_bool(mask)[..., None, :], shape) & ~itself
     variance = _variance(jnp.broadcast_to(rewards[..., None, :], shape), others, ddof)[..., 0]
   else:
     variance = _variance(rewards, mask, ddof)
-  # Where the variance is 0 the advantage is 0 too; sqrt(1) there keeps its gradient finite.
+  # The gradient of a root at 0 is infinite.
   std = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-  return centred / (std + eps)
+  return centred / jnp.where(variance > 0, std + eps, 1)
 
 
 def leave_one_out(
@@ -287,8 +288,10 @@ def normalize_then_sum(
   mask: Array | None = None,
   *,
   weights: Array | None = None,
+  scale: Literal["group", "batch", "none"] = "group",
   ddof: int = 1,
   eps: float | Array = 1e-6,
+  leave_self_out: bool | Literal["mean"] = False,
 ) -> Float[Array, "*batch G"]:
   """`A_i = sum_k w_k (s_ki - mean_G(s_k)) / (std_G(s_k) + eps)` of several rewards (GDPO), before whitening.
 
@@ -300,8 +303,10 @@ def normalize_then_sum(
     rewards: K rewards a completion, on the first axis.
     mask: Which completions exist, `[..., G]`, or which have each reward, `[K, ..., G]`; all by default.
     weights: `[K]`; all 1 by default.
+    scale: As for `group_normalized`.
     ddof: As for `group_normalized`.
     eps: As for `group_normalized`.
+    leave_self_out: As for `group_normalized`; NeMo-RL leaves it out, and does not divide, by default.
 
   Reference: S. Liu et al., "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL
   Optimization", arXiv:2601.05242.
@@ -312,7 +317,8 @@ def normalize_then_sum(
   """
   weights = jnp.ones(rewards.shape[0]) if weights is None else weights
   masks = jnp.broadcast_to(jnp.ones(()) if mask is None else mask, rewards.shape)
-  each = [group_normalized(*pair, ddof=ddof, eps=eps) for pair in zip(rewards, masks, strict=True)]
+  options: Any = dict(scale=scale, ddof=ddof, eps=eps, leave_self_out=leave_self_out)
+  each = [group_normalized(*pair, **options) for pair in zip(rewards, masks, strict=True)]
   return sum((weight * part for weight, part in zip(weights, each, strict=True)), jnp.zeros(rewards.shape[1:]))
 
 
@@ -340,9 +346,10 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
 
   Args:
     estimator: `(rewards [groups, G], *others, mask=...) -> [groups, G]`, such as `group_normalized`, or `opo`, whose
-      lengths come along as one of the others.
-    num_groups: Ids run from 0 to `num_groups - 1`. Other ids, negative ones included, belong to no group and get NaN.
-    max_group_size: The largest number of rewards that share an id; further ones get NaN.
+      lengths come along as one of the others; or `-> [groups]`, such as `keep_groups`.
+    num_groups: Ids run from 0 to `num_groups - 1`. Other ids, negative ones included, belong to no group and get NaN,
+      or False.
+    max_group_size: The largest number of rewards that share an id; further ones likewise.
 
   Returns:
     `(rewards [N], group_ids [N], *others [N]) -> [N]`.
@@ -362,7 +369,11 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
     shape = (num_groups, max_group_size)
     padded = [jnp.zeros(shape, x.dtype).at[group_ids, place].set(x, mode="drop") for x in (rewards, *others)]
     mask = jnp.zeros(shape, bool).at[group_ids, place].set(True, mode="drop")
-    return estimator(*padded, mask=mask).at[group_ids, place].get(mode="fill", fill_value=jnp.nan)
+    result = estimator(*padded, mask=mask)
+    if result.ndim == 1:
+      result = jnp.broadcast_to(result[:, None], shape)
+    fill = False if result.dtype == jnp.bool_ else jnp.nan
+    return result.at[group_ids, place].get(mode="fill", fill_value=fill)
 
   return estimate
 

@@ -7,7 +7,7 @@ decided by the objective: `objectives.base.reweigh` keeps the original ones, `re
 
 All are parameter-free: computed once, on the global batch. To correct at every update rather than once a batch, pass
 `batch_logp` for `old_logp`; to do without the `old` pass ("bypass"), pass the behaviour's log-probs for `old`.
-Log-ratios are clamped to +-20 before exp, as in verl.
+Log-ratios are clamped to +-`max_log_ratio` before exp, by default to the 20 of verl; NeMo-RL and AReaL do not clamp.
 
 Reference: F. Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025, TIS).
 """
@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float
 from rl_jax.ops import kl
 from rl_jax.ops.masking import as_bool, masked_count, masked_mean, masked_sum, zero_masked
 from rl_jax.ops.metrics import Max, Mean, Metrics
+from rl_jax.ops.numerics import largest_exponent
 
 Level = Literal["token", "sequence", "geometric"]
-_SAFE = 20.0
 
 
 def log_ratio(old_logp: Array, behaviour_logp: Array, mask: Array) -> Float[Array, "*batch T"]:
@@ -37,8 +37,18 @@ def log_ratio(old_logp: Array, behaviour_logp: Array, mask: Array) -> Float[Arra
   return jax.lax.stop_gradient(zero_masked(old_logp, mask) - zero_masked(behaviour_logp, mask))
 
 
+def _clamped(ratio: Array, limit: float | Array | None) -> Array:
+  limit = largest_exponent(ratio) if limit is None else limit
+  return jnp.clip(ratio, -jnp.asarray(limit), limit)
+
+
 def importance(
-  old_logp: Array, behaviour_logp: Array, mask: Array, *, level: Level = "token"
+  old_logp: Array,
+  behaviour_logp: Array,
+  mask: Array,
+  *,
+  level: Level = "token",
+  max_log_ratio: float | Array | None = 20.0,
 ) -> Float[Array, "*batch T"]:
   """Importance weights `rho`, of tokens or of sequences.
 
@@ -48,6 +58,7 @@ def importance(
     mask: 1 for tokens that are trained on.
     level: "token": `exp(old_t - mu_t)`; "sequence": their product over the sequence, unbiased and of high variance;
       "geometric": their geometric mean.
+    max_log_ratio: Clamp of the logarithm of the weight; None for that of `numerics.largest_exponent`.
 
   Returns:
     `[..., T]`, 0 where the mask is 0; the same at all tokens of a row unless `level` is "token".
@@ -66,7 +77,7 @@ def importance(
     ratio = jnp.broadcast_to(masked_mean(ratio, mask, axis=-1)[..., None], mask.shape)
   elif level != "token":
     raise ValueError(f"level must be 'token', 'sequence' or 'geometric', got {level!r}")
-  return zero_masked(jnp.exp(jnp.clip(ratio, -_SAFE, _SAFE)), mask)
+  return zero_masked(jnp.exp(_clamped(ratio, max_log_ratio)), mask)
 
 
 def truncated(
@@ -149,6 +160,7 @@ def keep_close(
   statistic: Statistic = "token",
   low: float | Array = -jnp.inf,
   high: float | Array = jnp.inf,
+  max_log_ratio: float | Array | None = 20.0,
 ) -> Bool[Array, "*batch T"]:
   """Keeps tokens, or sequences, whose divergence `KL(mu || old)` lies in `[low, high]`; rejects the others.
 
@@ -162,6 +174,7 @@ def keep_close(
       sequence, which is then kept or rejected as a whole.
     low: Smallest value that is kept.
     high: Largest.
+    max_log_ratio: Clamp of each token's log-ratio; None for none but that of `numerics.largest_exponent`.
 
   Returns:
     `[..., T]` booleans, False where the mask is 0.
@@ -177,7 +190,7 @@ def keep_close(
   """
   if estimator not in _ESTIMATORS:
     raise ValueError(f"estimator must be one of {sorted(_ESTIMATORS)}, got {estimator!r}")
-  ratio = jnp.clip(log_ratio(old_logp, behaviour_logp, mask), -_SAFE, _SAFE)
+  ratio = _clamped(log_ratio(old_logp, behaviour_logp, mask), max_log_ratio)
   divergence = _ESTIMATORS[estimator](jnp.zeros_like(ratio), ratio)
   if statistic == "sequence_sum":
     divergence = masked_sum(divergence, mask, axis=-1)[..., None]
@@ -301,7 +314,7 @@ def mismatch(old_logp: Array, behaviour_logp: Array, mask: Array) -> Metrics:
   (0.25, 0.5)
   """
   ratio = log_ratio(old_logp, behaviour_logp, mask)
-  rho = jnp.exp(jnp.clip(ratio, -_SAFE, _SAFE))
+  rho = jnp.exp(_clamped(ratio, 20.0))
   return {
     "abs": Mean.of(jnp.abs(ratio), mask),
     "max": Max.of(jnp.abs(ratio), mask),

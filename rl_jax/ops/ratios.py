@@ -69,6 +69,27 @@ def sequence() -> Ratio:
   return log_ratio
 
 
+def sequence_product() -> Ratio:
+  """One ratio a sequence, the product over its tokens: `log s = sum_t (logp_t - old_logp_t)`.
+
+  It is the importance ratio of the whole sequence, unbiased and of high variance (TRL's RLOO, an option of prime-rl).
+
+  Returns:
+    `(logp, old_logp, mask) -> [..., T]`, the same at all tokens of a row.
+
+  Reference: A. Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv:2402.14740.
+
+  >>> print(sequence_product()(jnp.array([-1.0, -1.0, 9.0]), jnp.array([-1.5, -1.25, 0.0]), jnp.array([1, 1, 0])))
+  [0.75 0.75 0.  ]
+  """
+
+  def log_ratio(logp: Array, old_logp: Array | None, mask: Array) -> Array:
+    total = jnp.sum(_difference(logp, old_logp, mask), axis=-1, keepdims=True)
+    return zero_masked(jnp.broadcast_to(total, mask.shape), mask)
+
+  return log_ratio
+
+
 def sequence_token() -> Ratio:
   """GSPO-token: the value of `sequence`, with each token's gradient its own: `sg(log s) + logp_t - sg(logp_t)`.
 

@@ -4,7 +4,7 @@ Both forms of GAE solve the same linear recurrence `x_t = a_t x_{t+1} + b_t`: `g
 like the paper, `gae_associative` in parallel over time.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -38,7 +38,7 @@ def _stepped(mask: Array, holes: Holes) -> Array:
 def _places(mask: Array) -> tuple[Array, Array]:
   """The number of each slot, and of each row's last real one, `[..., 1]`; -1 in a row without any."""
   place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
-  return place, jnp.max(jnp.where(as_bool(mask), place, -1), axis=-1, keepdims=True)
+  return place, jnp.max(jnp.where(as_bool(mask), place, -1), axis=-1, keepdims=True, initial=-1)
 
 
 def discounted_returns(
@@ -105,8 +105,8 @@ def explained_variance(
 def length_adaptive_lambda(mask: Array, *, alpha: float | Array = 0.05) -> Float[Array, "*batch"]:
   """VAPO's lambda for the policy, `1 - 1 / max(alpha n, 1)` for a sequence of n tokens, to be passed to `gae` as `lam`.
 
-  The longer the sequence, the farther the bootstrapping reaches: the sum of `lam^t` stays proportional to n. VAPO is
-  also *decoupled*: the critic's returns come from a second call with `lam=1`.
+  The longer the sequence, the farther the bootstrapping reaches: the sum of `lam^t` stays proportional to n. See
+  `decoupled_gae`.
 
   Args:
     mask: `[..., T]`, 1 where a token was chosen.
@@ -177,10 +177,49 @@ def gae(
     return (jnp.where(taken, value, next_value), advantage), advantage
 
   bootstrap = jnp.broadcast_to(jnp.asarray(last_value, values.dtype), values.shape[:-1])
+  bootstrap = jnp.where(jnp.any(as_bool(mask), axis=-1), bootstrap, 0)
   slots = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, stepped))
   _, advantages = jax.lax.scan(step, (bootstrap, jnp.zeros_like(bootstrap)), slots, reverse=True)
   advantages = jnp.moveaxis(advantages, 0, -1)
   return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
+
+
+def decoupled_gae(
+  rewards: Float[Array, "*batch T"],
+  values: Float[Array, "*batch T"],
+  mask: Array,
+  *,
+  gamma: float | Array = 1.0,
+  alpha: float | Array = 0.05,
+  value_lam: float | Array = 1.0,
+  last_value: float | Array = 0.0,
+  holes: Holes = "carry",
+) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
+  """VAPO's estimates: advantages with `length_adaptive_lambda`, and the critic's returns with another lambda.
+
+  Args:
+    rewards: As for `gae`.
+    values: As for `gae`.
+    mask: As for `gae`.
+    gamma: As for `gae`.
+    alpha: As for `length_adaptive_lambda`.
+    value_lam: Lambda of the returns.
+    last_value: As for `gae`.
+    holes: As for `gae`.
+
+  Returns:
+    Advantages and returns `[..., T]`, 0 where the mask is 0.
+
+  Reference: Y. Yue et al., "VAPO", arXiv:2504.05118 (sections 4.2 and 4.3).
+
+  >>> advantages, returns = decoupled_gae(jnp.array([0.0, 1.0]), jnp.array([0.5, 0.25]), jnp.ones(2))
+  >>> print(advantages, returns)
+  [-0.25  0.75] [1. 1.]
+  """
+  options: Any = dict(gamma=gamma, last_value=last_value, holes=holes)
+  advantages, _ = gae(rewards, values, mask, lam=length_adaptive_lambda(mask, alpha=alpha), **options)
+  _, returns = gae(rewards, values, mask, lam=value_lam, **options)
+  return advantages, returns
 
 
 def gae_associative(
@@ -193,7 +232,7 @@ def gae_associative(
   last_value: float | Array = 0.0,
   holes: Holes = "carry",
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
-  """The same as `gae`, in every argument, result and error, in parallel over time.
+  """The same as `gae`, in every argument, result and error, in parallel over time. All real tokens must be finite.
 
   Real tokens are moved together where a mask has interior holes to skip, so that the recurrence has one factor a row.
   Within blocks of time it is then a product with a triangular matrix; the blocks are joined by an associative scan.
@@ -215,7 +254,7 @@ def gae_associative(
     shifted = jnp.pad(values[..., 1:], [(0, 0)] * (values.ndim - 1) + [(0, 1)])
     following = jnp.where(place == last, _per_row(last_value, values), shifted)
     errors = rewards + _per_row(gamma, values) * following - values
-    decay = jnp.asarray(gamma, values.dtype) * lam
+    decay = jnp.asarray(gamma, values.dtype) * jnp.asarray(lam, values.dtype)
     advantages = _geometric_recurrence(decay, jnp.where(place <= last, errors, 0))
     return zero_masked(advantages, mask), zero_masked(advantages + values, mask)
 
@@ -256,7 +295,7 @@ def _geometric_recurrence(decay: Array, b: Array) -> Array:
   after = jnp.concatenate([firsts[..., 1:], jnp.zeros_like(firsts[..., :1])], axis=-1)
   fading = _power(decay, _BLOCK - place)[..., None, :]
   total = local + after[..., None] * jnp.broadcast_to(fading, local.shape)
-  return total.reshape(*b.shape[:-1], -1)[..., :length]
+  return total.reshape(*b.shape[:-1], blocks * _BLOCK)[..., :length]
 
 
 def _power(base: Array, exponents: Array) -> Array:

@@ -241,7 +241,8 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> Surrogate:
   """`-exp(1/n sum_t clamped log r_t) mean_t(A_t)`: the geometric mean of the ratios of a sequence, clipped token-wise.
 
   A token's log-ratio is clamped to `[-low, high]` on the pessimistic side only: from above where `A > 0`, from below
-  where `A < 0`. The clip is one in log space: `high = 0.4` allows ratios up to `exp(0.4)`.
+  where `A < 0`; where `A = 0` it counts as 0. The clip is one in log space: `high = 0.4` allows ratios up to
+  `exp(0.4)`.
 
   Args:
     low: How far the log-ratio may fall below 0.
@@ -260,7 +261,7 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> Surrogate:
 
   def surrogate(log_ratio: Array, advantages: Array, *, mask: Array, **_) -> Array:
     pessimistic = jnp.where(advantages > 0, jnp.minimum(log_ratio, high), jnp.maximum(log_ratio, -jnp.asarray(low)))
-    pessimistic = jnp.where(advantages == 0, log_ratio, pessimistic)
+    pessimistic = jnp.where(advantages == 0, 0, pessimistic)
     # Only rows of mixed signs can have a mean beyond the clamps: there it is bounded, so that exp stays finite.
     mean = masked_mean(pessimistic, mask, axis=-1)
     loss = -safe_exp(mean) * masked_mean(advantages, mask, axis=-1)

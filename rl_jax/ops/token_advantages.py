@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from rl_jax.ops.advantages import group_normalized
 from rl_jax.ops.masking import as_bool, masked_whiten, zero_masked
-from rl_jax.ops.returns import discounted_returns
+from rl_jax.ops.returns import Holes, discounted_returns
 
 
 def per_token(advantages: Float[Array, "*batch"], mask: Array) -> Float[Array, "*batch T"]:
@@ -30,7 +30,13 @@ def per_token(advantages: Float[Array, "*batch"], mask: Array) -> Float[Array, "
 
 
 def reinforce_plus_plus(
-  token_rewards: Float[Array, "*batch T"], mask: Array, *, gamma: float | Array = 1.0, eps: float | Array = 1e-8
+  token_rewards: Float[Array, "*batch T"],
+  mask: Array,
+  *,
+  gamma: float | Array = 1.0,
+  ddof: int = 1,
+  eps: float | Array = 1e-8,
+  holes: Holes = "carry",
 ) -> Float[Array, "*batch T"]:
   """Token returns, whitened over all tokens of the batch (REINFORCE++). The rewards hold the KL penalty.
 
@@ -38,7 +44,10 @@ def reinforce_plus_plus(
     token_rewards: `[..., T]`, the reward that follows each token.
     mask: 1 where a token was chosen.
     gamma: Discount a token.
+    ddof: 1 for the unbiased variance (verl), 0 for the population's (OpenRLHF, NeMo-RL).
     eps: Added to the variance.
+    holes: Interior slots with mask 0, as for `ops.returns.gae`: OpenRLHF and slime step through them, `"zero"`. In
+      verl and SkyRL no reward behind a hole reaches the tokens before it.
 
   Reference: J. Hu et al., "REINFORCE++", arXiv:2501.03262.
 
@@ -46,17 +55,24 @@ def reinforce_plus_plus(
   >>> [f"{x:.3f}" for x in advantages[:, 0]]
   ['0.866', '-0.866']
   """
-  return masked_whiten(discounted_returns(token_rewards, mask, gamma=gamma), mask, eps=eps)
+  return masked_whiten(discounted_returns(token_rewards, mask, gamma=gamma, holes=holes), mask, ddof=ddof, eps=eps)
 
 
 def reinforce_plus_plus_baseline(
-  rewards: Float[Array, "*batch G"], mask: Array, *, eps: float | Array = 1e-8
+  rewards: Float[Array, "*batch G"],
+  mask: Array,
+  *,
+  group_mask: Array | None = None,
+  ddof: int = 1,
+  eps: float | Array = 1e-8,
 ) -> Float[Array, "*batch G T"]:
   """`s_i - mean_G(s)` at every token, whitened over all tokens of the batch (REINFORCE++-baseline).
 
   Args:
     rewards: One scalar a completion, groups on the last axis.
     mask: `[..., G, T]`, 1 where a token was chosen.
+    group_mask: `[..., G]`, which completions exist or have a reward; all by default. The others get 0.
+    ddof: 1 for the unbiased variance (verl), 0 for the population's (OpenRLHF, NeMo-RL).
     eps: Added to the variance.
 
   Returns:
@@ -68,7 +84,9 @@ def reinforce_plus_plus_baseline(
   >>> [f"{x:.3f}" for x in advantages[:, 0]]
   ['-0.866', '0.866']
   """
-  return masked_whiten(per_token(group_normalized(rewards, scale="none"), mask), mask, eps=eps)
+  exists = jnp.ones_like(rewards) if group_mask is None else group_mask
+  mask = as_bool(mask) & as_bool(exists)[..., None]
+  return masked_whiten(per_token(group_normalized(rewards, exists, scale="none"), mask), mask, ddof=ddof, eps=eps)
 
 
 def optimal_token_baseline(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rl_jax.objectives.base import Inputs, add, entropy_bonus, kl_penalty, scale, value_regression
 from rl_jax.ops import aggregation, kl, ratios
@@ -49,3 +50,24 @@ def test_terms_keep_their_own_denominators():
   inputs = Inputs(mask, ref_logp=jnp.zeros((2, 3)), entropy=jnp.array([[3.0, 3.0, 3.0], [1.0, 9.0, 9.0]]))
   value, _ = value_and_slope(both, inputs, logp=[[-1.0, -1.0, -1.0], [-5.0, 0.0, 0.0]])
   np.testing.assert_allclose(value, -0.1 * (3 + 1) / 2 + (-3 - 5) / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logp", [-41.0, -61.0])
+def test_weighted_kl_is_exact_where_the_product_is_small(logp):
+  """old = ref: r k3 = e^d (e^-d - 1 + d) = 1 - (1 - d) e^d, with gradient d e^d, for d = logp + 1 far below 0."""
+  objective = kl_penalty(kl.k3, aggregation.token_mean(), ratio=ratios.token())
+  given = Inputs(jnp.ones(1), old_logp=-jnp.ones(1), ref_logp=-jnp.ones(1))
+
+  def loss(x):
+    return objective.loss(given._replace(logp=x[None]), objective.weight(given))[0]
+
+  value, gradient = jax.value_and_grad(loss)(jnp.float32(logp))
+  np.testing.assert_allclose(value, 1.0, rtol=1e-5)
+  np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+
+
+def test_weighted_kl_is_clamped_after_the_weighting():
+  """r = e^2, k3 to a reference 2 nats above: 7.389 (e^2 - 3) = 32.4, clamped to 10."""
+  objective = kl_penalty(kl.k3, aggregation.token_mean(), ratio=ratios.token(), max_value=10.0)
+  inputs = Inputs(jnp.ones(1), logp=-jnp.ones(1), old_logp=jnp.array([-3.0]), ref_logp=jnp.array([1.0]))
+  assert float(objective.loss(inputs, objective.weight(inputs))[0]) == 10.0

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.ops import advantages, masking, token_advantages
+from rl_jax.ops import advantages, masking, selection, token_advantages
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(4)
@@ -186,3 +186,42 @@ def test_rewards_that_do_not_apply_are_left_out_of_their_own_normalisation():
   actual = advantages.normalize_then_sum(jnp.asarray(np.stack([first, second])), mask, eps=0.0)
   z = (second - 2) / np.std(second, ddof=1)
   np.testing.assert_allclose(actual, z + [[-np.sqrt(0.5), np.sqrt(0.5), 0]], rtol=1e-6)
+
+
+def test_members_that_do_not_exist_count_in_no_mean_of_reinforce_plus_plus_baseline():
+  """Centred (.5, -.5) and (1, -1, 0) without the third of the first group; two tokens each, mean 0."""
+  rewards, group_mask = jnp.array([[1.0, 0.0, jnp.nan], [2.0, 0.0, 1.0]]), jnp.array([[1, 1, 0], [1, 1, 1]])
+  estimates = token_advantages.reinforce_plus_plus_baseline(
+    rewards, jnp.ones((2, 3, 2)), group_mask=group_mask, ddof=0, eps=0.0
+  )
+  std = (2.5 / 5) ** 0.5
+  np.testing.assert_allclose(estimates[..., 0], np.array([[0.5, -0.5, 0], [1, -1, 0]]) / std, rtol=1e-6, atol=1e-7)
+
+
+def test_holes_and_degrees_of_reinforce_plus_plus():
+  """Stepped through (OpenRLHF), gamma .9: returns 2.268, 2.52, 2.8, 2; whitened with the population's variance."""
+  rewards, mask = jnp.array([0.0, 0.0, jnp.nan, 1.0, 2.0]), jnp.array([1, 1, 0, 1, 1])
+  estimates = token_advantages.reinforce_plus_plus(rewards, mask, gamma=0.9, ddof=0, eps=0.0, holes="zero")
+  returns = np.array([0.9**3 * 2.8, 0.9**2 * 2.8, 2.8, 2.0])
+  np.testing.assert_allclose(estimates[np.array([0, 1, 3, 4])], (returns - returns.mean()) / returns.std(), rtol=1e-5)
+
+
+def test_filters_of_flat_groups():
+  rewards, ids = jnp.array([1.0, 0, 2, 3, 9]), jnp.array([0, 1, 0, 0, 5])
+  flat = dict(num_groups=2, max_group_size=3)
+  top = advantages.by_group_ids(lambda r, mask: selection.best_of(r, mask, n=2), **flat)
+  np.testing.assert_array_equal(top(rewards, ids), [False, True, True, True, False])
+  varied = advantages.by_group_ids(lambda r, mask: ~advantages.zero_variance(r, mask), **flat)
+  np.testing.assert_array_equal(varied(rewards, ids), [True, False, True, True, False])
+
+
+def test_only_the_mean_is_left_out():
+  """1, 2, 4: mean of the others 3, 2.5, 1.5; the whole group's standard deviation 1.5275."""
+  estimates = advantages.group_normalized(jnp.array([1.0, 2.0, 4.0]), leave_self_out="mean", eps=0.0)
+  np.testing.assert_allclose(estimates, np.array([-2, -0.5, 2.5]) / np.std([1, 2, 4], ddof=1), rtol=1e-6)
+  np.testing.assert_array_equal(advantages.group_normalized(jnp.array([1.0, 0, 0, 0]), leave_self_out=True)[0], 1.0)
+
+
+def test_multi_reward_without_a_division():
+  rewards = jnp.array([[1.0, 0.0], [0.0, 4.0]])
+  np.testing.assert_allclose(advantages.normalize_then_sum(rewards, scale="none", leave_self_out=True), [-3.0, 3.0])

@@ -156,3 +156,14 @@ def test_importance_weighted_kl_stays_finite_in_float32():
   inputs = Inputs(jnp.ones((1, 1)), old_logp=old, ref_logp=ref)
   value, slope = jax.value_and_grad(lambda x: term.loss(inputs._replace(logp=x), term.weight(inputs))[0])(logp)
   assert np.isfinite(value) and np.isfinite(slope).all()
+
+
+def test_clamps_of_log_ratios_are_arguments():
+  """log-ratios 60 and -40: their mean is 10, beyond a bound of 1; clamped to +-20 first it is 0."""
+  old, mu, mask = jnp.array([[60.0, -40.0]]), jnp.zeros((1, 2)), jnp.ones((1, 2))
+  bounds = dict(statistic="sequence_mean", low=-1.0, high=1.0)
+  assert corrections.keep_close(old, mu, mask, **bounds).all()
+  assert not corrections.keep_close(old, mu, mask, max_log_ratio=None, **bounds).any()
+  np.testing.assert_allclose(corrections.importance(old, mu, mask, level="geometric"), np.exp(10.0), rtol=1e-5)
+  np.testing.assert_allclose(corrections.importance(old, mu, mask)[0, 0], np.exp(20.0), rtol=1e-5)
+  np.testing.assert_allclose(corrections.importance(old, mu, mask, max_log_ratio=None)[0, 0], np.exp(60.0), rtol=1e-5)

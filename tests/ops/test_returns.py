@@ -95,3 +95,37 @@ def test_forms_agree_with_a_discount_a_row_and_two_leading_axes(holes):
   args = dict(gamma=gamma, lam=lam, last_value=last, holes=holes)
   actual, expected = (form(rewards, values, mask, **args) for form in (returns.gae_associative, returns.gae))
   chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_forms_agree_on_empty_axes_and_types():
+  for shape in ((2, 0), (0, 5)):
+    empty = jnp.zeros(shape)
+    for form in (returns.gae, returns.gae_associative):
+      for holes in ("carry", "zero"):
+        assert form(empty, empty, empty, holes=holes)[0].shape == shape
+  with jax.enable_x64(True):
+    x = jnp.ones(3, jnp.float32)
+    for form in (returns.gae, returns.gae_associative):
+      assert form(x, x, x, lam=jnp.asarray(0.5, jnp.float64))[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("form", [returns.gae, returns.gae_associative])
+def test_the_bootstrap_of_a_row_without_tokens_is_not_looked_at(form):
+  """Two rows, gamma = lam = 0.9: d_1 = 1 + .45 - 1, d_0 = 1 + .9 - 1, A = (.9 + .81 * .45, .45), R = A + V."""
+  mask, ones = jnp.array([[1, 1, 0], [0, 0, 0]]), jnp.ones((2, 3))
+
+  def total(gamma):
+    advantages, targets = form(ones, ones, mask, gamma=gamma, lam=0.9, last_value=jnp.array([0.5, jnp.nan]))
+    return advantages.sum() + targets.sum()
+
+  value, gradient = jax.value_and_grad(total)(0.9)
+  np.testing.assert_allclose(value, 2 * (0.9 + 0.81 * 0.45 + 0.45) + 2, rtol=1e-6)
+  np.testing.assert_allclose(gradient, 2 * (1 + 0.5 + 0.9 * 0.45 + 0.81 * 0.5), rtol=1e-6)
+
+
+def test_decoupled_gae_by_hand():
+  """Ten tokens, alpha 0.2: lambda = 1 - 1 / 2. One reward at the end, values 0: A_t = 0.5^(9 - t), returns 1."""
+  rewards, ones = jnp.zeros(10).at[9].set(1.0), jnp.ones(10)
+  advantages, targets = returns.decoupled_gae(rewards, 0 * ones, ones, alpha=0.2)
+  np.testing.assert_allclose(advantages, 0.5 ** np.arange(9, -1, -1), rtol=1e-6)
+  np.testing.assert_allclose(targets, 1.0, rtol=1e-6)
