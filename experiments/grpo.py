@@ -117,7 +117,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   step = make_train_step(score, objective, tx, microbatches=config.microbatches)
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
-  sizes = dict(max_new_tokens=config.max_new_tokens, pad_token=text.pad_token(model.tokenizer))
+  sizes: Any = dict(max_new_tokens=config.max_new_tokens, pad_token=text.pad_token(model.tokenizer))
   sample, answer = (make_generate(model.policy, group_size=size, **sizes) for size in (config.group_size, 1))
   stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
   prompts: Any = dict(

@@ -63,6 +63,35 @@ def load(name: str, **overrides: Any) -> Model:
   raise ValueError(f"unknown model {name!r}: neither smollm2 nor tiny, and no folder or .gguf file of that name")
 
 
+def small(vocab_size: int, *, layers: int = 2, width: int = 128) -> TransformerConfig:
+  """Returns the shape of a small decoder, for tasks over a few characters.
+
+  Args:
+    vocab_size: V.
+    layers: Their number.
+    width: D, a multiple of 32, which is the size of a head. The MLP is 8/3 as wide, rounded up to a multiple of 32: a
+      gated one then has as many parameters as a plain one of four times the width.
+
+  Raises:
+    ValueError: If a size does not fit.
+
+  >>> small(15, layers=1, width=64).num_heads
+  2
+  """
+  if layers < 1 or width < 32 or width % 32:
+    raise ValueError(f"layers must be at least 1 and width a multiple of 32, got {layers} and {width}")
+  return TransformerConfig(
+    vocab_size=vocab_size,
+    num_layers=layers,
+    embed_dim=width,
+    mlp_dim=-(-8 * width // 96) * 32,
+    num_heads=width // 32,
+    num_kv_heads=width // 32,
+    head_dim=32,
+    unroll=layers,
+  )
+
+
 def check_context(model: Model, tokens: int) -> None:
   """Raises ValueError if a sequence of `tokens` is longer than the model was trained for.
 

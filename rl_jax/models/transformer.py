@@ -48,6 +48,7 @@ class TransformerConfig:
   mlp_bias: bool = False
   qk_norm: bool = False  # Qwen3
   dtype: Any = jnp.float32  # of activations; parameters keep the type that they were loaded or made in
+  unroll: int = 1  # layers that are compiled one behind the other instead of as a loop: faster where they are few
   remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
 
   def __post_init__(self):
@@ -213,6 +214,7 @@ class Transformer(nn.Module):
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
       length=c.num_layers,
+      unroll=c.unroll,
     )(c, name="layers")
     held = None if cache is None else (cache.keys, cache.values)
     scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))

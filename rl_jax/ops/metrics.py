@@ -29,6 +29,10 @@ class Mean(NamedTuple):
     values = jax.lax.stop_gradient(values)
     return cls(masked_sum(values, mask), masked_count(mask))
 
+  @property
+  def value(self) -> Float[Array, "*stack"]:
+    return self.total / jnp.maximum(self.count, 1)
+
   def reduce(self) -> "Mean":
     return Mean(self.total.sum(0), self.count.sum(0))
 
@@ -88,6 +92,15 @@ def reduce(metrics: Metrics) -> Metrics:
   {'x': 2.0}
   """
   return {name: metric.reduce() for name, metric in metrics.items()}
+
+
+def values(metrics: Metrics) -> dict[str, Array]:
+  """Divides, on the device: what `results` gives, as arrays, inside a compiled program.
+
+  >>> print(values({"x": Mean(jnp.array(6.0), jnp.array(4.0))})["x"])
+  1.5
+  """
+  return {name: metric.value for name, metric in metrics.items()}
 
 
 def results(metrics: Metrics) -> dict[str, float]:

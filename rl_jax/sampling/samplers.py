@@ -81,10 +81,13 @@ def categorical(key: Array, logits: Float[Array, "*batch V"], *, block: int = 25
 
   The probability is the same by the chain rule. It takes `V / block + block` random numbers a row instead of V,
   which for a vocabulary of 50 thousand is the difference between the sampler and the model being the bottleneck.
+  A vocabulary of a single block takes one random number a row, which the cumulative distribution turns into a token.
 
   >>> print(categorical(jax.random.key(0), jnp.array([[-jnp.inf, 0.0, -jnp.inf]])))
   [1]
   """
+  if logits.shape[-1] <= block:
+    return _invert(jax.random.uniform(key, logits.shape[:-1]), logits)
   pad = -logits.shape[-1] % block
   widths = [(0, 0)] * (logits.ndim - 1) + [(0, pad)]
   blocks = jnp.pad(logits, widths, constant_values=-jnp.inf).reshape(*logits.shape[:-1], -1, block)
@@ -92,6 +95,14 @@ def categorical(key: Array, logits: Float[Array, "*batch V"], *, block: int = 25
   chosen = jax.random.categorical(block_key, jax.nn.logsumexp(blocks, axis=-1))
   inside = jnp.take_along_axis(blocks, chosen[..., None, None], axis=-2)[..., 0, :]
   return chosen * block + jax.random.categorical(token_key, inside)
+
+
+def _invert(uniform: Float[Array, "*batch"], logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
+  """The first token at which the cumulative probability exceeds a number in [0, 1); never one of probability 0."""
+  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  cumulative = jnp.cumsum(weights, axis=-1)
+  below_one = jnp.minimum(uniform, 1 - 2.0**-22)  # times the total it must not round up to the total
+  return jnp.sum(cumulative <= (below_one * cumulative[..., -1])[..., None], axis=-1)
 
 
 def choose(key: Array, logits: Float[Array, "*batch V"], sampler: Sampler) -> Choice:

@@ -82,8 +82,11 @@ def evaluate(
   completions = np.concatenate([np.asarray(out.tokens[:, 0]) for out in outputs])[: len(rows)]
   real = np.concatenate([np.asarray(out.mask[:, 0]) for out in outputs])[: len(rows)]
   texts, replies, scored = answers.score(task, tokenizer, rows, completions, real)
-  prompts = [row["prompt"] for row in rows]
-  solved = None if task.solved is None else sum(task.solved(prompts=prompts, completions=replies, **columns(rows)))
+  solved = None
+  if task.solved is not None:
+    prompts = [row["prompt"] for row in rows]
+    ids = [row[chosen].tolist() for row, chosen in zip(completions, real, strict=True)]
+    solved = sum(task.solved(prompts=prompts, completions=replies, completion_ids=ids, **columns(rows)))
   samples = [
     {"prompt": row["prompt"], "completion": reply, "reward": float(reward)}
     for row, reply, reward in zip(rows, texts, scored.total, strict=True)

@@ -45,13 +45,20 @@ class Scores(NamedTuple):
 Score = Callable[[Any, Sequences], Scores]
 
 
-def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_size: int = 1024) -> Score:
+def make_score(
+  model: LanguageModel,
+  *,
+  temperature: float | Array = 1.0,
+  chunk_size: int = 1024,
+  value: Callable[[Any, Array], Array] | None = None,
+) -> Score:
   """Returns `score(params, sequences) -> Scores`, differentiable in the parameters.
 
   Args:
     model: Pure functions of parameters, as for `sampling.make_generate`.
     temperature: The one that the completions are sampled at.
     chunk_size: Tokens whose logits exist at one time.
+    value: `(params, hidden [..., D]) -> [...]`, a value head, where the objective needs values.
 
   >>> from types import SimpleNamespace
   >>> import jax
@@ -73,8 +80,9 @@ def make_score(model: LanguageModel, *, temperature: float | Array = 1.0, chunk_
     positions = prompt_positions(mask) + jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
     completion = model.apply(params, tokens, positions, mask=mask, prefix=prompt.kv)
     hidden = predictors(first_hidden, completion.hidden)
-    return Scores(
-      *token_log_probs(hidden, model.unembed(params), completions, temperature=temperature, chunk_size=chunk_size)
+    logp, entropy = token_log_probs(
+      hidden, model.unembed(params), completions, temperature=temperature, chunk_size=chunk_size
     )
+    return Scores(logp, entropy, None if value is None else value(params, hidden))
 
   return score
