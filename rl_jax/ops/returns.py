@@ -260,9 +260,10 @@ def gae_associative(
 
   def with_holes(rewards: Array, values: Array, mask: Array) -> tuple[Array, Array]:
     chosen = as_bool(mask)
-    hole, *together = jax.lax.sort((~chosen, rewards, values), dimension=-1, is_stable=True, num_keys=1)
+    operands = (~chosen, rewards, values)
+    hole, moved_rewards, moved_values = jax.lax.sort(operands, dimension=-1, is_stable=True, num_keys=1)
     place = jnp.maximum(jnp.cumsum(chosen, axis=-1) - 1, 0)
-    advantages = jnp.take_along_axis(contiguous(*together, ~hole)[0], place, axis=-1)
+    advantages = jnp.take_along_axis(contiguous(moved_rewards, moved_values, ~hole)[0], place, axis=-1)
     return zero_masked(advantages, mask), zero_masked(advantages, mask) + zero_masked(values, mask)
 
   if holes == "zero":
