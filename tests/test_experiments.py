@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grpo
+from experiments import compare_objectives, grpo
 from rl_jax.train.metrics_io import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -145,3 +145,67 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
   process, output = run(tmp_path, *SMALL, "--steps", str(done + 1), "--run-dir", "run", "--resume")
   assert process.returncode == 0, output
   assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == done + 1
+
+
+TOY = ["--width", "32", "--seeds", "2", "--warmup-steps", "2", "--seed", "1"]
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
+  sizes = "--rollouts 4 --evaluate-every 2 --prompts 4 --group-size 4 --evaluation-problems 8 --warmup-examples 4"
+  toy = ["--task", "sorting", "--task-options", "length=2", *sizes.split(), "--run-dir", "cmp", *TOY]
+
+  def compare(*arguments):
+    command = [sys.executable, "-m", "experiments.compare_objectives", *toy, *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+
+  first = compare("--objectives", "ppo")
+  assert first.returncode == 0, first.stderr
+  again = compare("--objectives", "ppo")
+  assert again.returncode == 1 and "holds another run; choose a new --run-dir or pass --resume" in again.stderr
+  written = (tmp_path / "cmp" / "results" / "ppo.npz").stat().st_mtime_ns
+  resumed = compare("--objectives", "ppo", "--resume")
+  assert resumed.returncode == 0 and (tmp_path / "cmp" / "results" / "ppo.npz").stat().st_mtime_ns == written
+  shown = subprocess.run(
+    [sys.executable, "-m", "rl_jax.analysis.comparison", "cmp"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
+    text=True,
+  )  # fmt: skip
+  assert shown.returncode == 0 and "| ppo | " in shown.stdout
+  assert (tmp_path / "cmp" / "curves.png").exists() and (tmp_path / "cmp" / "comparison.md").exists()
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(objectives="foo"), "unknown objective 'foo'"),
+    (dict(objectives="dpo"), "'dpo' does not learn from rewards"),
+    (dict(grid=("clip=1",)), "no argument 'clip' to sweep"),
+    (dict(grid=("clip_high",)), "grid must look like"),
+    (dict(task_options=("digits=x",)), "option digits of task 'addition' must be like 2"),
+    (dict(seeds=1), "seeds must be at least 2"),
+    (dict(prompts=3), "prompts must be a multiple of minibatches = 2"),
+  ],
+)
+def test_mistakes_in_a_comparison_are_named(tmp_path, settings, message):
+  config = compare_objectives.Config(run_dir=str(tmp_path / "cmp"), **settings)
+  with pytest.raises(ValueError, match=message):
+    compare_objectives.main(config)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl_placement", "stale_batches"])
+def test_findings_run_and_say_what_they_found(tmp_path, name):
+  command = [sys.executable, "-m", f"experiments.findings.{name}", "--rollouts", "10", *TOY]
+  process = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+  assert process.returncode == 0, process.stderr
+  assert re.search(r"^(NOT )?REPRODUCED( IN PART)?$", process.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_supervised_and_reinforcement_learning_side_by_side(tmp_path):
+  command = [sys.executable, "-m", "experiments.sft_vs_rl", "--updates", "2", "--prompts", "4", *TOY]
+  process = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+  assert process.returncode == 0, process.stderr
+  assert float(re.search(r"difference of the two gradients: (\S+)", process.stdout)[1]) < 1e-6
+  assert "supervised" in process.stdout and "reinforcement" in process.stdout

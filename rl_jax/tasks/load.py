@@ -29,7 +29,7 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   ...
   ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files
   """
-  settings = dict(_option(text) for text in options)
+  settings = parse_options(options)
   for reserved in ("seed", "name", "path", "rewards"):
     if reserved in settings:
       raise ValueError(f"{reserved} is not a task option: the run sets it")
@@ -44,6 +44,15 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
       f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files"
     )
   return task._replace(rewards=tuple(rewards)) if rewards else task
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+  """Returns a task's settings from `"key=value"` texts; values are JSON, or else texts.
+
+  >>> parse_options(["digits=3", "operators=+-"])
+  {'digits': 3, 'operators': '+-'}
+  """
+  return dict(_option(text) for text in options)
 
 
 def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fixed: Any) -> Task:

@@ -144,7 +144,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _has_begun(folder: Path) -> bool:
   """A run that ended before its first evaluation or step left nothing that a new one could harm."""
-  return (folder / "evaluation.jsonl").exists() or (folder / "metrics.jsonl").exists()
+  return any((folder / name).exists() for name in ("evaluation.jsonl", "metrics.jsonl", "results"))
 
 
 def _step(line: str) -> float:

@@ -180,7 +180,8 @@ def test_tokens_are_those_of_the_tokenizer():
   ("name", "options", "message"),
   [
     ("nothing", {}, "unknown on-device task 'nothing'"),
-    ("addition", {"size": 3}, "no option size"),
+    ("addition", {"size": 3}, "no option 'size'; it has digits, shortest, format_reward"),
+    ("addition", {"digits": "3"}, "option digits of task 'addition' must be like 2, got '3'"),
     ("addition", {"digits": 7}, "digits must be from 1"),
     ("copying", {"length": 0}, "length must be at least 1"),
     ("sorting", {"length": -1}, "length must be at least 1"),

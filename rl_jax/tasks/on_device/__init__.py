@@ -28,7 +28,7 @@ def load(name: str, **options: Any) -> Task:
     **options: For its `load`.
 
   Raises:
-    ValueError: If there is no such task or option.
+    ValueError: If there is no such task or option, or an option is of another type.
 
   >>> load("addition", digits=3).name
   'addition-3'
@@ -36,7 +36,12 @@ def load(name: str, **options: Any) -> Task:
   if name not in names():
     raise ValueError(f"unknown on-device task {name!r}; there are {', '.join(names())}")
   module = importlib.import_module(f"rl_jax.tasks.on_device.{name}")
-  unknown = set(options) - set(inspect.signature(module.load).parameters)
-  if unknown:
-    raise ValueError(f"task {name!r} has no option {', '.join(sorted(unknown))}")
+  parameters = inspect.signature(module.load).parameters
+  for key, value in options.items():
+    if key not in parameters:
+      raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(parameters)}")
+    default = parameters[key].default
+    kinds = int if default is None else (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+      raise ValueError(f"option {key} of task {name!r} must be like {default!r}, got {value!r}")
   return module.load(**options)

@@ -1,0 +1,135 @@
+"""Compare objectives on a task that runs on the device: same model, same prompts, same sizes, many seeds, intervals.
+
+    python -m experiments.compare_objectives                                    # six objectives on addition
+    python -m experiments.compare_objectives --objectives dapo --grid clip_high=0.2,0.28,0.4
+    python -m experiments.compare_objectives --task sorting --task-options length=8 --seeds 16
+    python -m rl_jax.analysis.comparison runs/compare                           # table and curves again
+
+Every variant starts, seed by seed, from the same parameters, after the same supervised warm-up, and takes the same
+number of updates; each uses its paper's defaults and its own estimator of advantages. All seeds and grid points of an
+objective train in one compiled program. Run the same command again with --resume to go on after an interruption.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+import tyro
+
+from rl_jax import objectives
+from rl_jax.analysis import comparison
+from rl_jax.models import heads, presets
+from rl_jax.models.transformer import policy
+from rl_jax.tasks import on_device
+from rl_jax.tasks.load import parse_options
+from rl_jax.train import variants
+from rl_jax.train.compiled import Run, Settings, compiled
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.settings import require_at_least
+from rl_jax.train.variants import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  objectives: str = "grpo,dr_grpo,dapo,gspo,rloo,ppo"  # names from `python -m rl_jax.objectives`, with commas
+  grid: tuple[str, ...] = ()  # values of an objective's argument to sweep, such as clip_high=0.2,0.28,0.4
+  task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
+  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
+  run_dir: str = "runs/compare"  # results, table and curves
+  resume: bool = False  # go on with the comparison in run_dir
+  seeds: int = 8  # runs of each variant
+  layers: int = 1  # of the model
+  width: int = 64  # of the model
+  warmup_steps: int = 800  # updates of supervised learning on right answers before
+  warmup_examples: int = 128  # answers an update
+  warmup_rate: float = 2e-3  # learning rate of Adam in the warm-up
+  rollouts: int = 400  # batches of completions
+  prompts: int = 32  # prompts a rollout
+  group_size: int = 8  # completions a prompt
+  minibatches: int = 2  # updates a rollout
+  epochs: int = 1  # passes over a rollout
+  temperature: float = 1.0  # of sampling and of every log-prob
+  learning_rate: float = 3e-4  # of Adam
+  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+  evaluate_every: int = 40  # rollouts between evaluations
+  evaluation_problems: int = 512  # problems an evaluation, one completion each
+  seed: int = 0  # of everything
+
+
+def main(config: Config) -> None:
+  require_at_least(config, 2, ("seeds",))
+  require_at_least(config, 0, ("learning_rate", "warmup_rate", "max_grad_norm", "seed"))
+  task = on_device.load(config.task, **parse_options(config.task_options))
+  grid = parse_grid(config.grid)
+  names = [name.strip() for name in config.objectives.split(",")]
+  compared = [make_variant(name, config, task, grid) for name in names]
+  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
+    variants.train(compared, run.folder, seeds=config.seeds, seed=config.seed)
+    comparison.show(run.folder)
+
+
+def parse_grid(settings: tuple[str, ...]) -> dict[str, list[float]]:
+  """Returns the points of the product of all `name=value,value`: `{name: [value at each point]}`."""
+  values = {}
+  for setting in settings:
+    name, equals, given = setting.partition("=")
+    try:
+      values[name] = [float(value) for value in given.split(",")]
+    except ValueError:
+      equals = ""
+    if not equals:
+      raise ValueError(f"grid must look like clip_high=0.2,0.28, got {setting!r}")
+  points = list(itertools.product(*values.values()))
+  return {name: [point[i] for point in points] for i, name in enumerate(values)}
+
+
+def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[str, list[float]]) -> Variant:
+  if name not in objectives.names():
+    raise ValueError(f"unknown objective {name!r}; there are {', '.join(objectives.names())}")
+  module = importlib.import_module(f"rl_jax.objectives.{name}")
+  arguments = inspect.signature(module.objective).parameters
+  for argument in grid:
+    if argument not in arguments:
+      raise ValueError(f"objective {name!r} has no argument {argument!r} to sweep; it has {', '.join(arguments)}")
+  if not hasattr(module, "estimator"):
+    raise ValueError(f"objective {name!r} does not learn from rewards")
+  shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
+  model = heads.with_value_head(policy(shape), shape.embed_dim)
+  length: dict[str, Any] = {"length": task.max_new_tokens} if "length" in arguments else {}
+  settings = Settings(
+    steps=config.rollouts,
+    prompts=config.prompts,
+    group_size=config.group_size,
+    temperature=config.temperature,
+    epochs=config.epochs,
+    minibatches=config.minibatches,
+    warmup_steps=config.warmup_steps,
+    warmup_examples=config.warmup_examples,
+    evaluate_every=config.evaluate_every,
+    evaluation_problems=config.evaluation_problems,
+  )
+
+  def build(hyperparameters: Mapping[str, Any]) -> Run:
+    objective = module.objective(**length, **hyperparameters)
+    tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
+    return compiled(
+      task, model, objective, tx, settings,
+      estimator=module.estimator, warmup_optimiser=optax.adam(config.warmup_rate),
+    )  # fmt: skip
+
+  build({argument: values[0] for argument, values in grid.items()})  # says now what would fail later
+  return Variant(name, build, grid)
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, prog="python -m experiments.compare_objectives", description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished variants are kept, and --resume goes on with the others")

@@ -1,0 +1,96 @@
+"""What the findings share: the settings of a study, its variants, and the comparison that decides."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+import tyro
+
+from rl_jax.analysis import comparison
+from rl_jax.analysis.statistics import bootstrap_interval, probability_of_improvement
+from rl_jax.models import presets
+from rl_jax.models.transformer import policy
+from rl_jax.objectives.base import Objective
+from rl_jax.ops import advantages
+from rl_jax.tasks import on_device
+from rl_jax.train import variants
+from rl_jax.train.compiled import Settings, compiled
+from rl_jax.train.metrics_io import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  run_dir: str  # results, table and curves
+  resume: bool = False  # go on with the study in run_dir, or show it again
+  seeds: int = 8  # runs of each variant
+  rollouts: int = 300  # batches of completions
+  warmup_steps: int = 500  # updates of supervised learning before
+  learning_rate: float = 3e-4  # of Adam
+  width: int = 64  # of the model, which has one layer
+  seed: int = 0  # of everything
+
+
+class Arm(NamedTuple):
+  """One variant of a study: an objective, its estimator, and what differs in the sizes."""
+
+  objective: Objective
+  estimator: Callable[..., Any] = advantages.group_normalized
+  sizes: Mapping[str, Any] = {}
+
+
+def study(config: Config, task: on_device.Task, arms: Mapping[str, Arm], **sizes: Any) -> comparison.Results:
+  """Trains all arms, shows them, and returns their metrics."""
+  common = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
+  common |= dict(evaluation_problems=512, prompts=32, group_size=8) | sizes
+  model = policy(presets.small(task.vocab_size, layers=1, width=config.width))
+
+  def variant(name: str, arm: Arm) -> variants.Variant:
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+    settings = Settings(steps=config.rollouts, **common | dict(arm.sizes))
+    build = compiled(
+      task, model, arm.objective, tx, settings, estimator=arm.estimator, warmup_optimiser=optax.adam(2e-3)
+    )
+    return variants.Variant(name, lambda _: build)
+
+  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
+    variants.train([variant(*arm) for arm in arms.items()], run.folder, seeds=config.seeds, seed=config.seed)
+    comparison.show(run.folder)
+    return variants.load(run.folder)
+
+
+class Claim(NamedTuple):
+  """That one arm ends with a higher value of a metric than another, over seeds."""
+
+  higher: str
+  lower: str
+  metric: str
+
+
+def verdict(results: comparison.Results, claims: Sequence[Claim]) -> None:
+  """Prints the difference of each claim, paired by seed, and whether all of them are above 0 beyond their intervals."""
+  held = []
+  for higher, lower, metric in claims:
+    x, y = (comparison.final(np.asarray(results[name][metric]), metric) for name in (higher, lower))
+    low, high = bootstrap_interval(x - y)
+    outcome = "holds" if low > 0 else "the opposite holds" if high < 0 else "undecided"
+    held.append(low > 0)
+    values = f"{comparison.cell(x, 3)} and {comparison.cell(y, 3)}"
+    chance = probability_of_improvement(x, y)[0]
+    difference = comparison.cell(x - y, 3)
+    print(f"{metric}, {higher!r} and {lower!r}: {values}; difference {difference}, P {chance:.2f}: {outcome}")
+  print("REPRODUCED" if all(held) else "NOT REPRODUCED" if not any(held) else "REPRODUCED IN PART")
+
+
+def run(main: Callable[[Config], None], module: str, **defaults: Any) -> None:
+  """The command line of a study; keyword arguments replace the defaults of `Config`."""
+  name = module.rpartition(".")[2]
+  default = Config(run_dir=f"runs/findings/{name}", **defaults)
+  try:
+    main(tyro.cli(Config, default=default, prog=f"python -m {module}", description=main.__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished variants are kept, and --resume goes on with the others")

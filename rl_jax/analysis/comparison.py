@@ -1,0 +1,177 @@
+"""Tables and curves of compared variants, from their saved metrics: `python -m rl_jax.analysis.comparison DIR`.
+
+Every number is an interquartile mean over seeds with a 95 % bootstrap interval (arXiv:2108.13264).
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rl_jax.analysis.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from rl_jax.train import variants
+
+Results = Mapping[str, Mapping[str, np.ndarray]]
+
+# (title, metric, digits): the last value of evaluations, the mean over the last tenth of training.
+COLUMNS = (
+  ("reward", "evaluation/reward", 3),
+  ("exact match", "evaluation/solved", 3),
+  ("tokens", "evaluation/completion_tokens", 2),
+  ("entropy [nats]", "evaluation/entropy", 3),
+  ("KL to the start [nats]", "evaluation/kl", 3),
+  ("clipped low", "train/policy/clip_low", 3),
+  ("clipped high", "train/policy/clip_high", 3),
+  ("gradient norm", "train/grad_norm", 2),
+)
+
+
+def final(values: np.ndarray, metric: str) -> np.ndarray:
+  """Returns one number a seed from `[seeds, time]`: the last evaluation, or the mean of the last tenth of training.
+
+  >>> print(final(np.arange(20.0)[None], "train/loss"), final(np.arange(20.0)[None], "evaluation/reward"))
+  [18.5] [19.]
+  """
+  if metric.startswith("evaluation/"):
+    return values[:, -1]
+  return values[:, -max(values.shape[1] // 10, 1) :].mean(axis=1)
+
+
+def cell(values: np.ndarray, digits: int) -> str:
+  """Formats the interquartile mean of one number a seed, with its interval.
+
+  >>> cell(np.array([1.0, 1.0, 1.0, 1.0]), 2)
+  '1.00 (1.00 to 1.00)'
+  """
+  low, high = bootstrap_interval(values)
+  return f"{interquartile_mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(results: Results) -> str:
+  """Returns a Markdown table, a variant a row.
+
+  >>> print(table({"grpo": {"evaluation/reward": np.ones((4, 2))}}))
+  | variant | reward |
+  |---|---|
+  | grpo | 1.000 (1.000 to 1.000) |
+  """
+  columns = [column for column in COLUMNS if any(_find(metrics, column[1]) is not None for metrics in results.values())]
+  rows = [["variant", *(title for title, _, _ in columns)], ["---"] * (1 + len(columns))]
+  for name, metrics in results.items():
+    found = [(_find(metrics, metric), metric, digits) for _, metric, digits in columns]
+    rows.append([name, *("" if values is None else cell(final(values, m), d) for values, m, d in found)])
+  lines = ["| " + " | ".join(row) + " |" for row in rows]
+  return "\n".join([lines[0], lines[1].replace(" ", ""), *lines[2:]])
+
+
+def improvements(results: Results, metric: str = "evaluation/reward") -> str:
+  """Returns a Markdown table of the probabilities that a row's run ends with a higher value than a column's.
+
+  >>> runs = {"a": {"evaluation/reward": np.array([[2.0], [3.0]])}, "b": {"evaluation/reward": np.zeros((2, 1))}}
+  >>> print(improvements(runs))
+  | P(row > column) | a | b |
+  |---|---|---|
+  | a | | 1.00 (1.00 to 1.00) |
+  | b | 0.00 (0.00 to 0.00) | |
+  """
+  ends = {name: final(metrics[metric], metric) for name, metrics in results.items()}
+  lines = ["| P(row > column) | " + " | ".join(ends) + " |", "|" + "---|" * (1 + len(ends))]
+  for name, x in ends.items():
+    chances = {other: probability_of_improvement(x, y) for other, y in ends.items() if other != name}
+    cells = [" {:.2f} ({:.2f} to {:.2f})".format(*chances[other]) if other in chances else "" for other in ends]
+    lines.append(f"| {name} |" + " |".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def differences(results: Results, metric: str = "evaluation/reward") -> str:
+  """Returns a Markdown table of how much higher a row's runs end than a column's, seed by seed.
+
+  Runs of one seed start from the same parameters, so their difference is free of what the start contributes.
+
+  >>> reward = np.array([[2.0], [3.0]])
+  >>> print(differences({"a": {"evaluation/reward": reward}, "b": {"evaluation/reward": reward - 1}}))
+  | row - column, paired by seed | a | b |
+  |---|---|---|
+  | a | | 1.000 (1.000 to 1.000) |
+  | b | -1.000 (-1.000 to -1.000) | |
+  """
+  ends = {name: final(metrics[metric], metric) for name, metrics in results.items()}
+  lines = ["| row - column, paired by seed | " + " | ".join(ends) + " |", "|" + "---|" * (1 + len(ends))]
+  for name, x in ends.items():
+    cells = ["" if other == name else f" {cell(x - y, 3)}" for other, y in ends.items()]
+    lines.append(f"| {name} |" + " |".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def draw(results: Results, path: Path, *, steps: int) -> None:
+  """Draws curves over rollouts: interquartile means, and the intervals as bands.
+
+  Raises:
+    ValueError: If matplotlib is not installed.
+  """
+  try:
+    import matplotlib
+  except ImportError:
+    raise ValueError("plots need matplotlib: pip install 'rl-jax[plots]'") from None
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  height = -(-len(COLUMNS) // 2)
+  figure, axes = pyplot.subplots(height, 2, figsize=(12, 3.2 * height), squeeze=False)
+  for axis, (title, metric, _) in zip(axes.flat, COLUMNS, strict=False):
+    for name, metrics in results.items():
+      values = _find(metrics, metric)
+      if values is None:
+        continue
+      values = values if metric.startswith("evaluation/") else _smoothed(values)
+      time = np.linspace(0 if metric.startswith("evaluation/") else steps / values.shape[1], steps, values.shape[1])
+      low, high = bootstrap_interval(values.T, resamples=500)
+      (line,) = axis.plot(time, interquartile_mean(values.T), label=name, linewidth=1.5)
+      axis.fill_between(time, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("rollouts", fontsize=8)
+    axis.grid(alpha=0.3)
+  axes.flat[0].legend(fontsize=8)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  pyplot.close(figure)
+
+
+def _smoothed(values: np.ndarray, points: int = 40) -> np.ndarray:
+  """Means over equal stretches of time, at most `points` of them."""
+  width = max(values.shape[1] // points, 1)
+  return values[:, : values.shape[1] // width * width].reshape(values.shape[0], -1, width).mean(axis=2)
+
+
+def _find(metrics: Mapping[str, np.ndarray], metric: str) -> np.ndarray | None:
+  """A metric by its name, or by its end: a composed objective puts the term's name in front."""
+  if metric in metrics:
+    return metrics[metric]
+  kind, _, name = metric.partition("/")
+  ends = [key for key in metrics if key.startswith(f"{kind}/") and key.endswith("/" + name.rpartition("/")[2])]
+  return metrics[ends[0]] if ends else None
+
+
+def show(folder: Path) -> None:
+  """Writes `comparison.md` and `curves.png` into a folder of results, and prints the first.
+
+  Raises:
+    ValueError: If there are no results.
+  """
+  results = variants.load(folder)
+  steps = next(iter(results.values()))["train/reward"].shape[1]
+  text = f"{table(results)}\n\n{improvements(results)}\n\n{differences(results)}\n"
+  (folder / "comparison.md").write_text(text, encoding="utf-8")
+  print(text)
+  draw(results, folder / "curves.png", steps=steps)
+  print(f"{folder / 'comparison.md'}\n{folder / 'curves.png'}")
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    sys.exit("usage: python -m rl_jax.analysis.comparison DIR")
+  try:
+    show(Path(sys.argv[1]))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
