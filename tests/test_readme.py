@@ -23,6 +23,14 @@ def test_the_composed_objective_runs_and_gives_the_value_by_hand():
   assert scope["objective"].loss(dirty, scope["weights"])[0] == scope["loss"]
 
 
+def test_the_compiled_run_trains_one_policy_a_key():
+  example = re.findall(r"```python\n(import.*?)```", README.read_text(), re.DOTALL)[1]
+  scope: dict = {}
+  exec(compile(example, str(README), "exec"), scope)
+  assert scope["history"].train["reward"].shape == (2, 5)
+  assert scope["states"].policy.step.tolist() == [5, 5]
+
+
 GUIDE = README.parent / "docs" / "objectives.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 

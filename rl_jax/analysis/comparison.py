@@ -132,8 +132,9 @@ def draw(results: Results, path: Path, *, steps: int) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("rollouts", fontsize=8)
     axis.grid(alpha=0.3)
-  axes.flat[0].legend(fontsize=8)
-  figure.tight_layout()
+  handles, labels = axes.flat[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), fontsize=9)
+  figure.tight_layout(rect=(0, 0, 1, 0.97))
   figure.savefig(path, dpi=110)
   pyplot.close(figure)
 

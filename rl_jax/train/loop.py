@@ -1,4 +1,7 @@
-"""The training loop with host rewards: collect, update, write; stops cleanly and resumes exactly."""
+"""The training loop with host rewards: collect, update, write; stops cleanly and resumes exactly.
+
+`compiled` is the other loop, for tasks that run on the device: a whole run as one program.
+"""
 
 import signal
 import time
@@ -14,6 +17,7 @@ from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
 from rl_jax.train import memory
 from rl_jax.train.checkpoint import Checkpoints, open_checkpoints
+from rl_jax.train.compiled import compiled as compiled
 from rl_jax.train.evaluate import Evaluation
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.progress import LiveTable
