@@ -43,7 +43,7 @@ class Arm(NamedTuple):
 
 def study(config: Config, task: on_device.Task, arms: Mapping[str, Arm], **sizes: Any) -> comparison.Results:
   """Trains all arms, shows them, and returns their metrics."""
-  common = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
+  common: Any = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
   common |= dict(evaluation_problems=512, prompts=32, group_size=8) | sizes
   model = policy(presets.small(task.vocab_size, layers=1, width=config.width))
 

@@ -5,7 +5,7 @@
 Claim: Z. Liu et al., "Understanding R1-Zero-Like Training: A Critical Perspective", arXiv:2503.20783. Dividing a
 sequence's loss by its length punishes long wrong answers less per token, so wrong answers grow.
 
-Here: the parity of up to six bits by a chain of steps of any length up to 23, where only the last bit counts. Four
+Here: the parity of up to six bits by a chain of steps of any length up to 15, where only the last bit counts. Four
 arms: mean over a sequence's tokens or a constant length, with and without the division by the standard deviation.
 """
 
@@ -16,7 +16,7 @@ from rl_jax.tasks import on_device
 
 def main(config: Config) -> None:
   """GRPO lengthens wrong answers, Dr. GRPO does not (arXiv:2503.20783)."""
-  task = on_device.load("parity", bits=6, max_new_tokens=24)
+  task = on_device.load("parity", bits=6, max_new_tokens=16)
   by_sequence, by_constant = grpo.objective(kl_coef=0), dr_grpo.objective(length=task.max_new_tokens)
   arms = {
     "grpo": Arm(by_sequence),
@@ -24,10 +24,10 @@ def main(config: Config) -> None:
     "dr_grpo with std": Arm(by_constant),
     "dr_grpo": Arm(by_constant, dr_grpo.estimator),
   }
-  results = study(config, task, arms, minibatches=2)
+  results = study(config, task, arms, prompts=16, minibatches=2)
   wrong = "evaluation/wrong_tokens"
   verdict(results, [Claim("grpo", "dr_grpo", wrong), Claim("grpo without std", "dr_grpo", wrong)])
 
 
 if __name__ == "__main__":
-  run(main, "experiments.findings.length_bias", warmup_steps=150)
+  run(main, "experiments.findings.length_bias", warmup_steps=150, rollouts=200)

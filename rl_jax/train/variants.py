@@ -97,7 +97,7 @@ def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress)
 def _save(results: Path, variant: Variant, first: Mapping[str, Any], history: History, seeds: int) -> None:
   for point, name in enumerate(variant.names):
     rows = slice(point * seeds, (point + 1) * seeds)
-    arrays = {f"train/{key}": values[rows] for key, values in history.train.items()}
+    arrays: dict[str, Any] = {f"train/{key}": values[rows] for key, values in history.train.items()}
     for key, values in history.evaluation.items():
       arrays[f"evaluation/{key}"] = np.concatenate([np.asarray(first[key])[:, None], values[rows]], axis=1)
     temporary = results / f"{name}.tmp"
