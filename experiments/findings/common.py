@@ -19,6 +19,7 @@ from rl_jax.tasks import on_device
 from rl_jax.train import variants
 from rl_jax.train.compiled import Settings, compiled
 from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.settings import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Arm(NamedTuple):
 
 def study(config: Config, task: on_device.Task, arms: Mapping[str, Arm], **sizes: Any) -> comparison.Results:
   """Trains all arms, shows them, and returns their metrics."""
+  require_at_least(config, 2, ("seeds",))
+  require_at_least(config, 10, ("rollouts",))
   common: Any = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
   common |= dict(evaluation_problems=512, prompts=32, group_size=8) | sizes
   model = policy(presets.small(task.vocab_size, layers=1, width=config.width))
