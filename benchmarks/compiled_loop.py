@@ -2,7 +2,7 @@
 
 For each size: seconds a step (rollout and update) as the median over runs of many steps, steps and new tokens a second,
 what compiling took, the memory that the program needs, and the share of the matrix-product peak that its arithmetic
-amounts to. The peak is measured in turn with each size, as one product of two square matrices. The smallest size is so
+amounts to. The peak is measured before and after each size, as one product of two square matrices. The smallest size is so
 small that its time is the fixed cost of a step; the last rows train several seeds side by side.
 """
 
@@ -42,7 +42,7 @@ class Size:
   def name(self) -> str:
     seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
     completions = f"{self.prompts} x {self.group_size} x {self.new_tokens}"
-    return f"{self.layers} layers, width {self.width}, {completions}{seeds}"
+    return f"{self.layers} x {self.width}, {completions}{seeds}"
 
 
 SIZES = (
@@ -82,12 +82,12 @@ def seconds(call: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def peak(side: int = 1024) -> float:
-  """FLOPs a second of one square matrix product."""
+def make_peak(side: int = 1024) -> Callable[[], float]:
+  """Returns a measurement of the FLOPs a second of one square matrix product."""
   x = jnp.ones((side, side))
   product = jax.jit(lambda x: x @ x)
   jax.block_until_ready(product(x))
-  return 2 * side**3 / min(seconds(lambda: product(x)) for _ in range(5))
+  return lambda: 2 * side**3 / min(seconds(lambda: product(x)) for _ in range(5))
 
 
 def main() -> None:
@@ -96,19 +96,20 @@ def main() -> None:
   parser.add_argument("--runs", type=int, default=9, help="timed runs, of which the median counts")
   arguments = parser.parse_args()
   titles = ("ms a step", "steps/s", "new tokens/s", "compile [s]", "memory [GiB]", "share of peak")
-  table = Table("model, prompts x completions x new tokens", *titles)
+  peak = make_peak()
+  table = Table("layers x width, prompts x completions x new tokens", *titles)
   for size in SIZES:
     call, took, needed, flops = build(size, arguments.steps)
     seconds(call)
-    times, peaks = zip(*((seconds(call) / arguments.steps, peak()) for _ in range(arguments.runs)), strict=True)
-    step = statistics.median(times)
+    before = peak()
+    step = statistics.median(seconds(call) / arguments.steps for _ in range(arguments.runs))
     tokens = size.seeds * size.prompts * size.group_size * size.new_tokens / step
-    share = flops / step / statistics.median(peaks)
+    share = flops / step / ((before + peak()) / 2)
     table.add_row(
       size.name, f"{step * 1e3:.2f}", f"{size.seeds / step:.0f}", f"{tokens:.0f}", f"{took:.1f}", f"{needed:.3f}",
       f"{share:.0%}",
     )  # fmt: skip
-  console = Console()
+  console = Console(width=150)
   console.print(f"GRPO steps, float32, jax {jax.__version__}, {jax.devices()[0].device_kind}", markup=False)
   console.print(table)
 

@@ -65,8 +65,8 @@ def main(config: Config) -> None:
     jax.random.split(jax.random.key(config.seed), config.seeds)
   )
   table = Table("exact match", *tasks, title=f"{short.name}, longer: {longer.name}")
-  for method, solved in results.items():
-    table.add_row(method, *(cell(np.asarray(solved[name]), 3) for name in tasks))
+  for method in ("warm-up", "supervised", "reinforcement"):
+    table.add_row(method, *(cell(np.asarray(results[method][name]), 3) for name in tasks))
   Console().print(table)
 
 
