@@ -2,8 +2,8 @@
 
 For each size: seconds a step (rollout and update) as the median over runs of many steps, steps and new tokens a second,
 what compiling took, the memory that the program needs, and the share of the matrix-product peak that its arithmetic
-amounts to. The peak is measured before and after each size, as one product of two square matrices. The smallest size is so
-small that its time is the fixed cost of a step; the last rows train several seeds side by side.
+amounts to. The peak is measured before and after each size, as one product of two square matrices. The smallest size is
+so small that its time is the fixed cost of a step; the last row trains several seeds side by side.
 """
 
 import argparse

@@ -42,7 +42,7 @@ SEVENS = (Reward(sevens, 1.0, "sevens"),)
 def make(rewards=SEVENS, kl_coef=0.1, prompts=4, collect_kwargs=None, epochs=1, minibatches=1, mesh=MESH):
   task = Task("sevens", lambda i: {"prompt": str(i % 89 + 10)}, [{"prompt": "12"}], rewards)
   objective = grpo.objective(kl_coef=kl_coef)
-  tx = optax.adam(0.05)
+  tx = optax.adam(0.05, eps=1e-4)  # a smaller one makes whole steps of the rounding of gradients that cancel
   score = make_score(bigram())
   collect = make_collect(
     task=task,
