@@ -16,6 +16,7 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
+from rl_jax.analysis.figures import pyplot
 from rl_jax.ops import kl
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "k3 with the gradient of k2": kl.straight_through(kl.k3)}
@@ -53,13 +54,9 @@ def measure(config: Config) -> tuple[list[tuple[str, float, float, float, float]
 
 def draw(path: str) -> None:
   """Draws values and gradients of the estimators over the log-ratio."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
+  plt = pyplot()
   log_ratio = jnp.linspace(-2, 2, 201)  # log policy - log reference
-  figure, axes = pyplot.subplots(1, 2, figsize=(8, 3))
+  figure, axes = plt.subplots(1, 2, figsize=(8, 3))
   for name in ("k1", "k2", "k3"):
     estimator = ESTIMATORS[name]
     slope = jax.vmap(jax.grad(lambda x, f=estimator: f(x, jnp.zeros(()))))(log_ratio)

@@ -4,11 +4,12 @@ Every number is an interquartile mean over seeds with a 95 % bootstrap interval 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from rl_jax.analysis.figures import pyplot
 from rl_jax.analysis.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 from rl_jax.train import variants
 
@@ -75,13 +76,11 @@ def improvements(results: Results, metric: str = "evaluation/reward") -> str:
   | a | | 1.00 (1.00 to 1.00) |
   | b | 0.00 (0.00 to 0.00) | |
   """
-  ends = {name: final(metrics[metric], metric) for name, metrics in results.items()}
-  lines = ["| P(row > column) | " + " | ".join(ends) + " |", "|" + "---|" * (1 + len(ends))]
-  for name, x in ends.items():
-    chances = {other: probability_of_improvement(x, y) for other, y in ends.items() if other != name}
-    cells = [" {:.2f} ({:.2f} to {:.2f})".format(*chances[other]) if other in chances else "" for other in ends]
-    lines.append(f"| {name} |" + " |".join(cells) + " |")
-  return "\n".join(lines)
+  return _pairs(
+    "P(row > column)",
+    {name: final(metrics[metric], metric) for name, metrics in results.items()},
+    lambda x, y: "{:.2f} ({:.2f} to {:.2f})".format(*probability_of_improvement(x, y)),
+  )
 
 
 def differences(results: Results, metric: str = "evaluation/reward") -> str:
@@ -96,10 +95,18 @@ def differences(results: Results, metric: str = "evaluation/reward") -> str:
   | a | | 1.000 (1.000 to 1.000) |
   | b | -1.000 (-1.000 to -1.000) | |
   """
-  ends = {name: final(metrics[metric], metric) for name, metrics in results.items()}
-  lines = ["| row - column, paired by seed | " + " | ".join(ends) + " |", "|" + "---|" * (1 + len(ends))]
+  return _pairs(
+    "row - column, paired by seed",
+    {name: final(metrics[metric], metric) for name, metrics in results.items()},
+    lambda x, y: cell(x - y, 3),
+  )
+
+
+def _pairs(title: str, ends: Mapping[str, np.ndarray], compare: Callable[[np.ndarray, np.ndarray], str]) -> str:
+  """A Markdown table of each variant against each other one."""
+  lines = [f"| {title} | " + " | ".join(ends) + " |", "|" + "---|" * (1 + len(ends))]
   for name, x in ends.items():
-    cells = ["" if other == name else f" {cell(x - y, 3)}" for other, y in ends.items()]
+    cells = ["" if other == name else " " + compare(x, y) for other, y in ends.items()]
     lines.append(f"| {name} |" + " |".join(cells) + " |")
   return "\n".join(lines)
 
@@ -110,15 +117,9 @@ def draw(results: Results, path: Path, *, steps: int) -> None:
   Raises:
     ValueError: If matplotlib is not installed.
   """
-  try:
-    import matplotlib
-  except ImportError:
-    raise ValueError("plots need matplotlib: pip install 'rl-jax[plots]'") from None
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
+  plt = pyplot()
   height = -(-len(COLUMNS) // 2)
-  figure, axes = pyplot.subplots(height, 2, figsize=(12, 3.2 * height), squeeze=False)
+  figure, axes = plt.subplots(height, 2, figsize=(12, 3.2 * height), squeeze=False)
   for axis, (title, metric, _) in zip(axes.flat, COLUMNS, strict=False):
     for name, metrics in results.items():
       values = _find(metrics, metric)
@@ -136,7 +137,7 @@ def draw(results: Results, path: Path, *, steps: int) -> None:
   figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), fontsize=9)
   figure.tight_layout(rect=(0, 0, 1, 0.97))
   figure.savefig(path, dpi=110)
-  pyplot.close(figure)
+  plt.close(figure)
 
 
 def _smoothed(values: np.ndarray, points: int = 40) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_jax.analysis.figures import pyplot
 from rl_jax.train.metrics_io import read_lines
 
 # (title, metrics drawn in one panel)
@@ -32,20 +33,14 @@ def draw(folder: str | Path) -> Path:
   ...
   ValueError: 'no-such-folder' holds no metrics.jsonl with steps
   """
-  try:
-    import matplotlib
-  except ImportError:
-    raise ValueError("plots need matplotlib: pip install 'rl-jax[plots]'") from None
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
+  plt = pyplot()
   rows = read_lines(folder, "metrics.jsonl")
   if not rows:
     raise ValueError(f"{str(folder)!r} holds no metrics.jsonl with steps")
   panels = [(title, names) for title, names in PANELS if any(_values(rows, name)[1] for name in names)]
   columns = 3
   height = -(-len(panels) // columns)
-  figure, axes = pyplot.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
+  figure, axes = plt.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
   for axis, (title, names) in zip(axes.flat, panels, strict=False):
     for name in names:
       axis.plot(*_values(rows, name), label=name.rsplit("/", 1)[-1])
@@ -62,7 +57,7 @@ def draw(folder: str | Path) -> Path:
   figure.tight_layout()
   target = Path(folder) / "curves.png"
   figure.savefig(target, dpi=120)
-  pyplot.close(figure)
+  plt.close(figure)
   return target
 
 
