@@ -1,4 +1,4 @@
-"""A value head on a policy's hidden states: actor and critic with one trunk."""
+"""Scalar heads: actor and critic with one trunk, and models of their own that give a number (rewards, critics)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -64,3 +64,50 @@ def with_value_head(policy: Policy, embed_dim: int) -> ActorCritic:
     return jnp.asarray(head.apply({"params": params["value_head"]}, hidden))
 
   return ActorCritic(init, apply, lambda params: policy.unembed(params["policy"]), policy.empty_cache, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarModel:
+  """A backbone with a scalar head, whose parameters are `{"backbone": ..., "head": ...}`: a reward model, or a critic.
+
+  A critic may thus start from a reward model, and either from a policy: `{"backbone": policy params, "head": ...}`.
+
+  Attributes:
+    init: `key -> params`.
+    init_head: `key -> params["head"]`, for a backbone that is there already.
+    apply: As a policy's, on all parameters.
+    value: `(params, hidden [..., D]) -> [...]`.
+  """
+
+  init: Callable[[Array], Any]
+  init_head: Callable[[Array], Any]
+  apply: Callable[..., Output]
+  value: Callable[[Any, Array], Array]
+
+
+def scalar_model(backbone: Policy, embed_dim: int) -> ScalarModel:
+  """Returns a model that reads as `backbone` does and gives a number for each hidden state `[..., embed_dim]`.
+
+  >>> from rl_jax.models import presets
+  >>> model = presets.load("tiny")
+  >>> reward = scalar_model(model.policy, model.config.embed_dim)
+  >>> params = {"backbone": model.params, "head": reward.init_head(jax.random.key(0))}
+  >>> print(reward.value(params, reward.apply(params, jnp.array([[1, 2]]), jnp.array([[0, 1]])).hidden))
+  [[0. 0.]]
+  """
+  head = ScalarHead()
+
+  def init_head(key: Array) -> Any:
+    return head.init(key, jnp.zeros((1, embed_dim)))["params"]
+
+  def init(key: Array) -> Any:
+    backbone_key, head_key = jax.random.split(key)
+    return {"backbone": backbone.init(backbone_key), "head": init_head(head_key)}
+
+  def apply(params: Any, *args: Any, **kwargs: Any) -> Output:
+    return backbone.apply(params["backbone"], *args, **kwargs)
+
+  def value(params: Any, hidden: Array) -> Array:
+    return jnp.asarray(head.apply({"params": params["head"]}, hidden))
+
+  return ScalarModel(init, init_head, apply, value)

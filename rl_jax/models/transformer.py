@@ -229,7 +229,7 @@ class Policy:
 
   Attributes:
     init: `key -> params`.
-    apply: `(params, tokens, positions, *, mask, prefix, cache, cache_index) -> Output`.
+    apply: `(params, tokens, positions, *, mask, segments, prefix, cache, cache_index) -> Output`.
     unembed: `params -> [D, V]`.
     empty_cache: `(batch shape, size) -> KVCache` with no real slots.
   """
@@ -276,6 +276,7 @@ def policy(config: TransformerConfig) -> Policy:
     positions: Int[Array, "*batch T"],
     *,
     mask: Array | None = None,
+    segments: Array | None = None,
     prefix: KVCache | None = None,
     cache: KVCache | None = None,
     cache_index: Array | int = 0,
@@ -287,6 +288,8 @@ def policy(config: TransformerConfig) -> Policy:
       tokens: `[..., T]`; `[..., G, T]` where there is a prefix `[..., L]`, which the G rows share.
       positions: Of the same shape; a padded slot may hold anything.
       mask: Which tokens are real; the others are attended to by nobody. All by default.
+      segments: The example that each token of a packed row belongs to, an integer: a token attends to those of its own
+        alone. Not with a cache.
       prefix: Keys and values of earlier tokens, one row for all G.
       cache: Where given, this call's keys and values are written to it from slot `cache_index` on, and each token
         attends to all real slots up to its own.
@@ -300,6 +303,8 @@ def policy(config: TransformerConfig) -> Policy:
     index = jnp.asarray(cache_index)
     attendable = mask if cache is None else jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
     own_mask = _causal(attendable, length, jnp.zeros((), index.dtype) if cache is None else index)
+    if segments is not None:
+      own_mask &= segments[..., :, None] == segments[..., None, :]
 
     # The module works on [P, G, T]: rows without a common prefix are groups of one.
     groups = (math.prod(batch), 1) if prefix is None else (math.prod(batch[:-1]), batch[-1])

@@ -136,13 +136,12 @@ def compiled(
   if critic is None and {"values", "old_values"} & (objective.needs | estimate.needs):
     raise ValueError("the objective or the estimator needs values: give a model with a value head (models.heads)")
   score = make_score(model, temperature=settings.temperature, value=critic)
-  updates = settings.epochs * settings.minibatches
   collect = device_rollout.make_collect(
     task, model, score, objective, estimate,
     prompts=settings.prompts,
     group_size=settings.group_size,
     temperature=settings.temperature,
-    on_policy=updates == 1,
+    on_policy=settings.epochs * settings.minibatches == 1,
     kl_in_reward=settings.kl_in_reward,
     process_rewards=settings.process_rewards,
     mask_truncated=settings.mask_truncated,
@@ -163,11 +162,10 @@ def compiled(
     return state, evaluated(state)
 
   def rollout_and_update(state: RLState, _: None) -> tuple[RLState, dict[str, Array]]:
-    done = state.policy.step // updates
     state, batch, metrics = collect(state)
-    order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
+    order_key = jax.random.fold_in(jax.random.split(state.key)[1], state.rollouts)
     policy, step_metrics = _updates(step, state.policy, batch, order_key, settings)
-    return state._replace(policy=policy), metrics | metrics_lib.values(step_metrics)
+    return state._replace(policy=policy, rollouts=state.rollouts + 1), metrics | metrics_lib.values(step_metrics)
 
   def advance(state: RLState) -> tuple[RLState, History]:
     state, train = jax.lax.scan(rollout_and_update, state, length=settings.steps // settings.chunks)

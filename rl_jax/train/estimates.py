@@ -24,6 +24,8 @@ class Experience(NamedTuple):
     rewarded: `[P, G]`, the completions that have a reward.
     values: `[P, G, T]`, the critic's value before each token; None without a critic.
     greedy_rewards: `[P]`, the reward of each prompt's greedy completion; None where no estimator needs it.
+    last_values: `[P, G]`, the critic's value after the last token, where an answer that was cut off is worth that; 0
+      for the others. None where every answer counts as finished.
   """
 
   mask: Bool[Array, "P G T"]
@@ -31,6 +33,7 @@ class Experience(NamedTuple):
   rewarded: Bool[Array, "P G"]
   values: Float[Array, "P G T"] | None = None
   greedy_rewards: Float[Array, " P"] | None = None
+  last_values: Float[Array, "P G"] | None = None
 
 
 class Estimate(NamedTuple):
@@ -80,7 +83,8 @@ def adapt(estimator: Callable[..., Any], *, whiten: bool = True) -> Estimate:
     return {"advantages": estimator(experience.token_rewards, experience.mask)}
 
   def with_critic(experience: Experience) -> dict[str, Array]:
-    advantages, returns = estimator(experience.token_rewards, experience.values, experience.mask)
+    bootstrap = {} if experience.last_values is None else {"last_value": experience.last_values}
+    advantages, returns = estimator(experience.token_rewards, experience.values, experience.mask, **bootstrap)
     if whiten:
       advantages = masked_whiten(advantages, experience.mask)
     return {"advantages": advantages, "returns": returns}

@@ -1,7 +1,7 @@
-"""Log-probs and entropies of completions under some parameters; each prompt runs once for its G completions."""
+"""What a pass over completions gives: log-probs, entropies, values, scores. Each prompt runs once for its G."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -45,6 +45,28 @@ class Scores(NamedTuple):
 Score = Callable[[Any, Sequences], Scores]
 
 
+class Reader(Protocol):
+  """What reading sequences needs of a model; `models.transformer.Policy` and `models.heads.ScalarModel` are two.
+
+  Attributes:
+    apply: `(params, tokens, positions, *, mask, prefix) -> (hidden, kv)`.
+  """
+
+  @property
+  def apply(self) -> Callable[..., Any]: ...
+
+
+class ValueModel(Reader, Protocol):
+  """A model with a scalar head.
+
+  Attributes:
+    value: `(params, hidden [..., D]) -> [...]`.
+  """
+
+  @property
+  def value(self) -> Callable[[Any, Array], Array]: ...
+
+
 def make_score(
   model: LanguageModel,
   *,
@@ -71,18 +93,73 @@ def make_score(
   """
 
   def score(params: Any, sequences: Sequences) -> Scores:
-    prompts, prompt_mask, completions, completion_mask = sequences
-    prompt = model.apply(params, prompts, prompt_positions(prompt_mask), mask=prompt_mask)
-    first_hidden = last_real(prompt.hidden, prompt_mask)[:, None]
-    first_hidden = jnp.broadcast_to(first_hidden, (*completions.shape[:2], first_hidden.shape[-1]))
-    # The last token predicts nothing that is scored.
-    tokens, mask = completions[..., :-1], completion_mask[..., :-1]
-    positions = prompt_positions(mask) + jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
-    completion = model.apply(params, tokens, positions, mask=mask, prefix=prompt.kv)
-    hidden = predictors(first_hidden, completion.hidden)
+    hidden = states(model, params, sequences)
     logp, entropy = token_log_probs(
-      hidden, model.unembed(params), completions, temperature=temperature, chunk_size=chunk_size
+      hidden, model.unembed(params), sequences.completions, temperature=temperature, chunk_size=chunk_size
     )
     return Scores(logp, entropy, None if value is None else value(params, hidden))
 
   return score
+
+
+def make_values(critic: ValueModel) -> Callable[[Any, Sequences], Float[Array, "P G T"]]:
+  """Returns `values(params, sequences) -> [P, G, T]`: at t, the value of the state *before* token t was chosen.
+
+  >>> from types import SimpleNamespace
+  >>> def apply(params, tokens, positions, **_):
+  ...   return SimpleNamespace(hidden=params * tokens[..., None], kv=())
+  >>> values = make_values(SimpleNamespace(apply=apply, value=lambda params, hidden: hidden[..., 0]))
+  >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4]]]), jnp.ones((1, 1, 2)))
+  >>> print(values(10.0, sequences))
+  [[[20. 30.]]]
+  """
+  return lambda params, sequences: critic.value(params, states(critic, params, sequences))
+
+
+def make_last_value(model: ValueModel) -> Callable[[Any, Sequences], Float[Array, "P G"]]:
+  """Returns `last_value(params, sequences) -> [P, G]`, read off the last real token: a reward model's score of a
+  completion, or a critic's value of the state after it.
+
+  An empty completion is scored at its prompt's last token.
+
+  >>> from types import SimpleNamespace
+  >>> def apply(params, tokens, positions, **_):
+  ...   return SimpleNamespace(hidden=params * tokens[..., None], kv=())
+  >>> last_value = make_last_value(SimpleNamespace(apply=apply, value=lambda params, hidden: hidden[..., 0]))
+  >>> mask = jnp.array([[[1, 0], [0, 0]]])
+  >>> print(last_value(10.0, Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4], [5, 6]]]), mask)))
+  [[30. 20.]]
+  """
+
+  def last_value(params: Any, sequences: Sequences) -> Float[Array, "P G"]:
+    first, rest = _run(model, params, sequences, sequences.completions.shape[-1])
+    mask = sequences.completion_mask != 0
+    last = jnp.where(jnp.any(mask, axis=-1)[..., None], last_real(rest, mask), first)
+    return model.value(params, last)
+
+  return last_value
+
+
+def states(model: Reader, params: Any, sequences: Sequences) -> Float[Array, "P G T D"]:
+  """Returns the hidden states that predict the completions: row t has read everything before token t.
+
+  >>> from types import SimpleNamespace
+  >>> def apply(params, tokens, positions, **_):
+  ...   return SimpleNamespace(hidden=params * tokens[..., None], kv=())
+  >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4]]]), jnp.ones((1, 1, 2)))
+  >>> print(states(SimpleNamespace(apply=apply), 10.0, sequences)[0, 0].ravel())
+  [20. 30.]
+  """
+  # The last token predicts nothing.
+  return predictors(*_run(model, params, sequences, sequences.completions.shape[-1] - 1))
+
+
+def _run(model: Reader, params: Any, sequences: Sequences, length: int) -> tuple[Array, Array]:
+  """Hidden states of the prompts' last tokens `[P, G, D]` and of the completions' first `length` ones."""
+  prompts, prompt_mask, completions, completion_mask = sequences
+  prompt = model.apply(params, prompts, prompt_positions(prompt_mask), mask=prompt_mask)
+  first = last_real(prompt.hidden, prompt_mask)[:, None]
+  first = jnp.broadcast_to(first, (*completions.shape[:2], first.shape[-1]))
+  tokens, mask = completions[..., :length], completion_mask[..., :length]
+  positions = prompt_positions(mask) + jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
+  return first, model.apply(params, tokens, positions, mask=mask, prefix=prompt.kv).hidden

@@ -1,6 +1,6 @@
 """The update step: weights on the global batch, gradients summed over micro-batches and devices, one optimiser step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Mean, Metrics
 from rl_jax.train import parallel
 from rl_jax.train.score import Score
-from rl_jax.train.state import TrainState
+from rl_jax.train.state import TrainState, join, split
 
 
 class Batch(NamedTuple):
@@ -41,6 +41,7 @@ def make_train_step(
   *,
   microbatches: int = 1,
   axis_name: parallel.AxisName = None,
+  frozen: Sequence[str] = (),
 ) -> TrainStep:
   """Returns `step(state, batch) -> (state, metrics)`, pure; wrap it with one of `train.parallel`.
 
@@ -52,6 +53,8 @@ def make_train_step(
     tx: Any optax transformation.
     microbatches: Slices that the gradient is accumulated over; it saves memory and does not change the result.
     axis_name: The mapped axis under shard_map or pmap; None under plain or sharded jit.
+    frozen: Entries of a dict of parameters that `score` reads and that are not trained: no gradient is computed for
+      them, and the optimiser's state does not hold them (`TrainState.create(..., frozen=...)`).
 
   The step raises ValueError at trace time if the prompts of a batch do not divide by `microbatches`.
 
@@ -69,8 +72,8 @@ def make_train_step(
   if microbatches < 1:
     raise ValueError(f"microbatches must be at least 1, got {microbatches}")
 
-  def loss(params: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics]:
-    scores = score(params, batch.sequences)
+  def loss(trained: Any, constant: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics]:
+    scores = score(join(trained, constant), batch.sequences)
     given = {name: value for name, value in scores._asdict().items() if value is not None}
     inputs = batch.inputs._replace(**given)
     if inputs.old_logp is None and inputs.logp is not None:
@@ -93,17 +96,17 @@ def make_train_step(
 
   differentiate = jax.value_and_grad(loss, has_aux=True)
 
-  def gradients(params: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics, Any]:
+  def gradients(trained: Any, constant: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics, Any]:
     if microbatches == 1:
-      (value, metrics), grads = differentiate(params, batch, weights)
+      (value, metrics), grads = differentiate(trained, constant, batch, weights)
       return value, metrics, grads
 
     def accumulate(carry: tuple[Array, Any], part: tuple[Batch, Any]) -> tuple[tuple[Array, Any], Metrics]:
-      (value, metrics), grads = differentiate(params, *part)
+      (value, metrics), grads = differentiate(trained, constant, *part)
       return jax.tree.map(jnp.add, carry, (value, grads)), metrics
 
     parts = split_rows((batch, weights), microbatches)
-    (value, _), grads = jax.eval_shape(differentiate, params, *jax.tree.map(lambda x: x[0], parts))
+    (value, _), grads = jax.eval_shape(differentiate, trained, constant, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (value, grads))
     (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
     return value, metrics_lib.reduce(metrics), grads
@@ -115,18 +118,19 @@ def make_train_step(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     batch = with_batch_scores(state.params, batch)
     weights = parallel.global_weights(objective.weight, batch.inputs, axis_name)
-    value, metrics, grads = gradients(state.params, batch, weights)
+    trained, constant = split(state.params, frozen)
+    value, metrics, grads = gradients(trained, constant, batch, weights)
     value, grads = parallel.sum_over_devices((value, grads), axis_name)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    params, opt_state = jax.lax.cond(finite, partial(apply, grads), lambda *same: same, state.params, state.opt_state)
+    trained, opt_state = jax.lax.cond(finite, partial(apply, grads), lambda *same: same, trained, state.opt_state)
     one = jnp.ones(())
     metrics = parallel.combine_metrics(metrics, axis_name) | {
       "loss": Mean(value, one),
       "grad_norm": Mean(grad_norm, one),
       "skipped": Mean(1 - finite.astype(jnp.float32), one),
     }
-    return TrainState(params, opt_state, state.step + 1), metrics
+    return TrainState(join(trained, constant), opt_state, state.step + 1), metrics
 
   return step
 

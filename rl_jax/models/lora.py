@@ -1,0 +1,174 @@
+"""Low-rank adapters (LoRA) as a transform of parameters: `W + (alpha / rank) A B`, with A and B trained alone.
+
+A model with adapters is the dict `{"base": params, "adapters": ...}`, and `merge` turns it into the parameters of the
+plain model, so that sampling, scoring and saving know nothing of adapters:
+
+    score = lambda params, sequences: plain_score(merge(params["base"], params["adapters"]), sequences)
+
+Freeze "base" (`make_train_step(..., frozen=("base",))`), and the reference policy is `params["base"]` itself: no second
+copy of the weights exists.
+
+Reference: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from rl_jax.errors import reason
+
+# Our name of a layer's matrix, and the module that PEFT names.
+MODULES = {
+  "query": "self_attn.q_proj",
+  "key": "self_attn.k_proj",
+  "value": "self_attn.v_proj",
+  "output": "self_attn.o_proj",
+  "gate": "mlp.gate_proj",
+  "up": "mlp.up_proj",
+  "down": "mlp.down_proj",
+}
+
+
+class Adapter(NamedTuple):
+  """The adapter of one matrix `[layers, in, out]`, of all layers."""
+
+  a: Float[Array, "layers in rank"]
+  b: Float[Array, "layers rank out"]
+
+
+def init(
+  key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)
+) -> dict[str, Adapter]:
+  """Returns adapters that change nothing yet: A is uniform in `+-sqrt(1 / in)` (PEFT's), B is 0.
+
+  Args:
+    key: Of A.
+    params: Of a `models.transformer`, whose layers are stacked.
+    rank: Of `A B`.
+    targets: Matrices that get an adapter: query, key, value, output, gate, up, down.
+
+  Raises:
+    ValueError: For a rank below 1, or an unknown target.
+
+  >>> from rl_jax.models import presets
+  >>> params = presets.load("tiny").params
+  >>> adapters = init(jax.random.key(0), params, rank=2, targets=("query",))
+  >>> adapters["query"].a.shape, adapters["query"].b.shape
+  ((2, 64, 2), (2, 2, 64))
+  """
+  if rank < 1:
+    raise ValueError(f"rank must be at least 1, got {rank}")
+  if unknown := [target for target in targets if target not in MODULES]:
+    raise ValueError(f"targets must be of {', '.join(MODULES)}, got {unknown[0]!r}")
+  adapters = {}
+  for name, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
+    layers, rows, columns = params["layers"][name]["kernel"].shape
+    a = jax.random.uniform(target_key, (layers, rows, rank), minval=-1, maxval=1) / np.sqrt(rows)
+    adapters[name] = Adapter(a, jnp.zeros((layers, rank, columns)))
+  return adapters
+
+
+def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) -> Any:
+  """Returns the plain model's parameters, with `W + (alpha / rank) A B` in place of every adapted W.
+
+  >>> from rl_jax.models import presets
+  >>> params = presets.load("tiny").params
+  >>> merged = merge(params, init(jax.random.key(0), params))
+  >>> jax.tree.all(jax.tree.map(jnp.array_equal, params, merged))
+  True
+  """
+  layers = dict(base["layers"])
+  for name, (a, b) in adapters.items():
+    kernel = layers[name]["kernel"]
+    update = alpha / a.shape[-1] * jnp.einsum("lir,lro->lio", a, b)
+    layers[name] = {**layers[name], "kernel": kernel + update.astype(kernel.dtype)}
+  return {**base, "layers": layers}
+
+
+def save_peft(
+  folder: str | os.PathLike, adapters: Mapping[str, Adapter], *, alpha: float = 32.0, base_model: str = ""
+) -> None:
+  """Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads onto the base model.
+
+  Args:
+    folder: Made where it does not exist.
+    adapters: From `init`, trained.
+    alpha: As given to `merge`.
+    base_model: Name or path of the base model, for PEFT to find it.
+
+  >>> import tempfile
+  >>> from rl_jax.models import presets
+  >>> adapters = init(jax.random.key(0), presets.load("tiny").params, rank=4)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_peft(folder, adapters)
+  ...   loaded, alpha = load_peft(folder)
+  >>> alpha, jax.tree.all(jax.tree.map(jnp.array_equal, adapters, loaded))
+  (32.0, True)
+  """
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tensors = {}
+  for name, (a, b) in adapters.items():
+    for layer in range(a.shape[0]):
+      for side, matrix in (("lora_A", a), ("lora_B", b)):
+        tensors[_name(layer, name, side)] = np.ascontiguousarray(np.asarray(matrix[layer]).T)
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base_model,
+    "r": next(iter(adapters.values())).a.shape[-1],
+    "lora_alpha": alpha,
+    "target_modules": [MODULES[name].rpartition(".")[2] for name in adapters],
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "inference_mode": True,
+  }
+  save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+  (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_peft(folder: str | os.PathLike) -> tuple[dict[str, Adapter], float]:
+  """Returns adapters that were saved in PEFT's format, and their alpha.
+
+  Raises:
+    ValueError: If the files are missing or damaged, or hold what is not a plain LoRA of the known matrices.
+  """
+  folder = Path(folder)
+  try:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    alpha, rank = float(config["lora_alpha"]), config["r"]
+  except (OSError, ValueError, KeyError, SafetensorError) as error:
+    raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
+  for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
+    if config.get(name):
+      raise ValueError(f"adapters in {str(folder)!r} use {name}, which is not supported")
+  adapters = {}
+  for name in MODULES:
+    layers = 0
+    while _name(layers, name, "lora_A") in tensors:
+      layers += 1
+    if not layers:
+      continue
+    sides = [
+      jnp.stack([tensors.pop(_name(layer, name, side)).T for layer in range(layers)]) for side in ("lora_A", "lora_B")
+    ]
+    adapters[name] = Adapter(*sides)
+  if tensors or not adapters:
+    raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
+  if any(adapter.a.shape[-1] != rank for adapter in adapters.values()):
+    raise ValueError(f"adapters in {str(folder)!r} are not of rank {rank}, which adapter_config.json names")
+  return adapters, alpha
+
+
+def _name(layer: int, matrix: str, side: str) -> str:
+  return f"base_model.model.model.layers.{layer}.{MODULES[matrix]}.{side}.weight"

@@ -1,0 +1,49 @@
+"""Running mean and variance of a stream, as a pytree that belongs in the checkpoint."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rl_jax.ops.masking import as_bool, masked_sum
+
+
+class Moments(NamedTuple):
+  """Count, mean, and sum of squared deviations from the mean, of all that was seen."""
+
+  count: Float[Array, ""]
+  mean: Float[Array, ""]
+  squares: Float[Array, ""]
+
+  @classmethod
+  def zero(cls) -> "Moments":
+    return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+  @property
+  def std(self) -> Float[Array, ""]:
+    """The population's standard deviation; 1 before two numbers were seen."""
+    return jnp.where(self.count > 1, jnp.sqrt(self.squares / jnp.maximum(self.count, 1)), 1)
+
+
+def update(moments: Moments, x: Float[Array, "*batch"], mask: Array) -> Moments:
+  """Adds a batch, `M <- M + M_b + (m_b - m)^2 n n_b / (n + n_b)`.
+
+  Args:
+    moments: Before.
+    x: Any shape.
+    mask: Which entries exist.
+
+  Reference: T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+  Variances", Stanford CS-79-773.
+
+  >>> moments = update(Moments.zero(), jnp.array([1.0, 3.0]), jnp.ones(2))
+  >>> float(moments.mean), float(moments.std)
+  (2.0, 1.0)
+  """
+  count = jnp.sum(as_bool(mask), dtype=jnp.float32)
+  mean = masked_sum(x, mask) / jnp.maximum(count, 1)
+  squares = masked_sum(jnp.square(x - mean), mask)
+  total = moments.count + count
+  gap = mean - moments.mean
+  share = count / jnp.maximum(total, 1)
+  return Moments(total, moments.mean + gap * share, moments.squares + squares + jnp.square(gap) * moments.count * share)
