@@ -91,7 +91,7 @@ def score(
   """Calls every reward function on n completions; async ones run at the same time.
 
   Returns:
-    Totals `[n]` and one `[n]` array a function, NaN where a function did not apply.
+    Totals `[n]` and one `[n]` array a function, NaN where a function did not apply, or there is none.
 
   Raises:
     ValueError: Naming the function, and the row where there is one, if it raises, or returns a wrong length or type.
@@ -107,6 +107,8 @@ def score(
   count = len(completions)
   returned = _call_all(rewards, keywords, count)
   parts = {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
+  if not rewards:
+    return Scored(np.full(count, np.nan), parts)
   stacked = np.stack([parts[reward.name] for reward in rewards])
   weights = np.array([reward.weight for reward in rewards])[:, None]
   total = np.where(np.isnan(stacked).all(axis=0), np.nan, np.nansum(stacked * weights, axis=0))

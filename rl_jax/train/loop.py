@@ -69,6 +69,7 @@ def fit(
   minibatches: int = 1,
   place: Callable[[Batch], Batch] = lambda batch: batch,
   compiles: Callable[[], int] = lambda: 0,
+  enough: Callable[[dict[str, float]], bool] | None = None,
 ) -> tuple[RLState, int]:
   """Trains until `steps` rollouts have been collected and used, counting those of the state that comes in.
 
@@ -88,14 +89,15 @@ def fit(
     minibatches: Parts of a rollout, split by prompts; each is one update.
     place: Puts a batch on the devices, such as `parallel.shard_rows` of a mesh.
     compiles: Returns how many programs have been compiled, for the metric `compiles`.
+    enough: `metrics of an update -> bool`: whether a rollout's other updates are left out, such as when `approx_kl` is
+      above a limit. The metric `updates` counts those that were made. The device is then waited for at every update.
 
   Returns:
     The state after the last finished rollout, and how many are finished: fewer than `steps` after Ctrl-C.
   """
   if min(epochs, minibatches) < 1:
     raise ValueError(f"epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
-  per_rollout = epochs * minibatches
-  first = int(state.policy.step) // per_rollout
+  first = int(state.rollouts)
   done = first
   with LiveTable(steps, first=first) as table, _interrupted() as stop:
     try:
@@ -105,12 +107,14 @@ def fit(
         collected_at = time.perf_counter()
         order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
         parts = _minibatches(collected.batch, order_key, epochs, minibatches)
-        policy, metrics = _updates(update, state.policy, map(place, parts))
+        policy, metrics, count = _updates(update, state.policy, map(place, parts), enough)
         values = metrics_lib.results(metrics)  # waits for the device
-        state = collected.state._replace(policy=policy)
         done += 1
+        state = collected.state._replace(policy=policy, rollouts=np.int32(done))
         seconds = time.perf_counter() - start
         row = collected.metrics | values
+        if enough is not None:
+          row["updates"] = float(count)
         row["tokens_per_second"] = row.pop("tokens") / seconds
         row |= {"seconds": seconds, "seconds/rollout": collected_at - start}
         row |= {"compiles": float(compiles()), "peak_gib": memory.peak_gib()}
@@ -131,12 +135,20 @@ def fit(
   return state, done
 
 
-def _updates(update: TrainStep, policy: TrainState, parts: Iterable[Batch]) -> tuple[TrainState, Metrics]:
+def _updates(
+  update: TrainStep,
+  policy: TrainState,
+  parts: Iterable[Batch],
+  enough: Callable[[dict[str, float]], bool] | None,
+) -> tuple[TrainState, Metrics, int]:
+  """Updates with one part after the other, until all were used or one says that it is enough."""
   collected = []
   for part in parts:
     policy, metrics = update(policy, part)
     collected.append(metrics)
-  return policy, metrics_lib.reduce(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(collected)))
+    if enough is not None and enough(metrics_lib.results(metrics)):
+      break
+  return policy, metrics_lib.reduce(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(collected))), len(collected)
 
 
 def _minibatches(batch: Batch, key: jax.Array, epochs: int, minibatches: int) -> Iterator[Batch]:

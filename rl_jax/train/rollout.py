@@ -11,14 +11,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.objectives.base import Inputs, Objective
 from rl_jax.ops import advantages as advantages_lib
-from rl_jax.ops.advantages import Estimator
+from rl_jax.ops import returns as returns_lib
+from rl_jax.ops.masking import masked_count, masked_mean, masked_sum
 from rl_jax.sampling.generate import Generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.tasks import rewards as rewards_lib
 from rl_jax.tasks.base import Task
-from rl_jax.train import answers, text
+from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
+from rl_jax.train.estimates import Experience
 from rl_jax.train.score import Score, Sequences
+from rl_jax.train.shaping import PLAIN, Shaping, normalized, token_rewards
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
 
@@ -45,6 +48,16 @@ class Rollout(NamedTuple):
   version: Int[Array, ""]
 
 
+class Passes(NamedTuple):
+  """What the models say of a rollout; None where nothing needs it."""
+
+  old_logp: Float[Array, "P G T"] | None
+  ref_logp: Float[Array, "P G T"] | None
+  values: Float[Array, "P G T"] | None
+  last_values: Float[Array, "P G"] | None
+  scores: Float[Array, "P G"] | Float[Array, "P G T"] | None
+
+
 class Collected(NamedTuple):
   """What `collect` gives: the state with its position in the data moved on, a batch, metrics and readable samples."""
 
@@ -55,6 +68,8 @@ class Collected(NamedTuple):
 
 
 Collect = Callable[[RLState], Collected]
+RewardModel = Callable[[Sequences], Float[Array, "P G"] | Float[Array, "P G T"]]
+FILLED = frozenset(Inputs._fields) - {"target_mask", "scores", "ratings", "kl_baseline"}
 
 
 def make_collect(
@@ -68,7 +83,13 @@ def make_collect(
   stop_tokens: np.ndarray,
   prompts_per_batch: int,
   max_prompt_tokens: int,
-  estimator: Estimator = advantages_lib.group_normalized,
+  estimator: Callable[..., Any] = advantages_lib.group_normalized,
+  shaping: Shaping = PLAIN,
+  reward_model: RewardModel | None = None,
+  reference: Callable[[RLState, Sequences], Array] | None = None,
+  last_value: Callable[[Any, Sequences], Array] | None = None,
+  answer: Generate | None = None,
+  control: Callable[[Array, Array], Array] | None = None,
   on_policy: bool = True,
   recompute_old_logp: bool = False,
   mask_truncated: bool = False,
@@ -77,28 +98,49 @@ def make_collect(
 ) -> Collect:
   """Returns `collect(state) -> Collected`.
 
-  The reference's pass is dispatched before the rewards are computed, so that the device works while the host does.
+  The passes of reference, critic and reward model are dispatched before the host's rewards are computed, so that the
+  device works while the host does. No pass runs that nothing needs.
 
   Args:
     task: Prompts and reward functions.
     tokenizer: A `transformers` tokenizer.
-    generate: From `sampling.make_generate`, jitted.
-    score: From `train.make_score`, jitted.
+    generate: From `sampling.make_generate`, jitted, on the state's parameters.
+    score: From `train.make_score`, jitted; it gives values where the objective or the estimator needs them.
     objective: Its `needs` decide which passes run.
     sampler: Temperature and filters; `score` must use the same temperature.
     stop_tokens: `[S]`, from `text.stop_tokens`.
     prompts_per_batch: P.
     max_prompt_tokens: Longer prompts are passed over, and counted in the metric `prompts_skipped`.
-    estimator: `(rewards [P, G], mask [P, G]) -> advantages [P, G]`.
+    estimator: Of advantages, in one of the forms of `estimates.adapt`.
+    shaping: How scores become rewards of tokens; a KL in it takes its weight from the state.
+    reward_model: Gives completions, or their tokens, scores that are added to the task's rewards.
+    reference: `(state, sequences) -> log-probs [P, G, T]`; by default `score` with the state's `ref_params`.
+    last_value: `(params, sequences) -> [P, G]`, jitted, of a critic: an answer that was cut off is then worth the value
+      of where it stopped. By default it counts as finished.
+    answer: As `generate`, one completion a prompt, where the estimator compares with the greedy one.
+    control: `(kl_coef, KL in nats a completion) -> kl_coef`, from `ops.controllers`.
     on_policy: Whether each batch is used for a single update, so that the learner's own log-probs are the old ones.
     recompute_old_logp: Otherwise: whether old log-probs come from a pass of their own, or from the sampler.
     mask_truncated: Whether completions that were cut off are left out of the loss.
     max_draws: Above 1, prompts are drawn up to so many times, until the batch is full of groups whose rewards differ
       (dynamic sampling); the metric `draws` counts, and the other metrics are of what is trained on.
     place: Puts a pytree with prompts on the leading axis on the devices, such as `parallel.shard_rows` of a mesh.
+
+  Raises:
+    ValueError: For numbers below 1, and if the objective or the estimator needs what nothing here gives.
   """
   if min(prompts_per_batch, max_draws) < 1:
     raise ValueError(f"prompts_per_batch and max_draws must be at least 1, got {prompts_per_batch} and {max_draws}")
+  estimate = estimates.adapt(estimator)
+  with_values = bool({"values", "old_values"} & (objective.needs | estimate.needs))
+  if missing := sorted(objective.needs - FILLED - {"target_mask"}):
+    raise ValueError(f"the objective needs {missing[0]}, which no rollout gives")
+  if "greedy_rewards" in estimate.needs and answer is None:
+    raise ValueError("the estimator compares with greedy completions: pass `answer`, which makes them")
+  if max_draws > 1 and reward_model is not None:
+    raise ValueError("max_draws above 1 looks at the rewards of the task alone: it does not go with a reward model")
+  if reference is None:
+    reference = _default_reference(score)
 
   def sample(state: RLState, position: int) -> tuple[text.PromptBatch, Any]:
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
@@ -109,17 +151,30 @@ def make_collect(
     completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stop_tokens, key, sampler)
     return prompts, jax.device_get(completions)
 
-  def logps(state: RLState, rollout: Rollout) -> tuple[Array | None, Array | None]:
-    old = ref = None
-    if not on_policy:
-      old = score(state.policy.params, rollout.sequences).logp if recompute_old_logp else rollout.full_logp
-    if "ref_logp" in objective.needs:
-      ref = score(state.ref_params, rollout.sequences).logp
-    return old, ref
+  def passes(state: RLState, rollout: Rollout) -> Passes:
+    """Dispatches what the models say of a rollout."""
+    params, sequences = state.policy.params, rollout.sequences
+    old, values, last_values = None if on_policy else rollout.full_logp, None, None
+    if with_values:
+      old, values = _score_with_values(score, params, sequences)
+    elif recompute_old_logp and not on_policy:
+      old = score(params, sequences).logp
+    if last_value is not None:
+      last_values = jnp.where(rollout.stopped, 0, last_value(params, sequences))
+    ref = reference(state, sequences) if "ref_logp" in objective.needs or shaping.kl is not None else None
+    return Passes(old, ref, values, last_values, None if reward_model is None else reward_model(sequences))
 
   def draw(state: RLState, position: int) -> Drawn:
     prompts, completions = sample(state, position)
     return Drawn(prompts, completions, *_score_on_host(task, tokenizer, prompts, completions))
+
+  def greedy_rewards(state: RLState, prompts: text.PromptBatch) -> Array | None:
+    if "greedy_rewards" not in estimate.needs or answer is None:
+      return None
+    greedy = sampler._replace(temperature=0.0)
+    inputs = place((prompts.tokens, prompts.mask))
+    completions = jax.device_get(answer(state.policy.params, *inputs, stop_tokens, state.key, greedy))
+    return jnp.nan_to_num(_score_on_host(task, tokenizer, prompts, completions)[0].total)
 
   def collect(state: RLState) -> Collected:
     filled, draws, position = None, 1, int(state.position)
@@ -128,21 +183,90 @@ def make_collect(
     prompts, completions = sample(state, position) if filled is None else filled[:2]
     rollout = _rollout(prompts, completions, state, mask_truncated)
     rollout = rollout._replace(sequences=place(rollout.sequences))
-    old_logp, ref_logp = logps(state, rollout)  # dispatched; rewards that are still to be had are computed meanwhile
+    said = passes(state, rollout)  # dispatched; rewards that are still to be had are computed meanwhile
     scored, samples = _score_on_host(task, tokenizer, prompts, completions) if filled is None else filled[2:]
-    rollout = rollout._replace(rewards=scored.total.reshape(completions.stopped.shape))
-    batch = _batch(rollout, estimator, old_logp, ref_logp)
+    rollout = rollout._replace(rewards=_total(scored, said.scores, completions.stopped.shape))
+    metrics = _metrics(rollout, scored, said.scores) | {"prompts_skipped": float(prompts.skipped)}
+    state, experience, kl_metrics = _experience(state, rollout, said, shaping, control)
+    experience = experience._replace(greedy_rewards=greedy_rewards(state, prompts))
+    inputs = Inputs(
+      mask=experience.mask,
+      old_logp=None if on_policy else said.old_logp,
+      ref_logp=said.ref_logp if "ref_logp" in objective.needs else None,
+      behaviour_logp=jnp.asarray(rollout.behaviour_logp),
+      old_values=said.values,
+      **estimate.fields(experience),
+    )
     if "noise" in objective.needs:
-      key = jax.random.fold_in(jax.random.split(state.key, 3)[2], int(state.position))
-      noise = jax.random.uniform(key, batch.inputs.mask.shape)
-      batch = batch._replace(inputs=batch.inputs._replace(noise=noise))
-    metrics = _metrics(rollout, scored) | {"prompts_skipped": float(prompts.skipped)}
+      key = jax.random.fold_in(jax.random.split(state.key, 3)[2], position)
+      inputs = inputs._replace(noise=jax.random.uniform(key, inputs.mask.shape))
+    metrics |= kl_metrics | _value_metrics(inputs)
     if max_draws > 1:
       metrics["draws"] = float(draws)
+    for sample_, score_ in zip(samples, rollout.rewards.reshape(-1), strict=True):
+      sample_["reward"] = float(score_)
     state = state._replace(position=jnp.asarray(prompts.position, jnp.int32))
-    return Collected(state, batch, metrics, samples)
+    return Collected(state, Batch(rollout.sequences, inputs), metrics, samples)
 
   return collect
+
+
+def _default_reference(score: Score) -> Callable[[RLState, Sequences], Any]:
+  return lambda state, sequences: score(state.ref_params, sequences).logp
+
+
+def _score_with_values(score: Score, params: Any, sequences: Sequences) -> tuple[Any, Any]:
+  scores = score(params, sequences)
+  if scores.values is None:
+    raise ValueError("the objective or the estimator needs values: give a score function with a critic")
+  return scores.logp, scores.values
+
+
+def _total(scored: rewards_lib.Scored, learned: Array | None, shape: tuple[int, ...]) -> np.ndarray:
+  """The task's rewards and a reward model's together `[P, G]`; NaN only where there is neither."""
+  given = scored.total.reshape(shape)
+  if learned is None:
+    return given
+  learned_total = np.asarray(learned).reshape(*shape, -1).sum(axis=-1)
+  return np.nan_to_num(given) + learned_total
+
+
+def _experience(
+  state: RLState, rollout: Rollout, said: Passes, shaping: Shaping, control: Any
+) -> tuple[RLState, Experience, dict[str, float]]:
+  """Shapes the rewards, and moves on what of the state depends on them."""
+  rewarded = jnp.asarray(~np.isnan(rollout.rewards))
+  mask = rollout.mask & rewarded[..., None]
+  scores = jnp.asarray(np.nan_to_num(rollout.rewards), jnp.float32)
+  scores, seen = normalized(scores, rewarded, state.reward_moments)
+  if said.scores is not None and said.scores.ndim == mask.ndim:  # a process reward model's, and the task's at the end
+    rest = scores - jnp.sum(said.scores, axis=-1)
+    scores = said.scores + token_rewards(PLAIN, rest, rollout.stopped, mask)
+  old = rollout.full_logp if said.old_logp is None else said.old_logp
+  given = token_rewards(
+    shaping, scores, rollout.stopped, mask, old_logp=old, ref_logp=said.ref_logp, kl_coef=state.kl_coef
+  )
+  experience = Experience(mask, given, rewarded, said.values, last_values=said.last_values)
+  state = state._replace(reward_moments=seen)
+  if said.ref_logp is None or shaping.kl is None or state.kl_coef is None:
+    return state, experience, {}
+  divergence = masked_sum(old - said.ref_logp, mask)
+  per_completion = divergence / jnp.maximum(jnp.sum(rewarded), 1)
+  metrics = {
+    "kl_coef": float(state.kl_coef),
+    "kl": float(divergence / jnp.maximum(masked_count(mask), 1)),
+    "kl_completion": float(per_completion),
+  }
+  if control is not None:
+    state = state._replace(kl_coef=control(state.kl_coef, per_completion))
+  return state, experience, metrics
+
+
+def _value_metrics(inputs: Inputs) -> dict[str, float]:
+  if inputs.old_values is None or inputs.returns is None:
+    return {}
+  explained = returns_lib.explained_variance(inputs.old_values, inputs.returns, inputs.mask)
+  return {"explained_variance": float(explained), "value": float(masked_mean(inputs.old_values, inputs.mask))}
 
 
 def _rollout(
@@ -167,6 +291,7 @@ def _rollout(
 def _score_on_host(
   task: Task, tokenizer: Any, prompts: text.PromptBatch, completions: Any
 ) -> tuple[rewards_lib.Scored, list[dict[str, Any]]]:
+  """Calls the task's reward functions; where it has none, every reward is NaN."""
   group = completions.tokens.shape[1]
   rows = [row for row in prompts.rows for _ in range(group)]
   flat = (-1, completions.tokens.shape[-1])
@@ -181,27 +306,14 @@ def _score_on_host(
   return scored, samples
 
 
-def _batch(rollout: Rollout, estimator: Estimator, old_logp: Array | None, ref_logp: Array | None) -> Batch:
-  rewarded = ~np.isnan(rollout.rewards)
-  estimates = estimator(jnp.asarray(np.nan_to_num(rollout.rewards), jnp.float32), jnp.asarray(rewarded))
-  mask = rollout.mask & rewarded[..., None]
-  per_token = jnp.broadcast_to(estimates[..., None], mask.shape)
-  inputs = Inputs(
-    mask=jnp.asarray(mask),
-    advantages=per_token,
-    old_logp=old_logp,
-    ref_logp=ref_logp,
-    behaviour_logp=jnp.asarray(rollout.behaviour_logp),
-  )
-  return Batch(rollout.sequences, inputs)
-
-
-def _metrics(rollout: Rollout, scored: rewards_lib.Scored) -> dict[str, float]:
+def _metrics(rollout: Rollout, scored: rewards_lib.Scored, learned: Array | None) -> dict[str, float]:
   rewarded = ~np.isnan(rollout.rewards)
   known = rollout.rewards[rewarded]
   constant = advantages_lib.zero_variance(jnp.asarray(np.nan_to_num(rollout.rewards)), jnp.asarray(rewarded))
   lengths = np.asarray(rollout.sequences.completion_mask).sum(axis=-1)
   parts = {f"reward/{name}": float(np.nanmean(part)) for name, part in scored.parts.items() if not _all_nan(part)}
+  if learned is not None:
+    parts["reward/learned"] = float(np.asarray(learned).reshape(*rollout.rewards.shape, -1).sum(axis=-1).mean())
   return {
     "reward": float(known.mean()) if known.size else float("nan"),
     "reward_std": float(known.std()) if known.size else float("nan"),
