@@ -6,14 +6,18 @@
     python -m rl_jax.analysis.comparison runs/compare                           # table and curves again
 
 Every variant starts, seed by seed, from the same parameters, after the same supervised warm-up, and takes the same
-number of updates; each uses its paper's defaults and its own estimator of advantages. All seeds and grid points of an
-objective train in one compiled program. Run the same command again with --resume to go on after an interruption.
+number of updates; each uses the defaults of its loss and its own estimator of advantages. There is no KL in the reward,
+also where a paper has one, and objectives without a ratio (rloo, reinforce, remax, gpg) take every minibatch of a
+rollout as fresh. Evaluation draws from the same distribution as training, so easy tasks repeat problems. All seeds and
+grid points of an objective train in one compiled program. Run the same command again with --resume to go on after an
+interruption.
 """
 
 import dataclasses
 import importlib
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -62,15 +66,27 @@ class Config:
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 2, ("seeds",))
-  require_at_least(config, 0, ("learning_rate", "warmup_rate", "max_grad_norm", "seed"))
+  check(config)
   task = on_device.load(config.task, **parse_options(config.task_options))
   grid = parse_grid(config.grid)
   names = [name.strip() for name in config.objectives.split(",")]
+  if len(set(names)) < len(names):
+    raise ValueError(f"objectives must differ, got {config.objectives!r}")
   compared = [make_variant(name, config, task, grid) for name in names]
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
     variants.train(compared, run.folder, seeds=config.seeds, seed=config.seed)
     comparison.show(run.folder)
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for settings that cannot work, alone or together."""
+  require_at_least(config, 2, ("seeds", "group_size"))
+  require_at_least(config, 1, ("rollouts", "evaluate_every"))
+  require_at_least(config, 0, ("learning_rate", "warmup_rate", "seed"))
+  if not 0 < config.max_grad_norm:
+    raise ValueError(f"max_grad_norm must be positive, got {config.max_grad_norm}")
+  if config.rollouts % config.evaluate_every:
+    raise ValueError(f"rollouts must be a multiple of evaluate_every={config.evaluate_every}, got {config.rollouts}")
 
 
 def parse_grid(settings: tuple[str, ...]) -> dict[str, list[float]]:
@@ -78,12 +94,16 @@ def parse_grid(settings: tuple[str, ...]) -> dict[str, list[float]]:
   values = {}
   for setting in settings:
     name, equals, given = setting.partition("=")
+    if name in values:
+      raise ValueError(f"grid names {name!r} twice")
     try:
       values[name] = [float(value) for value in given.split(",")]
     except ValueError:
       equals = ""
     if not equals:
       raise ValueError(f"grid must look like clip_high=0.2,0.28, got {setting!r}")
+    if not all(map(math.isfinite, values[name])) or len({f"{value:g}" for value in values[name]}) < len(values[name]):
+      raise ValueError(f"grid values must be finite and differ in their first six digits, got {setting!r}")
   points = list(itertools.product(*values.values()))
   return {name: [point[i] for point in points] for i, name in enumerate(values)}
 
@@ -94,10 +114,14 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
   module = importlib.import_module(f"rl_jax.objectives.{name}")
   arguments = inspect.signature(module.objective).parameters
   for argument in grid:
+    if argument == "length":
+      raise ValueError("length is not an argument to sweep: the comparison sets it to the longest answer")
     if argument not in arguments:
       raise ValueError(f"objective {name!r} has no argument {argument!r} to sweep; it has {', '.join(arguments)}")
   if not hasattr(module, "estimator"):
     raise ValueError(f"objective {name!r} does not learn from rewards")
+  if name == "instruct_gpt":
+    raise ValueError("objective 'instruct_gpt' needs rows of pretraining text, which these tasks do not have")
   shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
   model = heads.with_value_head(policy(shape), shape.embed_dim)
   length: dict[str, Any] = {"length": task.max_new_tokens} if "length" in arguments else {}

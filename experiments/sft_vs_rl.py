@@ -102,12 +102,10 @@ def train(
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
   run = compiled(task, model, dapo.objective(), tx, sizes, warmup_optimiser=optax.adam(2e-3))
   start, _ = run.start(start_key)
-  supervised = dataclasses.replace(
-    sizes, warmup_steps=config.updates, warmup_examples=config.prompts * config.group_size
-  )
+  supervise = make_warmup(task, score, tx, steps=config.updates, examples=config.prompts * config.group_size)
   params = {
     "warm-up": start.policy.params,
-    "supervised": make_warmup(task, score, tx, supervised)(start.policy.params, sft_key),
+    "supervised": supervise(start.policy.params, sft_key),
     "reinforcement": run.advance(start)[0].policy.params,
   }
   return {method: {name: solved(model, each, tasks[name]) for name in tasks} for method, each in params.items()}
@@ -123,3 +121,5 @@ if __name__ == "__main__":
     main(tyro.cli(Config, prog="python -m experiments.sft_vs_rl", description=__doc__))
   except ValueError as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; nothing is kept")

@@ -183,6 +183,17 @@ def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
     (dict(grid=("clip_high",)), "grid must look like"),
     (dict(task_options=("digits=x",)), "option digits of task 'addition' must be like 2"),
     (dict(seeds=1), "seeds must be at least 2"),
+    (dict(group_size=1), "group_size must be at least 2"),
+    (dict(temperature=0.0), "temperature must be positive"),
+    (dict(max_grad_norm=0.0), "max_grad_norm must be positive"),
+    (dict(evaluate_every=0), "evaluate_every must be at least 1"),
+    (dict(rollouts=50), "rollouts must be a multiple of evaluate_every=40, got 50"),
+    (dict(objectives="grpo,grpo"), "objectives must differ"),
+    (dict(objectives="instruct_gpt"), "needs rows of pretraining text"),
+    (dict(objectives="dr_grpo", grid=("length=4,8",)), "length is not an argument to sweep"),
+    (dict(grid=("clip_high=0.2", "clip_high=0.3")), "names 'clip_high' twice"),
+    (dict(grid=("clip_high=nan,0.2",)), "must be finite and differ"),
+    (dict(grid=("clip_high=0.2,0.20000001",)), "must be finite and differ"),
     (dict(prompts=3), "prompts must be a multiple of minibatches = 2"),
   ],
 )
@@ -203,8 +214,9 @@ def test_findings_run_and_say_what_they_found(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_supervised_and_reinforcement_learning_side_by_side(tmp_path):
-  command = [sys.executable, "-m", "experiments.sft_vs_rl", "--updates", "2", "--prompts", "4", *TOY]
+@pytest.mark.parametrize("task", [(), ("--task", "parity", "--task-options", "bits=2", "--longer", "bits=4")])
+def test_supervised_and_reinforcement_learning_side_by_side(tmp_path, task):
+  command = [sys.executable, "-m", "experiments.sft_vs_rl", "--updates", "2", "--prompts", "4", *TOY, *task]
   process = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
   assert process.returncode == 0, process.stderr
   assert float(re.search(r"difference of the two gradients: (\S+)", process.stdout)[1]) < 1e-6

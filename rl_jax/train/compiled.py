@@ -8,6 +8,7 @@ Everything is a pure function of the key, so hyperparameters are an axis too: bu
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ class Settings:
     require_at_least(self, 1, ("steps", "prompts", "group_size", "epochs", "minibatches", "warmup_examples",
                                "evaluation_problems"))  # fmt: skip
     require_at_least(self, 0, ("warmup_steps", "evaluate_every"))
+    if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
+      raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
     if self.prompts % self.minibatches:
       raise ValueError(f"prompts must be a multiple of minibatches = {self.minibatches}, got {self.prompts}")
     if self.evaluate_every and self.steps % self.evaluate_every:
@@ -102,7 +105,7 @@ def compiled(
   optimiser: optax.GradientTransformation,
   settings: Settings,
   *,
-  estimator: Callable[..., Any] = advantages.group_normalized,
+  estimator: Callable[..., Any] | estimates.Estimate = advantages.group_normalized,
   warmup_optimiser: optax.GradientTransformation | None = None,
 ) -> Run:
   """Returns a whole training run, `run(key) -> (final state, history)`, to be jitted, mapped over keys, or sharded.
@@ -115,7 +118,8 @@ def compiled(
     objective: What to minimise; its numbers may be traced.
     optimiser: Of the reinforcement learning, fresh after the warm-up.
     settings: Sizes.
-    estimator: Of advantages, in one of the forms of `estimates.adapt`; an objective's module names its own.
+    estimator: Of advantages, in one of the forms of `estimates.adapt`, or what that returns; an objective's module
+      names its own.
     warmup_optimiser: Of the supervised warm-up; Adam at 1e-3 by default.
 
   Raises:
@@ -150,7 +154,9 @@ def compiled(
   evaluate = device_rollout.make_evaluate(
     task, model, score, problems=settings.evaluation_problems, temperature=settings.temperature
   )
-  warm_up = make_warmup(task, score, warmup_optimiser or optax.adam(1e-3), settings)
+  warm_up = make_warmup(
+    task, score, warmup_optimiser or optax.adam(1e-3), steps=settings.warmup_steps, examples=settings.warmup_examples
+  )
 
   def evaluated(state: RLState) -> dict[str, Array]:
     return evaluate(state) if settings.evaluate_every else {}
@@ -195,21 +201,21 @@ def _updates(
 
 
 def make_warmup(
-  task: on_device.Task, score: Score, tx: optax.GradientTransformation, settings: Settings
+  task: on_device.Task, score: Score, tx: optax.GradientTransformation, *, steps: int, examples: int
 ) -> Callable[[Any, Array], Any]:
   """Returns `(params, key) -> params`: supervised learning on demonstrations, fresh ones for each update."""
   step = make_train_step(score, sft.objective(), tx)
 
   def update(state: TrainState, key: Array) -> tuple[TrainState, None]:
-    problems = on_device.sample(task, key, settings.warmup_examples)
+    problems = on_device.sample(task, key, examples)
     tokens, mask = (x[:, None] for x in on_device.demonstrate(task, problems.data))
     batch = Batch(Sequences(problems.prompts, problems.prompt_mask, tokens, mask), Inputs(mask=mask))
     return step(state, batch)[0], None
 
   def warm_up(params: Any, key: Array) -> Any:
-    if not settings.warmup_steps:
+    if not steps:
       return params
-    keys = jax.random.split(key, settings.warmup_steps)
+    keys = jax.random.split(key, steps)
     return jax.lax.scan(update, TrainState.create(params, tx), keys)[0].params
 
   return warm_up

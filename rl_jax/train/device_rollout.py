@@ -122,7 +122,7 @@ def make_collect(
     needs_reference = with_kl or "ref_logp" in objective.needs
     ref_logp = score(state.ref_params, judged.sequences).logp if needs_reference else None
     experience = Experience(
-      mask, token_rewards(judged, mask, old.logp, ref_logp), jnp.ones_like(completions.stopped), old.values
+      mask, token_rewards(judged, completions.mask, old.logp, ref_logp), jnp.ones_like(completions.stopped), old.values
     )
     if "greedy_rewards" in estimate.needs:
       greedy = play_greedy(state.policy.params, problems, sample_key).verdict.reward[:, 0]
@@ -163,7 +163,8 @@ def make_evaluate(
 ) -> Callable[[RLState], dict[str, Array]]:
   """Returns `evaluate(state) -> metrics` on one completion of each of the same problems every time.
 
-  Besides the metrics of `summary`: `entropy`, in nats a token, and `kl`, the KL to the reference in nats a token (k3).
+  The metrics are those of `summary` but for `zero_variance`, and besides, in nats a token: `entropy`, and `kl`, the KL
+  to the reference (k3).
   """
   play = make_play(task, model, group_size=1, temperature=temperature)
 
@@ -174,6 +175,8 @@ def make_evaluate(
     start: Any = score(state.ref_params, judged.sequences)
     mask = judged.completions.mask
     per_token = {"entropy": now.entropy, "kl": kl.k3(now.logp, start.logp)}
-    return summary(judged) | {name: masked_mean(values, mask) for name, values in per_token.items()}
+    rollout = summary(judged)
+    del rollout["zero_variance"]  # there is one completion a problem
+    return rollout | {name: masked_mean(values, mask) for name, values in per_token.items()}
 
   return evaluate

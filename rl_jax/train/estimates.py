@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
   needs: frozenset[str] = frozenset()
 
 
-def adapt(estimator: Callable[..., Any], *, whiten: bool = True) -> Estimate:
+def adapt(estimator: Callable[..., Any] | Estimate, *, whiten: bool = True) -> Estimate:
   """Adapts an estimator, told by the names of its arguments.
 
     (rewards [P, G], mask [P, G])                     of groups; every token of a completion gets the same
@@ -57,7 +57,8 @@ def adapt(estimator: Callable[..., Any], *, whiten: bool = True) -> Estimate:
     (rewards [P, G, T], values, mask)                 with a critic: returns advantages and returns
 
   Args:
-    estimator: From `ops.advantages`, `ops.token_advantages` or `ops.returns`, or one like them.
+    estimator: From `ops.advantages`, `ops.token_advantages` or `ops.returns`, or one like them; an `Estimate` is
+      returned as it is.
     whiten: Whether a critic's advantages are whitened over the batch.
 
   Raises:
@@ -72,6 +73,8 @@ def adapt(estimator: Callable[..., Any], *, whiten: bool = True) -> Estimate:
   >>> print(critic.fields(experience)["advantages"].ravel())
   [ 0.5 -0.5]
   """
+  if isinstance(estimator, Estimate):
+    return estimator
   names = list(inspect.signature(estimator).parameters)
 
   def of_groups(experience: Experience) -> dict[str, Array]:

@@ -99,11 +99,23 @@ def over_runs(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
   Every device trains its share of the runs; they never communicate.
 
+  Raises:
+    ValueError: If the runs do not divide evenly.
+
   >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
   >>> over_runs(lambda x: x * 2, mesh)(jnp.arange(3)).tolist()
   [0, 2, 4]
   """
-  return jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=ROWS, out_specs=ROWS, check_vma=False))
+  mapped = jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=ROWS, out_specs=ROWS, check_vma=False))
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+  def checked(*args: Any) -> Any:
+    runs = {leaf.shape[0] for leaf in jax.tree.leaves(args)}
+    if any(count % parts for count in runs):
+      raise ValueError(f"the number of runs must be a multiple of the {parts} devices, got {sorted(runs)}")
+    return mapped(*args)
+
+  return checked
 
 
 def shard_map_step(step: Step, mesh: Mesh) -> Step:

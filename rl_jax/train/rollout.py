@@ -83,7 +83,7 @@ def make_collect(
   stop_tokens: np.ndarray,
   prompts_per_batch: int,
   max_prompt_tokens: int,
-  estimator: Callable[..., Any] = advantages_lib.group_normalized,
+  estimator: Callable[..., Any] | estimates.Estimate = advantages_lib.group_normalized,
   shaping: Shaping = PLAIN,
   reward_model: RewardModel | None = None,
   reference: Callable[[RLState, Sequences], Array] | None = None,
@@ -111,7 +111,7 @@ def make_collect(
     stop_tokens: `[S]`, from `text.stop_tokens`.
     prompts_per_batch: P.
     max_prompt_tokens: Longer prompts are passed over, and counted in the metric `prompts_skipped`.
-    estimator: Of advantages, in one of the forms of `estimates.adapt`.
+    estimator: Of advantages, in one of the forms of `estimates.adapt`, or what that returns.
     shaping: How scores become rewards of tokens; a KL in it takes its weight from the state.
     reward_model: Gives completions, or their tokens, scores that are added to the task's rewards.
     reference: `(state, sequences) -> log-probs [P, G, T]`; by default `score` with the state's `ref_params`.

@@ -62,17 +62,17 @@ def train(variants: Sequence[Variant], folder: Path, *, seeds: int, seed: int = 
     progress.remove_task(bar)
     for variant in missing:
       began = time.perf_counter()
-      history, note = _train_one(variant, beginning, seeds, progress)
+      history = _train_one(variant, beginning, seeds, progress)
       _save(results, variant, first, history, seeds)
-      progress.console.print(f"{variant.name}: {note}, {time.perf_counter() - began:.0f} s in all", highlight=False)
+      progress.console.print(f"{variant.name}: done after {time.perf_counter() - began:.0f} s", highlight=False)
 
 
 def _at_first_point(variant: Variant) -> Run:
   return variant.build({name: values[0] for name, values in variant.grid.items()})
 
 
-def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress) -> tuple[History, str]:
-  """Returns `{name: [points * seeds, time]}`, and what compiling it took and what it needs."""
+def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress) -> History:
+  """Returns `{name: [points * seeds, time]}`; says what compiling took, and what memory is needed, before it starts."""
   points = len(variant.names)
   grid = {name: jnp.repeat(jnp.asarray(values, jnp.float32), seeds) for name, values in variant.grid.items()}
   state = jax.tree.map(lambda x: jnp.copy(jnp.concatenate([x] * points)), beginning)  # it is donated below
@@ -82,6 +82,7 @@ def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress)
   advance = jax.jit(jax.vmap(lambda state, grid: variant.build(grid).advance(state)), donate_argnums=0)
   program = advance.lower(state, grid).compile()
   note = f"compiled in {time.perf_counter() - began:.0f} s, needs {memory.needed_gib(program):.2f} GiB"
+  progress.console.print(f"{variant.name}: {note}", highlight=False)
   progress.update(bar, description=variant.name)
   parts = []
   for _ in range(chunks):
@@ -91,7 +92,7 @@ def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress)
   progress.remove_task(bar)
   train = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(part.train for part in parts))
   evaluation = jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(part.evaluation for part in parts))
-  return History(train, evaluation), note
+  return History(train, evaluation)
 
 
 def _save(results: Path, variant: Variant, first: Mapping[str, Any], history: History, seeds: int) -> None:

@@ -186,6 +186,27 @@ def test_rewards_stand_where_they_were_earned(process_rewards):
     assert 0 < float(metrics["solved"]) < 1
 
 
+def test_completions_left_out_of_the_loss_keep_their_rewards_beside_a_kl():
+  """A group's baseline needs the rewards of its truncated completions too, with and without a KL in the reward."""
+  task = on_device.load("parity", bits=3)
+  model = policy(presets.small(task.vocab_size, layers=1, width=32))
+  totals = Estimate(lambda experience: {"advantages": experience.token_rewards})
+
+  def rewards(kl_in_reward):
+    collect = device_rollout.make_collect(
+      task, model, make_score(model), rpp.objective(), totals,
+      prompts=8, group_size=4, kl_in_reward=kl_in_reward, mask_truncated=True, process_rewards=True,
+    )  # fmt: skip
+    state = RLState.create(model.init(jax.random.key(0)), optax.sgd(0.1), jax.random.key(1), keep_reference=True)
+    _, batch, _ = jax.jit(collect)(state)
+    cut_off = ~jnp.any(batch.inputs.mask, axis=-1)
+    return np.asarray(batch.inputs.advantages), np.asarray(cut_off)
+
+  (plain, cut_off), (with_kl, _) = rewards(0.0), rewards(0.1)  # the reference is the policy: a KL of rounding
+  assert plain[cut_off].sum() > 0
+  np.testing.assert_allclose(plain, with_kl, atol=1e-6)
+
+
 def test_a_task_without_steps_has_no_process_rewards():
   settings = Settings(steps=1, process_rewards=True, **SIZES)
   run = compiled(TASK, MODEL, rpp.objective(), optax.sgd(0.1), settings, estimator=rpp.estimator)
@@ -207,6 +228,7 @@ def test_warm_up_learns_from_demonstrations():
   [
     ({"steps": 0}, "steps must be at least 1"),
     ({"prompts": 3, "minibatches": 2}, "prompts must be a multiple of minibatches = 2, got 3"),
+    ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
     ({"steps": 3, "evaluate_every": 2}, "steps must be a multiple of evaluate_every = 2, got 3"),
   ],
 )

@@ -44,6 +44,8 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
   def judge(completion_ids: Sequence[Sequence[int]], data: Sequence) -> list[base.Verdict]:
     verdicts = []
     for ids, datum in zip(completion_ids, data, strict=True):
+      if len(ids) > task.max_new_tokens:
+        raise ValueError(f"answers to {task.name!r} have at most {task.max_new_tokens} tokens, got {len(ids)}")
       stopped = len(ids) > 0 and ids[-1] == base.EOS
       tokens = np.full(task.max_new_tokens, base.PAD, np.int32)
       tokens[: len(ids)] = ids

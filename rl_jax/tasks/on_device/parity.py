@@ -38,8 +38,9 @@ def load(*, bits: int = 6, max_new_tokens: int | None = None) -> Task:
     return join([Text(SPECIAL + drawn, size), symbol(CHARACTERS, ":")], bits + 1), steps
 
   def verify(steps: Text, answer: Answer) -> Verdict:
-    place = jnp.arange(longest)
-    right = jnp.pad(steps.tokens, (0, longest - bits))
+    room = answer.tokens.shape[-1]
+    place = jnp.arange(room)
+    right = jnp.pad(steps.tokens, (0, room - bits))
     chain = (place < steps.length) & (place < answer.length) & (answer.tokens == right)
     last = answer.tokens[jnp.maximum(answer.length - 1, 0)]
     solved = answer.stopped & (answer.length > 0) & (last == steps.tokens[steps.length - 1])
