@@ -10,12 +10,17 @@ from rl_jax.train.metrics_io import read_lines
 
 # (title, metrics drawn in one panel)
 PANELS = (
+  ("negative log-likelihood [nats]", ("nll",)),
+  ("accuracy on pairs", ("accuracy",)),
+  ("margin", ("margin",)),
   ("reward", ("reward",)),
   ("reward std", ("reward_std",)),
   ("groups without variance", ("zero_variance",)),
   ("completion tokens", ("completion_tokens",)),
   ("entropy [nats]", ("entropy",)),
-  ("KL to the reference [nats]", ("kl/kl",)),
+  ("KL to the reference [nats]", ("kl/kl", "kl")),
+  ("weight of the KL", ("kl_coef",)),
+  ("explained variance", ("explained_variance",)),
   ("clipped tokens", ("policy/clip_low", "policy/clip_high")),
   ("gradient norm", ("grad_norm",)),
   ("seconds a step", ("seconds", "seconds/rollout")),

@@ -1,13 +1,18 @@
 """Scalar heads: actor and critic with one trunk, and models of their own that give a number (rewards, critics)."""
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from rl_jax.models.transformer import KVCache, Output, Policy
 
@@ -111,3 +116,32 @@ def scalar_model(backbone: Policy, embed_dim: int) -> ScalarModel:
     return jnp.asarray(head.apply({"params": params["head"]}, hidden))
 
   return ScalarModel(init, init_head, apply, value)
+
+
+def save_head(folder: str | os.PathLike, head: Any) -> None:
+  """Writes a scalar head's parameters to `head.safetensors`, beside a backbone's folder of weights."""
+  save_file({name: np.asarray(leaf) for name, leaf in head["out"].items()}, Path(folder) / "head.safetensors")
+
+
+def load_head(folder: str | os.PathLike, embed_dim: int) -> Any:
+  """Reads what `save_head` wrote.
+
+  Raises:
+    ValueError: If the file is missing or damaged, or of another width.
+
+  >>> import tempfile
+  >>> head = ScalarHead().init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_head(folder, head)
+  ...   load_head(folder, 4)["out"]["kernel"].shape
+  (4, 1)
+  """
+  path = Path(folder) / "head.safetensors"
+  try:
+    tensors = load_file(path)
+  except (OSError, SafetensorError) as error:
+    raise ValueError(f"{str(path)!r} is no readable scalar head: is this a reward model's folder? ({error})") from None
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  if shapes != {"kernel": (embed_dim, 1), "bias": (1,)}:
+    raise ValueError(f"{str(path)!r} holds {shapes}, not the head of a model of width {embed_dim}")
+  return {"out": {name: jnp.asarray(tensor) for name, tensor in tensors.items()}}

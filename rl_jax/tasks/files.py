@@ -38,13 +38,12 @@ def load(
   {'prompt': 'Hi'}
   """
   path = Path(path)
-  if not path.is_file():
-    raise ValueError(f"task file {str(path)!r} does not exist")
+  identity = fingerprint(path)
   if evaluation_size < 1:
     raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
   if not rewards:
     raise ValueError(f"task file {str(path)!r} needs at least one reward function")
-  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in _read(path)]
+  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in read(path)]
   if len(rows) <= evaluation_size:
     raise ValueError(
       f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size} (a task option)"
@@ -60,17 +59,43 @@ def load(
     epoch, place = divmod(index, len(train))
     return rows[epoch_order(epoch)[place]]
 
-  fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards), fingerprint=fingerprint)
+  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards), fingerprint=identity)
 
 
-def _read(path: Path) -> list[tuple[str, Any]]:
-  """Returns the rows with their places in the file, such as "line 3"."""
+def fingerprint(path: Path) -> str:
+  """Returns a file's SHA-256.
+
+  Raises:
+    ValueError: If there is no such file.
+
+  >>> fingerprint(Path("nowhere.jsonl"))
+  Traceback (most recent call last):
+  ...
+  ValueError: data file 'nowhere.jsonl' does not exist
+  """
+  if not path.is_file():
+    raise ValueError(f"data file {str(path)!r} does not exist")
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read(path: Path) -> list[tuple[str, Any]]:
+  """Returns the rows of a `.jsonl` or `.parquet` file with their places in it, such as "line 3".
+
+  Raises:
+    ValueError: For another kind of file, or a broken line, by its number.
+
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+  ...   _ = file.write('{"text": "Hi"}\\n')
+  ...   file.flush()
+  ...   read(Path(file.name))
+  [('line 1', {'text': 'Hi'})]
+  """
   if path.suffix == ".jsonl":
     return _read_jsonl(path)
   if path.suffix == ".parquet":
     return _read_parquet(path)
-  raise ValueError(f"task file {str(path)!r} must end in .jsonl or .parquet")
+  raise ValueError(f"data file {str(path)!r} must end in .jsonl or .parquet")
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
@@ -103,12 +128,17 @@ def _row(row: Any, where: str, prompt_column: str) -> Row:
   if not isinstance(row, dict) or prompt_column not in row:
     raise ValueError(f"{where}: no column {prompt_column!r}")
   prompt = row[prompt_column]
-  if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
+  if not (isinstance(prompt, str) and prompt) and not is_chat(prompt):
     raise ValueError(f"{where}: the prompt must be text or a list of messages with role and content")
   return {**{k: v for k, v in row.items() if k != prompt_column}, "prompt": prompt}
 
 
-def _is_chat(prompt: Any) -> bool:
+def is_chat(prompt: Any) -> bool:
+  """Whether something is a list of chat messages, and not an empty one.
+
+  >>> is_chat([{"role": "user", "content": "Hi"}]), is_chat("Hi")
+  (True, False)
+  """
   return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
 
 

@@ -1,5 +1,6 @@
 """Greedy evaluation on a task's held-out rows."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,16 @@ class Evaluation(NamedTuple):
       return f"mean reward {self.reward:.3f} on {problems}"
     low, high = wilson_interval(self.solved, self.count)
     return f"{self.solved / self.count:.3f} solved, 95 % interval {low:.3f} to {high:.3f}, {self.solved} of {problems}"
+
+
+class Measured(NamedTuple):
+  """Held-out numbers of a supervised model, in place of a rollout's evaluation."""
+
+  values: Mapping[str, float]
+  samples: Sequence[Mapping[str, Any]] = ()
+
+  def describe(self) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
 
 
 def evaluate(

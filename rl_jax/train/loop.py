@@ -18,7 +18,7 @@ from rl_jax.ops.metrics import Metrics
 from rl_jax.train import memory
 from rl_jax.train.checkpoint import Checkpoints, open_checkpoints
 from rl_jax.train.compiled import compiled as compiled
-from rl_jax.train.evaluate import Evaluation
+from rl_jax.train.evaluate import Evaluation, Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.progress import LiveTable
 from rl_jax.train.rollout import Collect
@@ -27,14 +27,14 @@ from rl_jax.train.step import Batch, TrainStep
 
 
 def train(
-  state: RLState, *, run: RunDirectory, test: Callable[[Any], Evaluation], steps: int, **settings: Any
+  state: RLState, *, run: RunDirectory, test: Callable[[Any], Evaluation | Measured], steps: int, **settings: Any
 ) -> tuple[RLState, int]:
   """Does a whole run: resumes where there is a checkpoint, evaluates, fits, and evaluates again.
 
   Args:
     state: A new one; a checkpoint in the run's folder takes its place.
     run: Where everything goes.
-    test: `policy params -> Evaluation`.
+    test: `policy params -> Evaluation`, or other numbers.
     steps: Rollouts in all.
     **settings: The other arguments of `fit`.
 
@@ -121,9 +121,9 @@ def fit(
         run.write_metrics(done, row)
         run.write_samples(done, collected.samples)
         table.add(done, row)
-        if row["prompts_skipped"]:
+        if row.get("prompts_skipped"):
           table.warn(f"step {done}: {row['prompts_skipped']:.0f} prompts were too long and passed over")
-        if np.isnan(row["reward"]):
+        if np.isnan(row.get("reward", 0.0)):
           table.warn(f"step {done}: no reward function applied to any completion")
         if row["skipped"]:
           table.warn(f"step {done}: loss or gradient not finite; {row['skipped']:.0%} of its updates were left out")

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rl_jax.train.evaluate import Evaluation
+from rl_jax.train.evaluate import Evaluation, Measured
 
 _FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every"})  # may change when a run is resumed
 _LOCK = ".lock"
@@ -79,7 +79,7 @@ class RunDirectory:
     """Appends completions with their prompts and rewards."""
     self._append(file, [{"step": step, **sample} for sample in samples])
 
-  def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+  def write_evaluation(self, step: int, evaluation: Evaluation | Measured) -> None:
     """Appends the completions to evaluation_samples.jsonl, and then the result to evaluation.jsonl."""
     self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
     result = {name: value for name, value in evaluation._asdict().items() if name != "samples"}

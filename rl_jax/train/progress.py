@@ -11,12 +11,19 @@ from rich.table import Table
 
 # (heading, metric, format); a column appears once its metric has been seen.
 COLUMNS = (
+  ("epoch", "epoch", ".2f"),
+  ("nll", "nll", ".4f"),
+  ("accuracy", "accuracy", ".3f"),
+  ("margin", "margin", ".3f"),
   ("reward", "reward", ".3f"),
   ("std", "reward_std", ".3f"),
   ("0-var", "zero_variance", ".2f"),
   ("tokens", "completion_tokens", ".1f"),
   ("entropy", "entropy", ".3f"),
   ("KL", "kl/kl", ".4f"),
+  ("KL", "kl", ".4f"),
+  ("KL coef", "kl_coef", ".4f"),
+  ("expl", "explained_variance", ".2f"),
   ("clip-", "policy/clip_low", ".3f"),
   ("clip+", "policy/clip_high", ".3f"),
   ("grad", "grad_norm", ".2f"),

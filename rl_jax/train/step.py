@@ -13,7 +13,7 @@ from rl_jax.objectives.base import Inputs, Objective
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Mean, Metrics
 from rl_jax.train import parallel
-from rl_jax.train.score import Score
+from rl_jax.train.score import Scores
 from rl_jax.train.state import TrainState, join, split
 
 
@@ -35,7 +35,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-  score: Score,
+  score: Callable[[Any, Any], Scores],
   objective: Objective,
   tx: optax.GradientTransformation,
   *,

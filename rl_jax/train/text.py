@@ -54,15 +54,25 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
   elif tokenizer.chat_template is None:
     raise ValueError("the prompt is a list of chat messages, but this model's tokenizer has no chat template")
   else:
-    tokens = _apply_chat_template(tokenizer, prompt)
+    tokens = apply_chat_template(tokenizer, prompt)
   if not tokens:
     raise ValueError(f"prompt {prompt!r} has no tokens")
   return list(tokens)
 
 
-def _apply_chat_template(tokenizer: Any, messages: Any) -> list[int]:
+def apply_chat_template(tokenizer: Any, messages: Any, *, reply: bool = True) -> list[int]:
+  """Returns the tokens of chat messages, with `reply` up to where the assistant's answer begins.
+
+  Raises:
+    ValueError: If the template refuses them.
+
+  >>> from rl_jax.models.presets import load
+  >>> tokenizer = load("tiny").tokenizer
+  >>> tokenizer.decode(apply_chat_template(tokenizer, [{"role": "user", "content": "Hi"}]))
+  'user: Hi\\nassistant: '
+  """
   try:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=reply, tokenize=True, return_dict=False)
   except TemplateError as error:
     raise ValueError(f"the model's chat template refuses the prompt {messages!r}: {error}") from None
 

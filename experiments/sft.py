@@ -1,0 +1,131 @@
+"""Supervised fine-tuning on demonstrations, short ones packed into common rows.
+
+    python -m experiments.sft --data demonstrations.jsonl                        # prompt and completion, or messages
+    python -m experiments.sft --data pages.jsonl --model smollm2                 # text: plain language modelling
+    python -m experiments.sft --model tiny --data demonstrations.jsonl --steps 2 # a smoke test
+
+Only completions (or the assistant's messages) are learnt. Tokens of packed examples do not see each other.
+"""
+
+import dataclasses
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from rl_jax.models import presets, weights
+from rl_jax.objectives import sft
+from rl_jax.objectives.base import Inputs
+from rl_jax.ops.masking import masked_sum
+from rl_jax.tasks import files
+from rl_jax.train import examples, loop, parallel, supervised, text
+from rl_jax.train.compiles import CompileCounter
+from rl_jax.train.evaluate import Measured
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.packing import make_packed_score, pack
+from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.state import RLState
+from rl_jax.train.step import Batch, make_train_step
+
+MODULE = "experiments.sft"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  data: str  # .jsonl or .parquet with prompt and completion, messages, or text
+  model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, or a .gguf file
+  run_dir: str = "runs/sft"  # configuration, metrics, checkpoints and the trained model
+  resume: bool = False  # go on with the run in run_dir
+  steps: int = 100  # updates
+  rows: int = 16  # packed rows an update
+  row_tokens: int = 256  # tokens a row; longer examples are left out
+  packing: bool = True  # put several examples into a row
+  held_out: float = 0.1  # share of the examples to measure perplexity on
+  loss: str = "nll"  # nll, or dft, which weighs each token by its probability
+  learning_rate: float = 2e-5  # of AdamW, falling to 0 along a cosine
+  weight_decay: float = 0.0  # of AdamW
+  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+  microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
+  remat: bool = False  # compute activations again in the backward pass, to save memory
+  checkpoint_every: int = 50  # updates between checkpoints, besides one at the end; 0 for none
+  seed: int = 0  # of the order of the examples
+
+
+def main(config: Config) -> Path:
+  """Trains, and returns the folder of the trained model."""
+  require_at_least(config, 1, ("steps", "rows", "row_tokens", "microbatches"))
+  require_at_least(config, 0, ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed"))
+  if not 0 < config.held_out < 1:
+    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
+  path = Path(config.data)
+  settings = dataclasses.asdict(config) | {"data": files.fingerprint(path)}
+  directory = RunDirectory(config.run_dir, settings, resume=config.resume)
+  model = presets.load(config.model, remat=config.remat)
+  presets.check_context(model, config.row_tokens)
+  places = ((f"{path}, {place}", row) for place, row in files.read(path))
+  data, problems = examples.encode_demonstrations(model.tokenizer, places, max_tokens=config.row_tokens)
+  print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
+  order = np.random.default_rng(config.seed).permutation(len(data))
+  held = max(round(config.held_out * len(data)), 1)
+  packing: Any = dict(
+    length=config.row_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing
+  )
+  rows, labels = pack([data[i] for i in order[held:]], **packing)
+  test_rows, test_labels = pack([data[i] for i in order[:held]], **packing)
+
+  mesh, counter = parallel.make_mesh(), CompileCounter()
+  place = partial(parallel.shard_rows, mesh=mesh)
+  rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+  tx = optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
+  )
+  score = make_packed_score(model.policy)
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+  forward = jax.jit(score)
+
+  def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
+    return Batch(supervised.take(rows, numbers), Inputs(mask=jnp.asarray(labels[numbers])))
+
+  def perplexity(params: Any) -> Measured:
+    total = 0.0
+    for start in range(0, len(test_labels), config.rows):
+      numbers = np.arange(start, start + config.rows) % len(test_labels)  # the last batch is filled up with others
+      mask = test_labels[numbers] & (np.arange(start, start + config.rows) < len(test_labels))[:, None]
+      total -= float(masked_sum(forward(params, supervised.take(test_rows, numbers)).logp, jnp.asarray(mask)))
+    return Measured({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "examples": held})
+
+  create = partial(RLState.create, tx=tx, keep_reference=False)
+  state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
+  model = model._replace(params=None)
+  collect = supervised.make_collect(make_batch, rows=len(labels), batch_size=config.rows, seed=config.seed)
+  with directory as run:
+    state, done = loop.train(
+      state, run=run, test=perplexity, steps=config.steps, collect=collect,
+      update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
+      place=place, compiles=counter.total,
+    )  # fmt: skip
+    if done < config.steps:
+      resume = command_line(MODULE, config, resume=True)
+      sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {resume}")
+    weights.save_safetensors(
+      run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
+    )
+    supervised.show(run.folder)
+  return run.folder / "model"
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")

@@ -1,0 +1,143 @@
+"""Preference data: answers to a prompt, best first. Pairs in TRL's formats, and rankings of K answers.
+
+    {"prompt": "...", "chosen": "...", "rejected": "..."}                     text
+    {"prompt": [message, ...], "chosen": [message], "rejected": [message]}    chat
+    {"chosen": [message, ...], "rejected": [message, ...]}                    chat; what both begin with is the prompt
+    {"prompt": ..., "answers": [answer, ...]}                                 a ranking of K answers, best first
+    with "ratings": [number, ...] where raters said how good each is
+
+Rows come from `.jsonl` and `.parquet` files, or from anything that gives dicts, such as a dataset of `datasets`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_jax.tasks import files
+
+
+class Ranking(NamedTuple):
+  """Answers to one prompt, best first; texts, or lists of chat messages.
+
+  Attributes:
+    prompt: Text, or a list of chat messages.
+    answers: K of them.
+    ratings: `[K]`, how good each is; empty where nobody said.
+  """
+
+  prompt: Any
+  answers: tuple[Any, ...]
+  ratings: tuple[float, ...] = ()
+
+
+class Preferences(NamedTuple):
+  """Rankings, all of the same K, and how many rows were left out for which reason."""
+
+  rankings: list[Ranking]
+  left_out: Counter[str]
+
+  def describe(self) -> str:
+    """Returns one line, such as "3 rankings of 2 answers; left out: 1 with an empty answer"."""
+    size = len(self.rankings[0].answers) if self.rankings else 0
+    dropped = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
+    return f"{len(self.rankings)} rankings of {size} answers" + (f"; left out: {dropped}" if dropped else "")
+
+
+def load(path: str | Path) -> Preferences:
+  """Reads a `.jsonl` or `.parquet` file.
+
+  Raises:
+    ValueError: For a missing file, a broken line, or a row without the columns that are needed, by its place.
+
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+  ...   _ = file.write('{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}\\n')
+  ...   file.flush()
+  ...   print(load(file.name).describe())
+  1 rankings of 2 answers
+  """
+  path = Path(path)
+  files.fingerprint(path)  # says if there is no such file
+  return from_rows((f"{path}, {place}", row) for place, row in files.read(path))
+
+
+def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
+  """Checks rows, given with their places.
+
+  Raises:
+    ValueError: For a row without the columns that are needed, rankings of different lengths, or no rankings at all.
+
+  >>> rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+  >>> print(from_rows((f"row {i}", row) for i, row in enumerate(rows)).describe())
+  1 rankings of 2 answers; left out: 1 with equal answers
+  """
+  rankings, left_out, first = [], Counter(), ""
+  for place, row in rows:
+    ranking = _ranking(row, place)
+    if not all(ranking.answers):
+      left_out["with an empty answer"] += 1
+    elif any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
+      left_out["with equal answers"] += 1
+    else:
+      first = first or place
+      if rankings and len(ranking.answers) != len(rankings[0].answers):
+        raise ValueError(f"{place}: {len(ranking.answers)} answers, but {first} has {len(rankings[0].answers)}")
+      if rankings and bool(ranking.ratings) != bool(rankings[0].ratings):
+        raise ValueError(f"{place}: ratings are given for some rows and not for others ({first})")
+      rankings.append(ranking)
+  if not rankings:
+    raise ValueError(f"no usable preferences; {Preferences([], left_out).describe()}")
+  return Preferences(rankings, left_out)
+
+
+def _ranking(row: Any, place: str) -> Ranking:
+  if not isinstance(row, Mapping):
+    raise ValueError(f"{place}: not a mapping")
+  if "answers" in row:
+    answers = _list(row["answers"])
+    if answers is None or len(answers) < 2:
+      raise ValueError(f"{place}: answers must be a list of at least two, best first")
+  elif "chosen" in row and "rejected" in row:
+    answers = [row["chosen"], row["rejected"]]
+  else:
+    raise ValueError(f"{place}: no columns chosen and rejected, and no answers; it has {', '.join(row) or 'none'}")
+  prompt = row.get("prompt")
+  if prompt is None:
+    prompt, answers = _implicit_prompt(answers, place)
+  kind = str if isinstance(prompt, str) else list
+  for name, value in (("prompt", prompt), *((f"answer {i}", answer) for i, answer in enumerate(answers))):
+    if not isinstance(value, kind) or (kind is list and value and not files.is_chat(value)):
+      wanted = "text" if kind is str else "a list of messages with role and content"
+      raise ValueError(f"{place}: {name} must be {wanted}, as the prompt is")
+  if not prompt:
+    raise ValueError(f"{place}: the prompt is empty")
+  return Ranking(prompt, tuple(answers), _ratings(row, len(answers), place))
+
+
+def _implicit_prompt(answers: Sequence[Any], place: str) -> tuple[Any, list[Any]]:
+  """Whole conversations: what all of them begin with is the prompt."""
+  if not all(files.is_chat(answer) for answer in answers):
+    raise ValueError(f"{place}: no column 'prompt', which only lists of chat messages can do without")
+  shared = 0
+  while all(len(a) > shared and a[shared] == answers[0][shared] for a in answers):
+    shared += 1
+  if not shared:
+    raise ValueError(f"{place}: no column 'prompt', and the answers do not begin with the same message")
+  return answers[0][:shared], [answer[shared:] for answer in answers]
+
+
+def _ratings(row: Mapping[str, Any], count: int, place: str) -> tuple[float, ...]:
+  if row.get("ratings") is None:
+    return ()
+  ratings = _list(row["ratings"]) or []
+  if len(ratings) != count or not all(isinstance(x, int | float) and math.isfinite(x) for x in ratings):
+    raise ValueError(f"{place}: ratings must be {count} finite numbers")
+  if sorted(ratings, reverse=True) != ratings:
+    raise ValueError(f"{place}: ratings must not rise: the best answer comes first")
+  return tuple(float(x) for x in ratings)
+
+
+def _list(value: Any) -> list | None:
+  return list(value) if isinstance(value, list | tuple) else None
