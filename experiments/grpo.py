@@ -27,7 +27,7 @@ from rl_jax.sampling.generate import make_generate
 from rl_jax.tasks import rewards
 from rl_jax.train import loop, parallel, rollout, text
 from rl_jax.train.compiles import CompileCounter
-from rl_jax.train.evaluate import evaluate
+from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_score
 from rl_jax.train.settings import command_line, require_at_least
@@ -137,6 +137,11 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     **prompts,
   )
 
+  greedy = jax.jit(counter.count(answer))
+
+  def test(state: RLState) -> Evaluation:
+    return evaluate(state.policy.params, generate=greedy, **prompts)
+
   # The state, built around the model's parameters, whose place it takes; then everything runs.
   create = partial(RLState.create, tx=tx, keep_reference="ref_logp" in objective.needs)
   state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
@@ -144,7 +149,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   state, done = loop.train(
     state,
     run=run,
-    test=partial(evaluate, generate=jax.jit(counter.count(answer)), **prompts),
+    test=test,
     steps=config.steps,
     collect=collect,
     update=parallel.jit_step(counter.count(step), mesh),

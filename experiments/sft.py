@@ -94,12 +94,13 @@ def main(config: Config) -> Path:
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
     return Batch(supervised.take(rows, numbers), Inputs(mask=jnp.asarray(labels[numbers])))
 
-  def perplexity(params: Any) -> Measured:
+  def perplexity(state: RLState) -> Measured:
     total = 0.0
     for start in range(0, len(test_labels), config.rows):
       numbers = np.arange(start, start + config.rows) % len(test_labels)  # the last batch is filled up with others
       mask = test_labels[numbers] & (np.arange(start, start + config.rows) < len(test_labels))[:, None]
-      total -= float(masked_sum(forward(params, supervised.take(test_rows, numbers)).logp, jnp.asarray(mask)))
+      logp = forward(state.policy.params, supervised.take(test_rows, numbers)).logp
+      total -= float(masked_sum(logp, jnp.asarray(mask)))
     return Measured({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "examples": held})
 
   create = partial(RLState.create, tx=tx, keep_reference=False)

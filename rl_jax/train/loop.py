@@ -27,14 +27,14 @@ from rl_jax.train.step import Batch, TrainStep
 
 
 def train(
-  state: RLState, *, run: RunDirectory, test: Callable[[Any], Evaluation | Measured], steps: int, **settings: Any
+  state: RLState, *, run: RunDirectory, test: Callable[[RLState], Evaluation | Measured], steps: int, **settings: Any
 ) -> tuple[RLState, int]:
   """Does a whole run: resumes where there is a checkpoint, evaluates, fits, and evaluates again.
 
   Args:
     state: A new one; a checkpoint in the run's folder takes its place.
     run: Where everything goes.
-    test: `policy params -> Evaluation`, or other numbers.
+    test: `state -> Evaluation`, or other numbers.
     steps: Rollouts in all.
     **settings: The other arguments of `fit`.
 
@@ -49,10 +49,10 @@ def train(
     elif run.set_aside():
       print("no checkpoint to resume from: starting again; the earlier logs are kept as *.jsonl.old", flush=True)
     if resumed is None:
-      run.write_evaluation(0, test(state.policy.params))
+      run.write_evaluation(0, test(state))
     state, done = fit(state, steps=steps, run=run, checkpoints=checkpoints, **settings)
   if done == steps and not run.has_evaluation(done):
-    run.write_evaluation(done, test(state.policy.params))
+    run.write_evaluation(done, test(state))
   return state, done
 
 

@@ -1,0 +1,147 @@
+"""Train a reward model on preferences: pairs, or rankings of K answers over all their pairs (Bradley-Terry).
+
+    python -m experiments.reward_model --data preferences.jsonl                  # prompt, chosen, rejected
+    python -m experiments.reward_model --data rankings.jsonl --margins           # prompt, answers (best first), ratings
+    python -m experiments.reward_model --model tiny --data preferences.jsonl --steps 2
+
+The score is a scalar head on the last token. Held-out accuracy, and whether `sigmoid(margin)` is how often the better
+answer wins (calibration). `experiments.ppo --reward-model RUN_DIR/model` learns from it.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from rl_jax.analysis.statistics import calibration_error
+from rl_jax.models import heads, presets, weights
+from rl_jax.objectives import reward_model
+from rl_jax.objectives.base import Inputs
+from rl_jax.tasks import files, preferences
+from rl_jax.train import examples, loop, parallel, supervised, text
+from rl_jax.train.compiles import CompileCounter
+from rl_jax.train.evaluate import Measured
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.score import Scores, Sequences, make_last_value
+from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.state import RLState
+from rl_jax.train.step import Batch, make_train_step
+
+MODULE = "experiments.reward_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  data: str  # .jsonl or .parquet with prompt, chosen and rejected, or prompt and answers, best first
+  model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, or a .gguf file
+  run_dir: str = "runs/reward_model"  # configuration, metrics, checkpoints and the trained model
+  resume: bool = False  # go on with the run in run_dir
+  steps: int = 100  # updates
+  rankings: int = 16  # pairs or rankings an update
+  max_tokens: int = 512  # longer prompts with answers are left out
+  held_out: float = 0.1  # share of the rankings to measure on
+  margins: bool = False  # answers must differ by as much as their ratings do
+  centering: float = 0.01  # weight of the squared sum of two scores, which keeps them around 0
+  learning_rate: float = 1e-5  # of AdamW, falling to 0 along a cosine
+  weight_decay: float = 0.0  # of AdamW
+  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+  microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
+  remat: bool = False  # compute activations again in the backward pass, to save memory
+  checkpoint_every: int = 50  # updates between checkpoints, besides one at the end; 0 for none
+  seed: int = 0  # of the order of the rankings
+
+
+def main(config: Config) -> Path:
+  """Trains, and returns the folder of the trained model."""
+  require_at_least(config, 1, ("steps", "rankings", "max_tokens", "microbatches"))
+  not_negative = ("centering", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed")
+  require_at_least(config, 0, not_negative)
+  if not 0 < config.held_out < 1:
+    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
+  directory = RunDirectory(config.run_dir, settings, resume=config.resume)
+  model = presets.load(config.model, remat=config.remat)
+  presets.check_context(model, config.max_tokens)
+  data = preferences.load(config.data)
+  encoded, problems = examples.encode_rankings(model.tokenizer, data, max_tokens=config.max_tokens)
+  print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
+  if config.margins and not encoded[0].ratings:
+    raise ValueError("margins need a column 'ratings', which the data does not have")
+  order = np.random.default_rng(config.seed).permutation(len(encoded))
+  held = max(round(config.held_out * len(encoded)), 1)
+  train, test = ([encoded[i] for i in part] for part in (order[held:], order[:held]))
+
+  mesh, counter = parallel.make_mesh(), CompileCounter()
+  place = partial(parallel.shard_rows, mesh=mesh)
+  scalar = heads.scalar_model(model.policy, model.config.embed_dim)
+  objective = reward_model.objective(centering=config.centering, margins=config.margins)
+  rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+  tx = optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
+  )
+  last_value, forward = make_last_value(scalar), jax.jit(make_last_value(scalar))
+
+  def score(params: Any, sequences: Sequences) -> Scores:
+    return Scores(None, None, scores=last_value(params, sequences))
+
+  pad_token = text.pad_token(model.tokenizer)
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+
+  def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
+    chosen = [train[i] for i in numbers]
+    sequences, ratings = examples.ranking_sequences(chosen, pad_token), examples.ratings_of(chosen)
+    ratings = jnp.asarray(ratings) if config.margins else None
+    return Batch(sequences, Inputs(mask=sequences.completion_mask, ratings=ratings))
+
+  def measure(state: RLState) -> Measured:
+    parts = [test[i : i + config.rankings] for i in range(0, len(test), config.rankings)]
+    scores = [np.asarray(forward(state.policy.params, examples.ranking_sequences(part, pad_token))) for part in parts]
+    found = np.concatenate(scores)
+    better, worse = np.triu_indices(found.shape[1], k=1)
+    margins = (found[:, better] - found[:, worse]).ravel()
+    return Measured({
+      "accuracy": float(np.mean(margins > 0)), "calibration error": calibration_error(margins),
+      "margin": float(margins.mean()), "score": float(found.mean()), "pairs": margins.size,
+    })  # fmt: skip
+
+  def create(backbone: Any, key: jax.Array) -> RLState:
+    head_key, run_key = jax.random.split(key)
+    params = {"backbone": backbone, "head": scalar.init_head(head_key)}
+    return RLState.create(params, tx, run_key, keep_reference=False)
+
+  state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))
+  model = model._replace(params=None)
+  collect = supervised.make_collect(make_batch, rows=len(train), batch_size=config.rankings, seed=config.seed)
+  with directory as run:
+    state, done = loop.train(
+      state, run=run, test=measure, steps=config.steps, collect=collect,
+      update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
+      place=place, compiles=counter.total,
+    )  # fmt: skip
+    if done < config.steps:
+      resume = command_line(MODULE, config, resume=True)
+      sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {resume}")
+    folder = run.folder / "model"
+    backbone, head = state.policy.params["backbone"], state.policy.params["head"]
+    weights.save_safetensors(
+      folder, backbone, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
+    )
+    heads.save_head(folder, head)
+    supervised.show(run.folder)
+  return folder
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")
