@@ -41,8 +41,6 @@ def load(
   identity = fingerprint(path)
   if evaluation_size < 1:
     raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
-  if not rewards:
-    raise ValueError(f"task file {str(path)!r} needs at least one reward function")
   rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in read(path)]
   if len(rows) <= evaluation_size:
     raise ValueError(

@@ -175,17 +175,19 @@ def _demonstration(tokenizer: Any, row: Any) -> tuple[Example | None, str]:
 def _conversation(tokenizer: Any, messages: Sequence[Any]) -> tuple[Example | None, str]:
   tokens: list[int] = []
   labels: list[bool] = []
-  for turn, message in enumerate(messages):
-    if message["role"] != "assistant":
-      continue
-    prompt, answer, wrong = encode_answer(tokenizer, list(messages[:turn]), [message])
-    if wrong or prompt[: len(tokens)] != tokens:
+  for turn in (turn for turn, message in enumerate(messages) if message["role"] == "assistant"):
+    prompt = text.encode(tokenizer, list(messages[:turn]))
+    whole = text.apply_chat_template(tokenizer, list(messages[: turn + 1]), reply=False)
+    if prompt[: len(tokens)] != tokens or whole[: len(prompt)] != prompt:
       return None, CHANGED
-    labels += [False] * (len(prompt) - len(tokens)) + [True] * len(answer)
-    tokens = prompt + answer
+    answer = whole[len(prompt) :]
+    learnt = min(len(_ended(tokenizer, answer)), len(answer))
+    labels += [False] * (len(prompt) - len(tokens)) + [i < learnt for i in range(len(answer))]
+    tokens = whole
   if not tokens:
     raise ValueError("messages holds none of the assistant")
-  return Example(tokens, labels), ""
+  ended = [*tokens[: len(tokens) - len(answer)], *_ended(tokenizer, answer)]
+  return Example(ended, (labels + [True])[: len(ended)]), ""
 
 
 def ratings_of(rankings: Sequence[Answers]) -> np.ndarray | None:

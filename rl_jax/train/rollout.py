@@ -135,6 +135,8 @@ def make_collect(
   with_values = bool({"values", "old_values"} & (objective.needs | estimate.needs))
   if missing := sorted(objective.needs - FILLED - {"target_mask"}):
     raise ValueError(f"the objective needs {missing[0]}, which no rollout gives")
+  if not task.rewards and reward_model is None:
+    raise ValueError(f"task {task.name!r} needs at least one reward function")
   if "greedy_rewards" in estimate.needs and answer is None:
     raise ValueError("the estimator compares with greedy completions: pass `answer`, which makes them")
   if max_draws > 1 and reward_model is not None:
@@ -297,8 +299,7 @@ def _score_on_host(
   flat = (-1, completions.tokens.shape[-1])
   tokens, mask = completions.tokens.reshape(flat), completions.mask.reshape(flat)
   texts, _, scored = answers.score(task, tokenizer, rows, tokens, mask)
-  by_row = np.stack([*scored.parts.values()], axis=1).tolist()
-  parts = [{name: _or_none(value) for name, value in zip(scored.parts, values, strict=True)} for values in by_row]
+  parts = [{name: _or_none(values[row]) for name, values in scored.parts.items()} for row in range(len(rows))]
   samples = [
     {"prompt": row["prompt"], "completion": reply, "reward": float(reward), "rewards": part, "tokens": int(real.sum())}
     for row, reply, reward, part, real in zip(rows, texts, scored.total, parts, mask, strict=True)
@@ -326,7 +327,7 @@ def _metrics(rollout: Rollout, scored: rewards_lib.Scored, learned: Array | None
 
 
 def _or_none(value: float) -> float | None:
-  return None if np.isnan(value) else value
+  return None if np.isnan(value) else float(value)
 
 
 def _all_nan(values: np.ndarray) -> bool:

@@ -172,6 +172,11 @@ def test_rewards_that_do_not_apply_are_left_out():
   assert collected.metrics["reward"] == pytest.approx(np.mean([i % 3 for i in range(16) if i % 4]))
 
 
+def test_a_task_without_rewards_is_refused():
+  with pytest.raises(ValueError, match="task 'sevens' needs at least one reward function"):
+    make(rewards=())
+
+
 def test_truncated_completions_can_be_left_out():
   parts = make(collect_kwargs={"mask_truncated": True})
   batch = parts.collect(parts.state).batch

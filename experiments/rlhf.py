@@ -1,0 +1,202 @@
+"""The whole of RLHF on data that the script makes: demonstrations, preferences, a reward model, PPO.
+
+    python -m experiments.rlhf                          # a small model from scratch
+    python -m experiments.rlhf --model smollm2          # from SmolLM2-135M
+    python -m experiments.rlhf --resume                 # stages that are done are not done again
+
+Sums such as `7+15=` may be answered in few words or many, rightly or wrongly. A rule says how good an answer is: 1 if
+it ends in the right number, less 0.01 a character. The policy never sees the rule: it learns from demonstrations of all
+styles (SFT), then two sampled answers to a prompt are compared by the rule, a reward model learns from these
+preferences, and PPO raises its score, with a critic that starts from it and a KL to the SFT model in the reward. What
+the rule says of the answers is logged beside the learnt reward, so that over-optimisation shows.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from experiments import ppo, reward_model, sft
+from rl_jax.analysis.figures import pyplot
+from rl_jax.models import presets
+from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.samplers import Sampler
+from rl_jax.train import text
+from rl_jax.train.metrics_io import read_lines
+from rl_jax.train.settings import require_at_least
+
+MODULE = "experiments.rlhf"
+NEW_TOKENS = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  model: str = "small"  # small (from scratch), smollm2, tiny, a folder in Hugging Face's format, or a .gguf file
+  run_dir: str = "runs/rlhf"  # data, the stages' runs, tables and figures
+  resume: bool = False  # go on in run_dir
+  demonstrations: int = 4000  # of SFT
+  largest: int = 20  # number in a sum
+  right: float = 0.7  # share of the demonstrations that are right
+  sft_steps: int = 800  # updates
+  sft_rate: float = 2e-3  # learning rate, about 5e-5 for a model that is trained already
+  pairs: int = 8000  # prompts with two sampled answers each
+  reward_steps: int = 1500  # updates of the reward model
+  reward_rate: float = 5e-4  # learning rate
+  ppo_steps: int = 150  # rollouts
+  ppo_prompts: int = 32  # prompts a rollout
+  ppo_rate: float = 1e-4  # learning rate of the policy
+  critic_rate: float = 3e-4  # learning rate of the critic
+  kl_coef: float = 0.05  # weight of the KL in the reward
+  seed: int = 0  # of everything
+
+
+def main(config: Config) -> None:
+  require_at_least(config, 1, ("demonstrations", "largest", "sft_steps", "pairs", "reward_steps", "ppo_steps"))
+  folder = Path(config.run_dir)
+  if folder.exists() and any(folder.iterdir()) and not config.resume:
+    raise ValueError(f"run directory {config.run_dir!r} is not empty; choose a new --run-dir or pass --resume")
+  folder.mkdir(parents=True, exist_ok=True)
+  same_settings(folder / "config.json", config)
+  rng = np.random.default_rng(config.seed)
+  write(folder / "demonstrations.jsonl", demonstrate(rng, config))
+  write(folder / "prompts.jsonl", ask(rng, config, 2000))
+
+  supervised = stage(folder / "sft", sft, sft.Config(
+    data=str(folder / "demonstrations.jsonl"), model=config.model, steps=config.sft_steps, rows=16, row_tokens=128,
+    learning_rate=config.sft_rate, checkpoint_every=0, seed=config.seed,
+  ))  # fmt: skip
+  if not (folder / "preferences.jsonl").exists():
+    write(folder / "preferences.jsonl", compare(str(supervised), rng, config))
+  judge = stage(folder / "reward_model", reward_model, reward_model.Config(
+    data=str(folder / "preferences.jsonl"), model=str(supervised), steps=config.reward_steps, rankings=32,
+    max_tokens=64, learning_rate=config.reward_rate, checkpoint_every=0, seed=config.seed,
+  ))  # fmt: skip
+  stage(folder / "ppo", ppo, ppo.Config(
+    model=str(supervised), reward_model=str(judge), critic="reward", task=str(folder / "prompts.jsonl"),
+    rewards=(f"{MODULE}:rule",), reward_weights=(0.0,), steps=config.ppo_steps, prompts=config.ppo_prompts,
+    max_prompt_tokens=32, max_new_tokens=NEW_TOKENS, learning_rate=config.ppo_rate, critic_rate=config.critic_rate,
+    kl_coef=config.kl_coef, checkpoint_every=0, seed=config.seed,
+  ))  # fmt: skip
+  report(folder)
+
+
+def same_settings(path: Path, config: Config) -> None:
+  """Writes the settings, or says which ones differ from those that the folder was made with."""
+  settings = dataclasses.asdict(config) | {"resume": False, "run_dir": ""}
+  if path.exists() and (saved := json.loads(path.read_text())) != settings:
+    changed = [name for name in settings if saved.get(name) != settings[name]]
+    raise ValueError(f"{str(path.parent)!r} holds a run with other settings: {', '.join(changed)}")
+  path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def stage(folder: Path, module: Any, config: Any) -> Path:
+  """Runs a stage, unless its model is there already."""
+  print(f"\n== {folder.name}", flush=True)
+  if (folder / "model").is_dir():
+    print(f"done already: {folder / 'model'}")
+    return folder / "model"
+  return module.main(dataclasses.replace(config, run_dir=str(folder), resume=True))
+
+
+def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def ask(rng: np.random.Generator, config: Config, count: int) -> Iterator[dict[str, Any]]:
+  """Prompts with their right answers."""
+  for a, b in rng.integers(1, config.largest + 1, (count, 2)):
+    yield {"prompt": f"{a}+{b}=", "answer": str(a + b)}
+
+
+def demonstrate(rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
+  """Answers in four styles, some of them wrong."""
+  for row in ask(rng, config, config.demonstrations):
+    wrong = rng.random() >= config.right
+    number = int(row["answer"]) + (int(rng.integers(1, 10)) if wrong else 0)
+    a, b = row["prompt"].rstrip("=").split("+")
+    styles = (f"{number}", f"it is {number}", f"{a} plus {b} is {number}", f"I think that it is {number}")
+    yield {"prompt": row["prompt"], "completion": styles[rng.integers(4)]}
+
+
+def rule(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
+  """What is wanted: 1 for an answer that ends in the right number, less 0.01 a character.
+
+  >>> rule(completions=["42", "it is 42", "41"], answer=["42", "42", "42"])
+  [0.98, 0.92, -0.02]
+  """
+  found = [re.search(r"(\d+)\s*$", completion) for completion in completions]
+  right = [match is not None and match[1] == each for match, each in zip(found, answer, strict=True)]
+  return [round(is_right - 0.01 * len(each), 4) for is_right, each in zip(right, completions, strict=True)]
+
+
+def compare(model_folder: str, rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
+  """Two sampled answers to each prompt, the better one by the rule first; equally good ones are left out."""
+  model = presets.load(model_folder)
+  stop_tokens = text.stop_tokens(model.tokenizer, (), model.eos_tokens)
+  pad_token = text.pad_token(model.tokenizer)
+  generate = jax.jit(make_generate(model.policy, group_size=2, max_new_tokens=NEW_TOKENS, pad_token=pad_token))
+  rows, size = list(ask(rng, config, config.pairs)), 100
+  rows += rows[: -len(rows) % size]  # batches of one size
+  tokens, mask = text.pad([text.encode(model.tokenizer, row["prompt"]) for row in rows], pad_token)
+  for start in track(range(0, len(rows), size), description="sampling pairs", transient=True):
+    part, key = slice(start, start + size), jax.random.fold_in(jax.random.key(config.seed), start)
+    out = jax.device_get(generate(model.params, tokens[part], mask[part], stop_tokens, key, Sampler()))
+    for row, ids, real in zip(rows[part], out.tokens, out.mask, strict=True):
+      answers = text.decode(model.tokenizer, ids, real)
+      first, second = rule(completions=answers, answer=[row["answer"]] * 2)
+      if first != second and all(answers):
+        better = int(second > first)
+        yield {"prompt": row["prompt"], "chosen": answers[better], "rejected": answers[1 - better]}
+
+
+def report(folder: Path) -> None:
+  """Prints answers before and after PPO, and draws the learnt reward and the rule against rollouts and KL."""
+  rows = read_lines(folder / "ppo", "metrics.jsonl")
+  learned, true = ([row[f"reward/{name}"] for row in rows] for name in ("learned", "rule"))
+  divergence = [row["kl_completion"] for row in rows]
+  plt = pyplot()
+  figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+  for axis, x, name in ((axes[0], range(1, len(rows) + 1), "rollout"), (axes[1], divergence, "KL [nats a completion]")):
+    other = axis.twinx()
+    style: Any = dict(marker=".", linestyle="none") if name != "rollout" else {}
+    axis.plot(x, learned, color="tab:blue", label="learnt reward", **style)
+    other.plot(x, true, color="tab:orange", label="the rule", **style)
+    axis.set_xlabel(name)
+    axis.set_ylabel("learnt reward", color="tab:blue")
+    other.set_ylabel("the rule", color="tab:orange")
+    axis.grid(alpha=0.3)
+  figure.tight_layout()
+  figure.savefig(folder / "rlhf.png", dpi=120)
+  plt.close(figure)
+  answers = read_lines(folder / "ppo", "evaluation_samples.jsonl")
+  end = answers[-1]["step"]
+  table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title="held-out prompts, greedy")
+  pairs = zip(*([row for row in answers if row["step"] == step] for step in (0, end)), strict=True)
+  for before, after in list(pairs)[:8]:
+    cells = (before["completion"], f"{before['reward']:.2f}", after["completion"], f"{after['reward']:.2f}")
+    table.add_row(before["prompt"], *cells)
+  Console().print(table)
+  tenth = max(len(rows) // 10, 1)
+  for name, values in (("learnt reward", learned), ("the rule", true), ("KL [nats a completion]", divergence)):
+    first, last = np.mean(values[:tenth]), np.mean(values[-tenth:])
+    print(f"{name}: {first:.3f} in the first tenth of PPO, {last:.3f} in the last")
+  print(f"figure: {folder / 'rlhf.png'}")
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; finished stages are kept, and --resume goes on with the others")

@@ -1,0 +1,117 @@
+"""Adapters: what they change, what is trained, and the files that PEFT reads."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rl_jax.models import lora, presets
+from rl_jax.objectives import sft
+from rl_jax.objectives.base import Inputs
+from rl_jax.train.score import Sequences, make_score
+from rl_jax.train.state import TrainState
+from rl_jax.train.step import Batch, make_train_step
+
+MODEL = presets.load("tiny")
+
+
+def trained(key=0, **options):
+  """Adapters with a B that is not 0."""
+  adapters = lora.init(jax.random.key(key), MODEL.params, **options)
+  return {
+    name: adapter._replace(b=jax.random.normal(jax.random.key(i), adapter.b.shape))
+    for i, (name, adapter) in enumerate(adapters.items())
+  }
+
+
+def test_merging_adds_the_scaled_product_to_the_adapted_matrices_alone():
+  adapters = trained(rank=3, targets=("query", "down"))
+  merged = lora.merge(MODEL.params, adapters, alpha=6.0)
+  for name in lora.MODULES:
+    before, after = (np.asarray(tree["layers"][name]["kernel"]) for tree in (MODEL.params, merged))
+    expected = before
+    if name in adapters:
+      a, b = (np.asarray(side) for side in adapters[name])
+      expected = np.stack([w + 2 * x @ y for w, x, y in zip(before, a, b, strict=True)])
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_projected():
+  score = make_score(MODEL.policy)
+  adapters = trained(rank=2, targets=("value",))
+  tokens = jnp.array([[[5, 6, 7]]])
+  sequences = Sequences(jnp.array([[3, 4]]), jnp.ones((1, 2), bool), tokens, jnp.ones(tokens.shape, bool))
+
+  def merged_score(params, sequences):
+    return score(lora.merge(params["base"], params["adapters"]), sequences)
+
+  tx = optax.sgd(1.0)
+  params = {"base": MODEL.params, "adapters": adapters}
+  state = TrainState.create(params, tx, frozen=("base",))
+  step = make_train_step(merged_score, sft.objective(), tx, frozen=("base",))
+  state, metrics = step(state, Batch(sequences, Inputs(mask=jnp.ones(tokens.shape))))
+  assert float(metrics["skipped"].total) == 0
+  for one, other in zip(jax.tree.leaves(state.params["base"]), jax.tree.leaves(MODEL.params), strict=True):
+    np.testing.assert_array_equal(one, other)
+  full = jax.grad(lambda params: -score(params, sequences).logp.mean())(lora.merge(MODEL.params, adapters))
+  weight = np.asarray(full["layers"]["value"]["kernel"])
+  a, b = (np.asarray(side) for side in adapters["value"])
+  expected_a, expected_b = 16 * weight @ b.transpose(0, 2, 1), 16 * a.transpose(0, 2, 1) @ weight
+  np.testing.assert_allclose(a - np.asarray(state.params["adapters"]["value"].a), expected_a, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(b - np.asarray(state.params["adapters"]["value"].b), expected_b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_optimiser_holds_nothing_for_what_is_frozen():
+  params = {"base": MODEL.params, "adapters": trained(rank=1, targets=("query",))}
+  state = TrainState.create(params, optax.adam(0.1), frozen=("base",))
+  size = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+  assert size == 2 * sum(leaf.size for leaf in jax.tree.leaves(params["adapters"])) + 1
+  with pytest.raises(ValueError, match="frozen names 'bass', which the parameters lack; they have adapters, base"):
+    TrainState.create(params, optax.adam(0.1), frozen=("bass",))
+
+
+def test_files_hold_what_peft_names(tmp_path):
+  lora.save_peft(tmp_path, trained(rank=4, targets=("query", "down")), alpha=8.0, base_model="some/model")
+  tensors = load_file(tmp_path / "adapter_model.safetensors")
+  assert tensors["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].shape == (4, 128)
+  assert tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].shape == (64, 4)
+  config = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 8.0, ["q_proj", "down_proj"])
+  assert config["base_model_name_or_path"] == "some/model" and config["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"use_dora": True}, "use use_dora, which is not supported"),
+    ({"r": 3}, "are not of rank 3"),
+    ({"r": None}, "no readable PEFT files"),
+  ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
+  lora.save_peft(tmp_path, trained(rank=4))
+  config = json.loads((tmp_path / "adapter_config.json").read_text()) | change
+  (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+  with pytest.raises(ValueError, match=message):
+    lora.load_peft(tmp_path)
+
+
+def test_unknown_tensors_and_missing_files_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="no readable PEFT files"):
+    lora.load_peft(tmp_path)
+  lora.save_peft(tmp_path, trained(rank=4))
+  path = tmp_path / "adapter_model.safetensors"
+  save_file(load_file(path) | {"base_model.model.lm_head.lora_A.weight": np.ones((2, 2))}, path)
+  with pytest.raises(ValueError, match="unexpected tensors base_model.model.lm_head"):
+    lora.load_peft(tmp_path)
+
+
+def test_bad_arguments_are_named():
+  with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+    lora.init(jax.random.key(0), MODEL.params, rank=0)
+  with pytest.raises(ValueError, match="targets must be of query, .* got 'q_proj'"):
+    lora.init(jax.random.key(0), MODEL.params, targets=("q_proj",))
