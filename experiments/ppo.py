@@ -19,16 +19,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import tyro
 
+from experiments.actors import RewardModel, assemble, load_reward_model
 from rl_jax import objectives, tasks
 from rl_jax.analysis import report
-from rl_jax.models import heads, lora, presets, weights
+from rl_jax.models import lora, presets, weights
 from rl_jax.objectives.base import Objective
 from rl_jax.ops import controllers, kl, returns
 from rl_jax.ops.moments import Moments
@@ -39,7 +39,7 @@ from rl_jax.train import estimates, loop, parallel, pretraining, rollout, text
 from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.score import Scores, Sequences, make_last_value, make_score, make_values
+from rl_jax.train.score import Sequences, make_last_value, make_score
 from rl_jax.train.settings import command_line, require_at_least
 from rl_jax.train.shaping import Shaping
 from rl_jax.train.state import RLState
@@ -174,92 +174,6 @@ def read_texts(path: str) -> list[str]:
   return [row["text"] for _, row in rows]
 
 
-class RewardModel(NamedTuple):
-  """A reward model's functions and parameters."""
-
-  model: heads.ScalarModel
-  params: Any
-
-
-def load_reward_model(folder: str, tokenizer: Any) -> RewardModel:
-  """Loads what experiments.reward_model wrote.
-
-  Raises:
-    ValueError: If there is no such model, or its tokenizer is another one than the policy's.
-  """
-  backbone = presets.load(folder)
-  if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
-    raise ValueError(f"reward model {folder!r} has another tokenizer than the policy: it reads the policy's tokens")
-  width = backbone.config.embed_dim
-  params = {"backbone": backbone.params, "head": heads.load_head(folder, width)}
-  return RewardModel(heads.scalar_model(backbone.policy, width), params)
-
-
-class Parts(NamedTuple):
-  """What is trained together, as functions of one dict of parameters.
-
-  Attributes:
-    policy: `params -> the policy's own parameters`, adapters merged.
-    score: `(params, sequences) -> Scores`, with values where there is a critic.
-    last_value: `(params, sequences) -> [P, G]`; None without a critic.
-    build: `(policy params, key) -> params`.
-    frozen: Entries that are not trained.
-  """
-
-  policy: Callable[[Any], Any]
-  score: Callable[[Any, Sequences], Scores]
-  last_value: Callable[[Any, Sequences], jax.Array] | None
-  build: Callable[[Any, jax.Array], dict[str, Any]]
-  frozen: tuple[str, ...]
-
-
-def assemble(config: Config, model: presets.Model, reward: RewardModel | None, with_critic: bool) -> Parts:
-  """Puts actor and critic together, each as the settings want it."""
-  width = model.config.embed_dim
-  plain_score = make_score(model.policy, temperature=config.temperature)
-  shared = heads.with_value_head(model.policy, width)
-  shared_score = make_score(shared, temperature=config.temperature, value=shared.value)
-  own = heads.scalar_model(model.policy, width)
-  if config.critic == "reward" and reward is not None:
-    own = reward.model
-  values, last_value = make_values(own), make_last_value(own)
-
-  def policy(params: Any) -> Any:
-    if config.lora_rank:
-      return lora.merge(params["base"], params["adapters"], alpha=config.lora_alpha)
-    return params["policy"]
-
-  def with_head(params: Any) -> Any:
-    return {"policy": policy(params), "value_head": params["value_head"]}
-
-  def score(params: Any, sequences: Sequences) -> Scores:
-    if not with_critic:
-      return plain_score(policy(params), sequences)
-    if config.critic == "shared":
-      return shared_score(with_head(params), sequences)
-    return plain_score(policy(params), sequences)._replace(values=values(params["critic"], sequences))
-
-  def end_value(params: Any, sequences: Sequences) -> jax.Array:
-    if config.critic == "shared":
-      return make_last_value(shared)(with_head(params), sequences)
-    return last_value(params["critic"], sequences)
-
-  def build(start: Any, key: jax.Array) -> dict[str, Any]:
-    adapter_key, head_key = jax.random.split(key)
-    params: dict[str, Any] = {"policy": start}
-    if config.lora_rank:
-      params = {"base": start, "adapters": lora.init(adapter_key, start, rank=config.lora_rank)}
-    if with_critic and config.critic == "shared":
-      params["value_head"] = own.init_head(head_key)
-    elif with_critic and config.critic == "reward" and reward is not None:
-      params["critic"] = jax.tree.map(jnp.copy, reward.params)
-    elif with_critic:
-      params["critic"] = {"backbone": jax.tree.map(jnp.copy, start), "head": own.init_head(head_key)}
-    return params
-
-  return Parts(policy, score, end_value if with_critic else None, build, ("base",) if config.lora_rank else ())
-
-
 def make_optimiser(config: Config) -> optax.GradientTransformation:
   """AdamW with a rate for the policy and one for the critic."""
 
@@ -292,13 +206,15 @@ def train(
 ) -> Path:  # fmt: skip
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
-  with_critic = bool({"values", "old_values"} & (objective.needs | estimate.needs))
-  kinds = ["policy", *(["critic"] if with_critic else []), *(["reward model"] if reward else [])]
+  critic = config.critic if {"values", "old_values"} & (objective.needs | estimate.needs) else "none"
+  kinds = ["policy", *(["critic"] if critic != "none" else []), *(["reward model"] if reward else [])]
   size = f"{model.num_params / 1e6:.1f} M parameters"
   print(f"{config.model}: {size}; {', '.join(kinds)}; task {task.name}; {config.run_dir}", flush=True)
 
   # Actor and critic, the optimiser, and the update step over all devices.
-  parts, tx = assemble(config, model, reward, with_critic), make_optimiser(config)
+  adapters: Any = dict(lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
+  parts = assemble(model, critic, reward, temperature=config.temperature, **adapters)
+  tx = make_optimiser(config)
   step = make_train_step(parts.score, objective, tx, microbatches=config.microbatches, frozen=parts.frozen)
   plain_score = jax.jit(counter.count(make_score(model.policy, temperature=config.temperature)))
 
@@ -380,8 +296,8 @@ def train(
   if done < config.steps:
     sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command_line(MODULE, config, resume=True)}")
   if config.lora_rank:
-    adapters = state.policy.params["adapters"]
-    lora.save_peft(run.folder / "adapters", adapters, alpha=config.lora_alpha, base_model=config.model)
+    trained = state.policy.params["adapters"]
+    lora.save_peft(run.folder / "adapters", trained, alpha=config.lora_alpha, base_model=config.model)
   weights.save_safetensors(
     run.folder / "model", jax.jit(parts.policy)(state.policy.params), model.config, model.hf, model.tokenizer,
     eos_tokens=model.eos_tokens,

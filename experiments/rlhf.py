@@ -56,7 +56,7 @@ class Config:
   ppo_prompts: int = 32  # prompts a rollout
   ppo_rate: float = 1e-4  # learning rate of the policy
   critic_rate: float = 3e-4  # learning rate of the critic
-  kl_coef: float = 0.05  # weight of the KL in the reward
+  kl_coef: float = 0.1  # weight of the KL in the reward
   seed: int = 0  # of everything
 
 
@@ -122,7 +122,7 @@ def demonstrate(rng: np.random.Generator, config: Config) -> Iterator[dict[str, 
   """Answers in four styles, some of them wrong."""
   for row in ask(rng, config, config.demonstrations):
     wrong = rng.random() >= config.right
-    number = int(row["answer"]) + (int(rng.integers(1, 10)) if wrong else 0)
+    number = int(row["answer"]) + (int(rng.choice([-9, -5, -2, -1, 1, 2, 5, 9])) if wrong else 0)
     a, b = row["prompt"].rstrip("=").split("+")
     styles = (f"{number}", f"it is {number}", f"{a} plus {b} is {number}", f"I think that it is {number}")
     yield {"prompt": row["prompt"], "completion": styles[rng.integers(4)]}

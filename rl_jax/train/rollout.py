@@ -59,12 +59,16 @@ class Passes(NamedTuple):
 
 
 class Collected(NamedTuple):
-  """What `collect` gives: the state with its position in the data moved on, a batch, metrics and readable samples."""
+  """What `collect` gives: the state with its position in the data moved on, a batch, metrics and readable samples.
+
+  `rewards [P, G]` are NaN where none applied; None where the batch comes from a data set.
+  """
 
   state: RLState
   batch: Batch
   metrics: dict[str, float]
   samples: list[dict[str, Any]]
+  rewards: Float[np.ndarray, "P G"] | None = None
 
 
 Collect = Callable[[RLState], Collected]
@@ -208,7 +212,7 @@ def make_collect(
     for sample_, score_ in zip(samples, rollout.rewards.reshape(-1), strict=True):
       sample_["reward"] = float(score_)
     state = state._replace(position=jnp.asarray(prompts.position, jnp.int32))
-    return Collected(state, Batch(rollout.sequences, inputs), metrics, samples)
+    return Collected(state, Batch(rollout.sequences, inputs), metrics, samples, rollout.rewards)
 
   return collect
 

@@ -1,0 +1,74 @@
+"""Learning from the best of a policy's own samples: imitate them, or prefer them to the worst."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_jax.ops.selection import best_and_worst, best_of
+from rl_jax.train.rollout import Collect, Collected
+from rl_jax.train.state import RLState
+
+
+def imitate(collect: Collect, *, n: int = 1, above: float = -np.inf) -> Collect:
+  """Returns a `collect` whose batches train on each group's n best completions alone, with rewards above a floor.
+
+  With `objectives.sft` this is rejection sampling (best-of-n), and in rounds expert iteration. The metric `kept` is the
+  share of the completions that are learnt.
+
+  Args:
+    collect: From `train.rollout.make_collect`.
+    n: Completions a group.
+    above: Completions must have a higher reward than this.
+
+  Raises:
+    ValueError: If n is below 1.
+  """
+  if n < 1:
+    raise ValueError(f"n must be at least 1, got {n}")
+
+  def collect_best(state: RLState) -> Collected:
+    collected = collect(state)
+    rewards, known = _rewards(collected)
+    keep = best_of(rewards, known, n=n) & known & (rewards > above)
+    mask = (collected.batch.inputs.mask != 0) & keep[..., None]
+    batch = collected.batch._replace(inputs=collected.batch.inputs._replace(mask=mask))
+    return collected._replace(batch=batch, metrics=collected.metrics | {"kept": float(keep.mean())})
+
+  return collect_best
+
+
+def prefer(collect: Collect) -> Collect:
+  """Returns a `collect` whose batches are pairs `[P, 2, T]`, each group's best completion before its worst: online DPO.
+
+  Groups whose rewards are all equal have an empty mask, and are left out of the loss. The metric `kept` is the share of
+  the groups that give a pair.
+
+  Args:
+    collect: From `train.rollout.make_collect`, for an objective of `objectives.dpo`.
+  """
+
+  def collect_pairs(state: RLState) -> Collected:
+    collected = collect(state)
+    rewards, known = _rewards(collected)
+    places, differ = best_and_worst(rewards, known)
+
+    def take(leaf: jax.Array) -> jax.Array:
+      return jnp.take_along_axis(leaf, places[..., None], axis=1)
+
+    sequences, inputs = collected.batch
+    sequences = sequences._replace(
+      completions=take(sequences.completions), completion_mask=take(sequences.completion_mask)
+    )
+    inputs = jax.tree.map(take, inputs)
+    inputs = inputs._replace(mask=(inputs.mask != 0) & differ[:, None, None])
+    batch = collected.batch._replace(sequences=sequences, inputs=inputs)
+    return collected._replace(batch=batch, metrics=collected.metrics | {"kept": float(differ.mean())})
+
+  return collect_pairs
+
+
+def _rewards(collected: Collected) -> tuple[jax.Array, jax.Array]:
+  """Rewards `[P, G]`, 0 where none applied, and where one did."""
+  if collected.rewards is None:
+    raise ValueError("the batch has no rewards to select by")
+  return jnp.asarray(np.nan_to_num(collected.rewards), jnp.float32), jnp.asarray(~np.isnan(collected.rewards))

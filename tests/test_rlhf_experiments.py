@@ -1,0 +1,172 @@
+"""SFT, reward model, DPO, PPO and rejection sampling on a tiny model: two steps of each, and what they refuse."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import dpo, ppo, rejection_sampling, reward_model, rlhf, sft
+from rl_jax.models import lora, presets
+from rl_jax.train.metrics_io import read_lines
+
+SMALL = dict(model="tiny", steps=2)
+ROLLOUTS = dict(prompts=8, group_size=2, task_options=("evaluation_size=4",), checkpoint_every=0)
+
+
+def write(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+@pytest.fixture
+def demonstrations(tmp_path):
+  rows = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(40)]
+  return write(tmp_path / "demonstrations.jsonl", rows)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+  rows = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": f"{i} and one"} for i in range(40)]
+  return write(tmp_path / "pairs.jsonl", rows)
+
+
+def measured(folder):
+  rows = read_lines(folder, "evaluation.jsonl")
+  return rows[0]["values"], rows[-1]["values"]
+
+
+def test_sft_lowers_the_perplexity_and_writes_a_model(tmp_path, demonstrations):
+  settings = dict(rows=4, row_tokens=16, learning_rate=1e-2, run_dir=str(tmp_path / "run"))
+  model = sft.main(sft.Config(data=demonstrations, **SMALL, **settings))
+  before, after = measured(tmp_path / "run")
+  assert after["perplexity"] < before["perplexity"]
+  assert presets.load(str(model)).num_params == presets.load("tiny").num_params
+  with pytest.raises(ValueError, match="holds another run"):
+    sft.main(sft.Config(data=demonstrations, **SMALL, **settings))
+
+
+def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs):
+  settings = dict(rankings=8, learning_rate=1e-2, run_dir=str(tmp_path / "rm"))
+  judge = reward_model.main(reward_model.Config(data=pairs, **SMALL, **settings))
+  before, after = measured(tmp_path / "rm")
+  assert before["margin"] == 0 and after["margin"] > 0 and after["pairs"] == 4
+  prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{i}+1="} for i in range(40)])
+  ppo.main(ppo.Config(
+    **SMALL, **ROLLOUTS, task=prompts, reward_model=str(judge), critic="reward", kl_control="adaptive", bootstrap=True,
+    normalize_rewards=True, max_kl=1.0, run_dir=str(tmp_path / "ppo"),
+  ))  # fmt: skip
+  row = read_lines(tmp_path / "ppo", "metrics.jsonl")[-1]
+  assert {"kl_coef", "kl_completion", "explained_variance", "value/value_error", "updates"} <= set(row)
+  assert row["reward_std"] > 0
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(critic="own", spread=0.9, kl_control="band"),
+    dict(critic="shared", lora_rank=2, kl_estimator="k3"),
+    dict(objective="remax", epochs=1, minibatches=1, kl_coef=0.0),
+    dict(objective="reinforce_plus_plus"),
+    dict(objective="rloo"),
+  ],
+)
+@pytest.mark.slow
+def test_ppo_and_its_relatives_run(tmp_path, settings):
+  ppo.main(ppo.Config(**SMALL, **ROLLOUTS, **settings, run_dir=str(tmp_path / "run")))
+  rows = read_lines(tmp_path / "run", "metrics.jsonl")
+  assert len(rows) == 2 and all(row["skipped"] == 0 and np.isfinite(row["loss"]) for row in rows)
+  assert ("value/value_error" in rows[0]) == ("critic" in settings)
+  if "lora_rank" in settings:
+    adapters, alpha = lora.load_peft(tmp_path / "run" / "adapters")
+    merged = lora.merge(presets.load("tiny").params, adapters, alpha=alpha)
+    saved = presets.load(str(tmp_path / "run" / "model")).params
+    np.testing.assert_allclose(merged["layers"]["query"]["kernel"], saved["layers"]["query"]["kernel"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pretraining_text_is_mixed_in(tmp_path):
+  texts = write(tmp_path / "texts.jsonl", [{"text": f"{i} comes before {i + 1}."} for i in range(20)])
+  settings = dict(objective="instruct_gpt", ptx_data=texts, ptx_prompts=8, run_dir=str(tmp_path / "run"))
+  ppo.main(ppo.Config(**SMALL, **ROLLOUTS, **settings))
+  assert read_lines(tmp_path / "run", "metrics.jsonl")[-1]["ptx/nll"] > 1
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(loss="aot"), dict(lora_rank=2, loss="ipo")])
+def test_dpo_widens_the_margin(tmp_path, pairs, settings):
+  config = dpo.Config(data=pairs, **SMALL, pairs=8, learning_rate=1e-2, run_dir=str(tmp_path / "run"), **settings)
+  dpo.main(config)
+  before, after = measured(tmp_path / "run")
+  assert before["margin"] == pytest.approx(0, abs=1e-3) and after["margin"] > 0.01 and after["loss"] < before["loss"]
+
+
+@pytest.mark.parametrize("method", ["imitate", "prefer"])
+def test_learning_from_ones_own_samples(tmp_path, method):
+  settings = dict(rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"))
+  rejection_sampling.main(rejection_sampling.Config(**SMALL, **ROLLOUTS, **settings))
+  rows = read_lines(tmp_path / "run", "metrics.jsonl")
+  assert len(rows) == 2 and all(0 < row["kept"] <= 1 for row in rows)
+  assert rows[0]["nll" if method == "imitate" else "accuracy"] is not None
+
+
+def digits(completions, **_):
+  return [float(sum(ord(character) for character in text) % 7) for text in completions]
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(objective="foo"), "unknown objective 'foo'"),
+    (dict(objective="dpo"), "objective 'dpo' does not learn from rewards"),
+    (dict(objective="instruct_gpt", ptx_prompts=8), "needs ptx_data"),
+    (dict(critic="both"), "critic must be one of own, reward, shared, got 'both'"),
+    (dict(critic="reward"), "critic 'reward' needs a reward_model"),
+    (dict(kl_estimator="k4"), "kl_estimator must be one of k1, k2, k3"),
+    (dict(gamma=1.5), "gamma and lam must be between 0 and 1"),
+    (dict(kl_low=3.0, kl_high=2.0), "kl_low below kl_high"),
+    (dict(reward_model="nowhere"), "unknown model 'nowhere'"),
+    (dict(minibatches=3), "prompts .* must be a multiple"),
+  ],
+)
+def test_mistakes_in_ppo_are_named_and_leave_no_run_behind(tmp_path, settings, message):
+  with pytest.raises(ValueError, match=message):
+    ppo.main(ppo.Config(**SMALL, **(ROLLOUTS | settings), run_dir=str(tmp_path / "run")))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_head_is_no_reward_model(tmp_path, demonstrations):
+  model = sft.main(sft.Config(data=demonstrations, **SMALL, rows=4, row_tokens=16, run_dir=str(tmp_path / "sft")))
+  with pytest.raises(ValueError, match="no readable scalar head: is this a reward model's folder"):
+    ppo.main(ppo.Config(**SMALL, **ROLLOUTS, reward_model=str(model), run_dir=str(tmp_path / "run")))
+
+
+def test_mistakes_in_data_are_named(tmp_path, pairs):
+  with pytest.raises(ValueError, match="does not exist"):
+    sft.main(sft.Config(data="nowhere.jsonl", **SMALL, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match=r"pairs.jsonl, line 1: no columns prompt and completion"):
+    sft.main(sft.Config(data=pairs, **SMALL, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="margins need a column 'ratings'"):
+    reward_model.main(reward_model.Config(data=pairs, **SMALL, margins=True, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
+  ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
+  with pytest.raises(ValueError, match="DPO learns from pairs; the data ranks 3 answers"):
+    dpo.main(dpo.Config(data=ranked, **SMALL, run_dir=str(tmp_path / "run")))
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_all_stages_of_rlhf_in_one_command(tmp_path):
+  config = rlhf.Config(
+    model="tiny", run_dir=str(tmp_path / "run"), demonstrations=1000, sft_steps=2, pairs=100, reward_steps=2, ppo_steps=2,
+    ppo_prompts=8,
+  )  # fmt: skip
+  rlhf.main(config)
+  assert {"demonstrations.jsonl", "preferences.jsonl", "sft", "reward_model", "ppo", "rlhf.png"} <= {
+    path.name for path in (tmp_path / "run").iterdir()
+  }
+  with pytest.raises(ValueError, match="is not empty; choose a new --run-dir or pass --resume"):
+    rlhf.main(config)
+  with pytest.raises(ValueError, match="holds a run with other settings: seed"):
+    rlhf.main(dataclasses.replace(config, seed=1, resume=True))
+  rlhf.main(dataclasses.replace(config, resume=True))
