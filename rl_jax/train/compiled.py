@@ -107,6 +107,7 @@ def compiled(
   *,
   estimator: Callable[..., Any] | estimates.Estimate = advantages.group_normalized,
   warmup_optimiser: optax.GradientTransformation | None = None,
+  reward_model: Callable[[Sequences], Array] | None = None,
 ) -> Run:
   """Returns a whole training run, `run(key) -> (final state, history)`, to be jitted, mapped over keys, or sharded.
 
@@ -121,6 +122,7 @@ def compiled(
     estimator: Of advantages, in one of the forms of `estimates.adapt`, or what that returns; an objective's module
       names its own.
     warmup_optimiser: Of the supervised warm-up; Adam at 1e-3 by default.
+    reward_model: `sequences -> [P, G]`, to learn from in place of the task's rewards.
 
   Raises:
     ValueError: If the objective or the estimator needs what neither task nor model gives.
@@ -149,6 +151,7 @@ def compiled(
     kl_in_reward=settings.kl_in_reward,
     process_rewards=settings.process_rewards,
     mask_truncated=settings.mask_truncated,
+    reward_model=reward_model,
   )  # fmt: skip
   step = make_train_step(score, objective, optimiser)
   evaluate = device_rollout.make_evaluate(

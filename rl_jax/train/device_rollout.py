@@ -71,6 +71,7 @@ def make_collect(
   kl_in_reward: float | Array = 0.0,
   process_rewards: bool = False,
   mask_truncated: bool = False,
+  reward_model: Callable[[Sequences], Array] | None = None,
 ) -> Collect:
   """Returns `collect(state) -> (state, batch, metrics)`, pure: the device's counterpart of `rollout.make_collect`.
 
@@ -87,6 +88,8 @@ def make_collect(
     kl_in_reward: Weight of the KL (k1) to the reference in each token's reward; a Python 0 leaves it out.
     process_rewards: Whether the rewards of steps are learnt from, instead of the one of the whole answer.
     mask_truncated: Whether completions that were cut off are left out of the loss.
+    reward_model: `sequences -> [P, G]`, whose scores are learnt from in place of the task's rewards, which are still
+      measured; the metric `learned` is their mean.
 
   Raises:
     ValueError: If the objective needs a field that a task has nothing for, or the task has no steps to reward.
@@ -116,6 +119,11 @@ def make_collect(
     sample_key, noise_key, problem_key = (jax.random.fold_in(keys[i], state.position) for i in (0, 2, 3))
     problems = on_device.sample(task, problem_key, prompts)
     judged = play(state.policy.params, problems, sample_key)
+    metrics = summary(judged)
+    if reward_model is not None:
+      learned = reward_model(judged.sequences)
+      judged = judged._replace(verdict=judged.verdict._replace(reward=learned))
+      metrics["learned"] = jnp.mean(learned)
     completions, verdict = judged.completions, judged.verdict
     mask = completions.mask & completions.stopped[..., None] if mask_truncated else completions.mask
     old = old_scores(state.policy.params, judged)
@@ -125,7 +133,8 @@ def make_collect(
       mask, token_rewards(judged, completions.mask, old.logp, ref_logp), jnp.ones_like(completions.stopped), old.values
     )
     if "greedy_rewards" in estimate.needs:
-      greedy = play_greedy(state.policy.params, problems, sample_key).verdict.reward[:, 0]
+      played = play_greedy(state.policy.params, problems, sample_key)
+      greedy = (played.verdict.reward if reward_model is None else reward_model(played.sequences))[:, 0]
       experience = experience._replace(greedy_rewards=greedy)
     inputs = Inputs(
       mask=mask,
@@ -138,7 +147,7 @@ def make_collect(
       **estimate.fields(experience),
     )
     state = state._replace(position=state.position + prompts)
-    return state, Batch(judged.sequences, inputs), summary(judged)
+    return state, Batch(judged.sequences, inputs), metrics
 
   return collect
 

@@ -1,0 +1,178 @@
+"""All of RLHF as one compiled program, many seeds side by side: SFT, preferences, a reward model, PPO.
+
+    python -m experiments.compiled_rlhf
+    python -m experiments.compiled_rlhf --task sorting --task-options length=3 --kl-coef 0.02
+
+The policy learns from demonstrations; pairs of its own answers are compared by the task's verifier; a reward model,
+which starts from the policy, learns from the pairs that differ; PPO raises its score with the KL to the SFT policy in
+the reward. The task's own reward is measured beside the learnt one, so that over-optimisation shows.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array
+
+from rl_jax.analysis.comparison import cell
+from rl_jax.analysis.figures import pyplot
+from rl_jax.analysis.statistics import bootstrap_interval, interquartile_mean
+from rl_jax.models import heads, presets
+from rl_jax.models.transformer import policy
+from rl_jax.objectives import ppo, reward_model
+from rl_jax.objectives.base import Inputs
+from rl_jax.ops.selection import best_and_worst
+from rl_jax.tasks import on_device
+from rl_jax.tasks.load import parse_options
+from rl_jax.tasks.on_device import base
+from rl_jax.train import memory
+from rl_jax.train.compiled import Settings, compiled
+from rl_jax.train.device_rollout import make_play
+from rl_jax.train.metrics_io import RunDirectory
+from rl_jax.train.score import Scores, Sequences, make_last_value
+from rl_jax.train.settings import require_at_least
+from rl_jax.train.state import TrainState
+from rl_jax.train.step import Batch, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
+  task_options: tuple[str, ...] = ("digits=1",)  # the task's settings, such as digits=3
+  run_dir: str = "runs/compiled_rlhf"  # metrics and the figure
+  seeds: int = 8  # whole pipelines
+  layers: int = 1  # of every model
+  width: int = 64  # of every model
+  warmup_steps: int = 100  # updates of SFT
+  reward_steps: int = 300  # updates of the reward model, each on fresh pairs
+  pairs: int = 128  # an update
+  reward_rate: float = 1e-3  # learning rate of the reward model
+  rollouts: int = 300  # of PPO
+  prompts: int = 64  # prompts a rollout
+  group_size: int = 4  # completions a prompt
+  learning_rate: float = 3e-4  # of PPO
+  kl_coef: float = 0.05  # weight of the KL in the reward
+  seed: int = 0  # of everything
+
+
+def main(config: Config) -> None:
+  require_at_least(config, 2, ("seeds", "group_size"))
+  require_at_least(config, 1, ("reward_steps", "pairs", "prompts"))
+  require_at_least(config, 10, ("rollouts",))
+  require_at_least(config, 0, ("warmup_steps", "reward_rate", "learning_rate", "kl_coef", "seed"))
+  if config.rollouts % 10 or config.prompts % 2:
+    raise ValueError("rollouts must be a multiple of 10, and prompts of 2")
+  task = on_device.load(config.task, **parse_options(config.task_options))
+  began = time.perf_counter()
+  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=False) as run:
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    program = jax.jit(jax.vmap(lambda key: pipeline(config, task, key))).lower(keys).compile()
+    print(f"compiled in {time.perf_counter() - began:.0f} s, needs {memory.needed_gib(program):.2f} GiB", flush=True)
+    results = jax.device_get(program(keys))
+    np.savez(run.folder / "results.npz", **results)
+    show(results, run.folder, task)
+  print(f"{config.seeds} pipelines in {time.perf_counter() - began:.0f} s")
+
+
+def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Array]:
+  """All stages of one seed; returns metrics over time."""
+  shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
+  actor_critic, judge = (make(policy(shape), shape.embed_dim) for make in (heads.with_value_head, heads.scalar_model))
+  settings = Settings(
+    steps=config.rollouts, prompts=config.prompts, group_size=config.group_size, epochs=2, minibatches=2,
+    kl_in_reward=config.kl_coef, warmup_steps=config.warmup_steps, warmup_examples=128,
+    evaluate_every=config.rollouts // 10, evaluation_problems=512,
+  )  # fmt: skip
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+  last_value = make_last_value(judge)
+  learner: Any = dict(estimator=ppo.estimator, warmup_optimiser=optax.adam(2e-3))
+  start_key, judge_key = jax.random.split(key)
+  state, first = compiled(task, actor_critic, ppo.objective(), tx, settings, **learner).start(start_key)
+  params, accuracy = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
+  run = compiled(
+    task, actor_critic, ppo.objective(), tx, settings,
+    reward_model=lambda sequences: last_value(params, sequences), **learner,
+  )  # fmt: skip
+  _, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
+  evaluation = {name: jnp.append(first[name], values) for name, values in history.evaluation.items()}
+  train = {name: values.reshape(-1) for name, values in history.train.items()}
+  return {"accuracy": accuracy} | {f"evaluation/{k}": v for k, v in evaluation.items()} | {
+    f"train/{k}": v for k, v in train.items()
+  }
+
+
+def train_judge(
+  config: Config, task: on_device.Task, actor: Any, judge: heads.ScalarModel, policy_params: Any, key: Array
+) -> tuple[Any, Array]:
+  """Returns a reward model that starts from the policy, and its accuracy on fresh pairs over time."""
+  head_key, data_key = jax.random.split(key)
+  params = {"backbone": policy_params["policy"], "head": judge.init_head(head_key)}
+  tx, last_value = optax.adam(config.reward_rate), make_last_value(judge)
+  play = make_play(task, actor, group_size=2)
+
+  def score(params: Any, sequences: Sequences) -> Scores:
+    return Scores(None, None, scores=last_value(params, sequences))
+
+  step = make_train_step(score, reward_model.objective(centering=0.01), tx)
+
+  def update(state: TrainState, key: Array) -> tuple[TrainState, Array]:
+    problem_key, sample_key = jax.random.split(key)
+    judged = play(policy_params, base.sample(task, problem_key, config.pairs), sample_key)
+    places, differ = best_and_worst(judged.verdict.reward)
+    prompts, prompt_mask, tokens, mask = judged.sequences
+    tokens, mask = (jnp.take_along_axis(x, places[..., None], axis=1) for x in (tokens, mask))
+    compared = mask & differ[:, None, None]  # a pair of equals is no preference
+    state, metrics = step(state, Batch(Sequences(prompts, prompt_mask, tokens, mask), Inputs(mask=compared)))
+    return state, metrics["accuracy"].value
+
+  keys = jax.random.split(data_key, config.reward_steps)
+  state, accuracy = jax.lax.scan(update, TrainState.create(params, tx), keys)
+  return state.params, accuracy
+
+
+def show(results: dict[str, np.ndarray], folder: Path, task: on_device.Task) -> None:
+  """Prints what every stage reached, and draws the learnt reward and the task's over rollouts."""
+  ends = {
+    "exact match after SFT": results["evaluation/solved"][:, 0],
+    "accuracy of the reward model": results["accuracy"][:, -20:].mean(axis=1),
+    "exact match after PPO": results["evaluation/solved"][:, -1],
+    "best exact match on the way": results["evaluation/solved"].max(axis=1),
+    "KL to the SFT policy [nats a token]": results["evaluation/kl"][:, -1],
+  }
+  print(f"{task.name}, interquartile means of {len(results['accuracy'])} seeds with 95 % intervals")
+  for name, values in ends.items():
+    print(f"  {name}: {cell(values, 3)}")
+  plt = pyplot()
+  figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+  panels = (("learnt reward", "train/learned"), ("the task's reward", "train/reward"), ("KL [nats]", "evaluation/kl"))
+  for axis, (title, name) in zip(axes, panels, strict=True):
+    values = results[name]
+    if name.startswith("train/"):
+      values = values.reshape(len(values), -1, 10).mean(axis=2)
+    low, high = bootstrap_interval(values.T, resamples=500)
+    rollouts = np.linspace(0, results["train/reward"].shape[1], values.shape[1])
+    axis.plot(rollouts, interquartile_mean(values.T))
+    axis.fill_between(rollouts, low, high, alpha=0.2)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("rollouts of PPO", fontsize=8)
+    axis.grid(alpha=0.3)
+  figure.tight_layout()
+  figure.savefig(folder / "rlhf.png", dpi=120)
+  plt.close(figure)
+  print(f"figure: {folder / 'rlhf.png'}")
+
+
+if __name__ == "__main__":
+  try:
+    main(tyro.cli(Config, prog="python -m experiments.compiled_rlhf", description=__doc__))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("interrupted; nothing is kept")
