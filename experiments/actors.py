@@ -37,6 +37,7 @@ class Parts(NamedTuple):
   Attributes:
     policy: `params -> the policy's own parameters`, adapters merged.
     score: `(params, sequences) -> Scores`, with values where there is a critic.
+    values: `(params, sequences) -> [P, G, T]` of a critic apart from the policy; None for others.
     last_value: `(params, sequences) -> [P, G]`; None without a critic.
     build: `(policy params, key) -> params`.
     frozen: Entries that are not trained.
@@ -44,6 +45,7 @@ class Parts(NamedTuple):
 
   policy: Callable[[Any], Any]
   score: Callable[[Any, Sequences], Scores]
+  values: Callable[[Any, Sequences], jax.Array] | None
   last_value: Callable[[Any, Sequences], jax.Array] | None
   build: Callable[[Any, jax.Array], dict[str, Any]]
   frozen: tuple[str, ...]
@@ -106,4 +108,9 @@ def assemble(
       params["critic"] = {"backbone": jax.tree.map(jnp.copy, start), "head": own.init_head(head_key)}
     return params
 
-  return Parts(policy, score, None if critic == "none" else end_value, build, ("base",) if lora_rank else ())
+  def old_values(params: Any, sequences: Sequences) -> jax.Array:
+    return values(params["critic"], sequences)
+
+  apart = old_values if critic in ("own", "reward") else None
+  frozen = ("base",) if lora_rank else ()
+  return Parts(policy, score, apart, None if critic == "none" else end_value, build, frozen)

@@ -84,7 +84,8 @@ def main(config: Config) -> None:
 def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Array]:
   """All stages of one seed; returns metrics over time."""
   shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
-  actor_critic, judge = (make(policy(shape), shape.embed_dim) for make in (heads.with_value_head, heads.scalar_model))
+  actor_critic = heads.with_value_head(policy(shape), shape.embed_dim)
+  judge = heads.scalar_model(policy(shape), shape.embed_dim)
   settings = Settings(
     steps=config.rollouts, prompts=config.prompts, group_size=config.group_size, epochs=2, minibatches=2,
     kl_in_reward=config.kl_coef, warmup_steps=config.warmup_steps, warmup_examples=128,

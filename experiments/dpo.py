@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -29,7 +30,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_score
-from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.settings import check_parts, command_line, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -68,6 +69,10 @@ def main(config: Config) -> Path:
   require_at_least(config, 0, not_negative)
   if not 0 < config.held_out < 1:
     raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  if config.beta <= 0 or config.label_smoothing >= 0.5:
+    given = f"{config.beta} and {config.label_smoothing}"
+    raise ValueError(f"beta must be positive and label_smoothing below 0.5, got {given}")
+  check_parts(config.pairs, config.microbatches, "pairs")
   objective = dpo.objective(loss=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
   settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
@@ -100,7 +105,7 @@ def main(config: Config) -> Path:
     return plain_score(plain(params), sequences)
 
   step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=frozen)
-  forward = jax.jit(plain_score)
+  forward, merged = jax.jit(plain_score), jax.jit(plain)
 
   def reference(state: RLState) -> Any:
     return state.policy.params["base"] if adapted else state.ref_params
@@ -111,13 +116,18 @@ def main(config: Config) -> Path:
     return Batch(sequences, Inputs(mask=sequences.completion_mask, ref_logp=ref_logp))
 
   def measure(state: RLState) -> Measured:
-    """The held-out pairs as one batch of the loss, in the order of the data."""
-    rows = [test[i] for i in range(len(test) - len(test) % mesh.size or len(test))]
-    batch = make_batch(state, rows)
-    logp = forward(jax.jit(plain)(state.policy.params), batch.sequences).logp
-    inputs = batch.inputs._replace(logp=logp, batch_logp=logp)
+    """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
+    everything, policy = examples.ranking_sequences(test, pad_token), merged(state.policy.params)
+    logps: dict[str, list[np.ndarray]] = {"logp": [], "ref_logp": []}
+    for start in range(0, len(test), config.pairs):
+      numbers = np.arange(start, start + config.pairs) % len(test)  # the last batch is filled up with others
+      part = place(supervised.take(everything, numbers))
+      for name, params in (("logp", policy), ("ref_logp", reference(state))):
+        logps[name].append(np.asarray(forward(params, part).logp))
+    logp, ref_logp = (jnp.asarray(np.concatenate(parts)[: len(test)]) for parts in logps.values())
+    inputs = Inputs(mask=everything.completion_mask, logp=logp, batch_logp=logp, ref_logp=ref_logp)
     loss, metrics = objective.loss(inputs, objective.weight(inputs))
-    return Measured({"loss": float(loss), **results(metrics), "pairs": len(rows)})
+    return Measured({"loss": float(loss), **results(metrics), "pairs": len(test)})
 
   def create(params: Any, key: jax.Array) -> RLState:
     adapter_key, run_key = jax.random.split(key)
@@ -145,7 +155,7 @@ def main(config: Config) -> Path:
         run.folder / "adapters", state.policy.params["adapters"], alpha=config.lora_alpha, base_model=config.model
       )
     weights.save_safetensors(
-      run.folder / "model", jax.jit(plain)(state.policy.params), model.config, model.hf, model.tokenizer,
+      run.folder / "model", merged(state.policy.params), model.config, model.hf, model.tokenizer,
       eos_tokens=model.eos_tokens,
     )  # fmt: skip
     supervised.show(run.folder)

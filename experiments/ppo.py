@@ -71,7 +71,7 @@ class Config:
   critic_rate: float = 2e-5  # of AdamW for the critic
   warmup: int = 3  # updates over which the learning rates rise
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-  clip: float = 0.2  # the ratio's gradient stops outside 1 - clip and 1 + clip
+  clip: float | None = None  # the ratio's gradient stops outside 1 - clip and 1 + clip; the objective's own by default
   value_coef: float = 0.1  # weight of the critic's regression
   value_clip: float = 0.2  # how far a value may move in an update
   gamma: float = 1.0  # discount a token
@@ -112,6 +112,8 @@ def main(config: Config) -> Path:
   task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
   texts = read_texts(config.ptx_data) if "target_mask" in objective.needs else []
   settings = dataclasses.asdict(config) | {"data": task.fingerprint}
+  if texts:
+    settings["ptx_data"] = files.fingerprint(Path(config.ptx_data))
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
   presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
@@ -126,7 +128,7 @@ def check(config: Config) -> None:
               "microbatches", "ptx_prompts", "kl_horizon")  # fmt: skip
   require_at_least(config, 1, positive)
   not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "critic_rate", "max_grad_norm", "kl_coef",
-                  "value_coef", "value_clip", "clip", "spread", "reward_clip", "missing_eos_penalty", "lora_rank",
+                  "value_coef", "value_clip", "spread", "reward_clip", "missing_eos_penalty", "lora_rank",
                   "max_kl", "ptx_coef", "kl_low")  # fmt: skip
   require_at_least(config, 0, not_negative)
   for name, among in (("critic", ("own", "reward", "shared")), ("kl_estimator", ("k1", "k2", "k3")),
@@ -139,9 +141,13 @@ def check(config: Config) -> None:
     raise ValueError("temperature and kl_target must be positive, and kl_low below kl_high")
   if config.critic == "reward" and not config.reward_model:
     raise ValueError("critic 'reward' needs a reward_model to start from")
+  if config.clip is not None and not config.clip > 0:
+    raise ValueError(f"clip must be positive, got {config.clip}")
+  if config.kl_control != "fixed" and config.kl_coef == 0:
+    raise ValueError(f"kl_control {config.kl_control!r} needs a kl_coef above 0 to begin with")
   extra = config.ptx_prompts if config.objective == "instruct_gpt" else 0
   parts = config.minibatches * config.microbatches * jax.device_count()
-  if (config.prompts + extra) % parts:
+  if (config.prompts + extra) % parts or config.prompts % jax.device_count():
     raise ValueError(f"prompts (and ptx_prompts) must be a multiple of minibatches * microbatches * devices = {parts}")
 
 
@@ -156,8 +162,11 @@ def choose(config: Config) -> tuple[Objective, estimates.Estimate]:
     raise ValueError("objective 'vapo' imitates solved completions, which only compiled runs know")
   if config.objective == "instruct_gpt" and not config.ptx_data:
     raise ValueError("objective 'instruct_gpt' needs ptx_data, a file of pretraining text")
-  given = dict(clip_low=config.clip, clip_high=config.clip, value_coef=config.value_coef, value_clip=config.value_clip,
-               ptx_coef=config.ptx_coef, length=config.max_new_tokens)  # fmt: skip
+  # A KL is paid in the reward, so none is in the loss.
+  given = dict(value_coef=config.value_coef, value_clip=config.value_clip, ptx_coef=config.ptx_coef, kl_coef=0,
+               length=config.max_new_tokens)  # fmt: skip
+  if config.clip is not None:
+    given |= dict(clip_low=config.clip, clip_high=config.clip)
   taken = inspect.signature(module.objective).parameters
   objective = module.objective(**{name: value for name, value in given.items() if name in taken})
   estimator = module.estimator
@@ -246,6 +255,7 @@ def train(
     ),
     reward_model=judge,
     reference=reference,
+    values=None if parts.values is None else jax.jit(parts.values),
     last_value=jax.jit(parts.last_value) if config.bootstrap and parts.last_value is not None else None,
     control=make_controller(config),
     sampler=samplers.Sampler(config.temperature),
@@ -260,7 +270,9 @@ def train(
     collect = pretraining.with_text(
       collect, pretraining.make_stream(texts, model.tokenizer, seed=config.seed, **stream)
     )
-  measured = task._replace(rewards=tuple(each._replace(weight=1.0) for each in task.rewards))
+  # Rewards that are only logged are what evaluation shows, where there are no others.
+  logged_only = not any(each.weight for each in task.rewards)
+  measured = task._replace(rewards=tuple(e._replace(weight=1.0) for e in task.rewards)) if logged_only else task
 
   def test(state: RLState) -> Evaluation:
     return evaluate(state.policy.params, task=measured, generate=answer, **prompts)

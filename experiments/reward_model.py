@@ -30,7 +30,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_last_value
-from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.settings import check_parts, command_line, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -65,6 +65,7 @@ def main(config: Config) -> Path:
   require_at_least(config, 0, not_negative)
   if not 0 < config.held_out < 1:
     raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  check_parts(config.rankings, config.microbatches, "rankings")
   settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
@@ -107,7 +108,7 @@ def main(config: Config) -> Path:
     better, worse = np.triu_indices(found.shape[1], k=1)
     margins = (found[:, better] - found[:, worse]).ravel()
     return Measured({
-      "accuracy": float(np.mean(margins > 0)), "calibration error": calibration_error(margins),
+      "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))), "calibration error": calibration_error(margins),
       "margin": float(margins.mean()), "score": float(found.mean()), "pairs": margins.size,
     })  # fmt: skip
 

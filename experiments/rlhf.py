@@ -45,7 +45,7 @@ class Config:
   run_dir: str = "runs/rlhf"  # data, the stages' runs, tables and figures
   resume: bool = False  # go on in run_dir
   demonstrations: int = 4000  # of SFT
-  largest: int = 20  # number in a sum
+  largest: int = 10  # number in a sum
   right: float = 0.7  # share of the demonstrations that are right
   sft_steps: int = 800  # updates
   sft_rate: float = 2e-3  # learning rate, about 5e-5 for a model that is trained already
@@ -61,7 +61,10 @@ class Config:
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 1, ("demonstrations", "largest", "sft_steps", "pairs", "reward_steps", "ppo_steps"))
+  require_at_least(config, 10, ("largest",))
+  require_at_least(config, 1, ("demonstrations", "sft_steps", "pairs", "reward_steps", "ppo_steps"))
+  if config.kl_coef <= 0:
+    raise ValueError(f"kl_coef must be positive, got {config.kl_coef}; a tiny one measures the KL and weighs nothing")
   folder = Path(config.run_dir)
   if folder.exists() and any(folder.iterdir()) and not config.resume:
     raise ValueError(f"run directory {config.run_dir!r} is not empty; choose a new --run-dir or pass --resume")
@@ -69,7 +72,7 @@ def main(config: Config) -> None:
   same_settings(folder / "config.json", config)
   rng = np.random.default_rng(config.seed)
   write(folder / "demonstrations.jsonl", demonstrate(rng, config))
-  write(folder / "prompts.jsonl", ask(rng, config, 2000))
+  write(folder / "prompts.jsonl", every_sum(rng, config))
 
   supervised = stage(folder / "sft", sft, sft.Config(
     data=str(folder / "demonstrations.jsonl"), model=config.model, steps=config.sft_steps, rows=16, row_tokens=128,
@@ -83,6 +86,7 @@ def main(config: Config) -> None:
   ))  # fmt: skip
   stage(folder / "ppo", ppo, ppo.Config(
     model=str(supervised), reward_model=str(judge), critic="reward", task=str(folder / "prompts.jsonl"),
+    task_options=("evaluation_size=32",),
     rewards=(f"{MODULE}:rule",), reward_weights=(0.0,), steps=config.ppo_steps, prompts=config.ppo_prompts,
     max_prompt_tokens=32, max_new_tokens=NEW_TOKENS, learning_rate=config.ppo_rate, critic_rate=config.critic_rate,
     kl_coef=config.kl_coef, checkpoint_every=0, seed=config.seed,
@@ -102,14 +106,24 @@ def same_settings(path: Path, config: Config) -> None:
 def stage(folder: Path, module: Any, config: Any) -> Path:
   """Runs a stage, unless its model is there already."""
   print(f"\n== {folder.name}", flush=True)
-  if (folder / "model").is_dir():
+  done = folder.with_suffix(".done")
+  if done.exists():
     print(f"done already: {folder / 'model'}")
     return folder / "model"
-  return module.main(dataclasses.replace(config, run_dir=str(folder), resume=True))
+  model = module.main(dataclasses.replace(config, run_dir=str(folder), resume=True))
+  done.touch()
+  return model
 
 
 def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
   path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def every_sum(rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
+  """All prompts once, so that those that PPO is evaluated on are not among those that it learns from."""
+  for number in rng.permutation(config.largest**2):
+    a, b = divmod(int(number), config.largest)
+    yield {"prompt": f"{a + 1}+{b + 1}=", "answer": str(a + b + 2)}
 
 
 def ask(rng: np.random.Generator, config: Config, count: int) -> Iterator[dict[str, Any]]:
@@ -180,7 +194,7 @@ def report(folder: Path) -> None:
   plt.close(figure)
   answers = read_lines(folder / "ppo", "evaluation_samples.jsonl")
   end = answers[-1]["step"]
-  table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title="held-out prompts, greedy")
+  table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title="prompts held out from PPO, greedy")
   pairs = zip(*([row for row in answers if row["step"] == step] for step in (0, end)), strict=True)
   for before, after in list(pairs)[:8]:
     cells = (before["completion"], f"{before['reward']:.2f}", after["completion"], f"{after['reward']:.2f}")

@@ -30,7 +30,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.packing import make_packed_score, pack
-from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.settings import check_parts, command_line, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -64,6 +64,7 @@ def main(config: Config) -> Path:
   require_at_least(config, 0, ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed"))
   if not 0 < config.held_out < 1:
     raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  check_parts(config.rows, config.microbatches, "rows")
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   path = Path(config.data)
   settings = dataclasses.asdict(config) | {"data": files.fingerprint(path)}

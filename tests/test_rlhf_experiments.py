@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
 from rl_jax.models import lora, presets
+from rl_jax.objectives.base import Inputs
+from rl_jax.ops.metrics import results
 from rl_jax.train.metrics_io import read_lines
 
 SMALL = dict(model="tiny", steps=2)
@@ -50,7 +53,7 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs):
   settings = dict(rankings=8, learning_rate=1e-2, run_dir=str(tmp_path / "rm"))
   judge = reward_model.main(reward_model.Config(data=pairs, **SMALL, **settings))
   before, after = measured(tmp_path / "rm")
-  assert before["margin"] == 0 and after["margin"] > 0 and after["pairs"] == 4
+  assert before["margin"] == 0 and before["accuracy"] == 0.5 and after["margin"] > 0 and after["pairs"] == 4
   prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{i}+1="} for i in range(40)])
   ppo.main(ppo.Config(
     **SMALL, **ROLLOUTS, task=prompts, reward_model=str(judge), critic="reward", kl_control="adaptive", bootstrap=True,
@@ -122,6 +125,9 @@ def digits(completions, **_):
     (dict(critic="both"), "critic must be one of own, reward, shared, got 'both'"),
     (dict(critic="reward"), "critic 'reward' needs a reward_model"),
     (dict(kl_estimator="k4"), "kl_estimator must be one of k1, k2, k3"),
+    (dict(clip=0.0), "clip must be positive"),
+    (dict(kl_control="band", kl_coef=0.0), "kl_control 'band' needs a kl_coef above 0"),
+    (dict(objective="vapo"), "imitates solved completions"),
     (dict(gamma=1.5), "gamma and lam must be between 0 and 1"),
     (dict(kl_low=3.0, kl_high=2.0), "kl_low below kl_high"),
     (dict(reward_model="nowhere"), "unknown model 'nowhere'"),
@@ -132,6 +138,15 @@ def test_mistakes_in_ppo_are_named_and_leave_no_run_behind(tmp_path, settings, m
   with pytest.raises(ValueError, match=message):
     ppo.main(ppo.Config(**SMALL, **(ROLLOUTS | settings), run_dir=str(tmp_path / "run")))
   assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_keeps_its_own_clip_and_pays_no_kl_twice():
+  one = jnp.ones((1, 1))
+  inputs = Inputs(one, one, logp=0.1 * one, old_logp=0 * one, ref_logp=one)
+  for clip, clipped in ((None, 1.0), (0.2, 0.0)):  # the ratio is 1.1; GSPO stops at 1.0004
+    objective, _ = ppo.choose(ppo.Config(objective="gspo", clip=clip))
+    assert results(objective.loss(inputs, objective.weight(inputs))[1])["clip_high"] == clipped
+  assert "ref_logp" not in ppo.choose(ppo.Config(objective="grpo"))[0].needs
 
 
 def test_a_folder_without_a_head_is_no_reward_model(tmp_path, demonstrations):
@@ -147,6 +162,10 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
     sft.main(sft.Config(data=pairs, **SMALL, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="margins need a column 'ratings'"):
     reward_model.main(reward_model.Config(data=pairs, **SMALL, margins=True, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match=r"pairs must be a multiple of microbatches \* devices = 4, got 6"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, pairs=6, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="beta must be positive"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, beta=0.0, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
     dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
@@ -177,6 +196,8 @@ def test_all_stages_of_rlhf_in_one_command(tmp_path):
   assert {"demonstrations.jsonl", "preferences.jsonl", "sft", "reward_model", "ppo", "rlhf.png"} <= {
     path.name for path in (tmp_path / "run").iterdir()
   }
+  with pytest.raises(ValueError, match="kl_coef must be positive"):
+    rlhf.main(dataclasses.replace(config, kl_coef=0.0))
   with pytest.raises(ValueError, match="is not empty; choose a new --run-dir or pass --resume"):
     rlhf.main(config)
   with pytest.raises(ValueError, match="holds a run with other settings: seed"):

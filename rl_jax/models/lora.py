@@ -147,7 +147,7 @@ def load_peft(folder: str | os.PathLike) -> tuple[dict[str, Adapter], float]:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "adapter_model.safetensors")
     alpha, rank = float(config["lora_alpha"]), config["r"]
-  except (OSError, ValueError, KeyError, SafetensorError) as error:
+  except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
     raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
   for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
     if config.get(name):
@@ -155,7 +155,7 @@ def load_peft(folder: str | os.PathLike) -> tuple[dict[str, Adapter], float]:
   adapters = {}
   for name in MODULES:
     layers = 0
-    while _name(layers, name, "lora_A") in tensors:
+    while all(_name(layers, name, side) in tensors for side in ("lora_A", "lora_B")):
       layers += 1
     if not layers:
       continue

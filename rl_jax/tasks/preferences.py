@@ -6,7 +6,8 @@
     {"prompt": ..., "answers": [answer, ...]}                                 a ranking of K answers, best first
     with "ratings": [number, ...] where raters said how good each is
 
-Rows come from `.jsonl` and `.parquet` files, or from anything that gives dicts, such as a dataset of `datasets`.
+Rows come from `.jsonl` and `.parquet` files, or from anything that gives dicts, such as a dataset of `datasets`:
+`from_rows((f"row {i}", row) for i, row in enumerate(dataset))`.
 """
 
 import math
@@ -76,7 +77,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   rankings, left_out, first = [], Counter(), ""
   for place, row in rows:
     ranking = _ranking(row, place)
-    if not all(ranking.answers):
+    if any(_is_empty(answer) for answer in ranking.answers):
       left_out["with an empty answer"] += 1
     elif any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
@@ -90,6 +91,10 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   if not rankings:
     raise ValueError(f"no usable preferences; {Preferences([], left_out).describe()}")
   return Preferences(rankings, left_out)
+
+
+def _is_empty(answer: Any) -> bool:
+  return not answer or (not isinstance(answer, str) and not any(message["content"] for message in answer))
 
 
 def _ranking(row: Any, place: str) -> Ranking:

@@ -49,7 +49,8 @@ class Measured(NamedTuple):
   samples: Sequence[Mapping[str, Any]] = ()
 
   def describe(self) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+    values = {name: float("nan") if value is None else value for name, value in self.values.items()}
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def evaluate(

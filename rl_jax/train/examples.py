@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from rl_jax.tasks import files
 from rl_jax.tasks.preferences import Preferences
 from rl_jax.train import text
 from rl_jax.train.score import Sequences
@@ -143,7 +144,7 @@ def encode_demonstrations(
   for place, row in rows:
     try:
       example, wrong = _demonstration(tokenizer, row)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
       raise ValueError(f"{place}: {error}") from None
     if wrong:
       problems[wrong] += 1
@@ -159,14 +160,23 @@ def encode_demonstrations(
 
 
 def _demonstration(tokenizer: Any, row: Any) -> tuple[Example | None, str]:
+  if not isinstance(row, Mapping):
+    raise ValueError("not a mapping")
   if isinstance(row.get("text"), str):
-    tokens = _ended(tokenizer, text.encode(tokenizer, row["text"]))
+    tokens = text.encode(tokenizer, row["text"])
+    if tokenizer.eos_token_id not in (None, tokens[-1]):
+      tokens = [*tokens, tokenizer.eos_token_id]
     return Example(tokens, [False] + [True] * (len(tokens) - 1)), ""
   if "messages" in row:
+    if not files.is_chat(row["messages"]):
+      raise ValueError("messages must be a list of messages with role and content")
     return _conversation(tokenizer, row["messages"])
   if "prompt" not in row or "completion" not in row:
     raise ValueError(f"no columns prompt and completion, no messages and no text; it has {', '.join(row) or 'none'}")
-  prompt, answer, wrong = encode_answer(tokenizer, row["prompt"], row["completion"])
+  sides = row["prompt"], row["completion"]
+  if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):
+    raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
+  prompt, answer, wrong = encode_answer(tokenizer, *sides)
   if not answer:
     return None, wrong
   return Example(prompt + answer, [False] * len(prompt) + [True] * len(answer)), wrong

@@ -132,7 +132,13 @@ def _replace(path: Path, content: str) -> None:
 
 
 def _jsonable(row: Mapping[str, Any]) -> dict[str, Any]:
-  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+  return {key: _jsonable_value(value) for key, value in row.items()}
+
+
+def _jsonable_value(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return _jsonable(value)
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_config(path: Path) -> dict[str, Any]:

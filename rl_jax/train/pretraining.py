@@ -40,7 +40,7 @@ def make_stream(
   first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
   if first is None:
     raise ValueError("the tokenizer has neither a beginning nor an end of sequence, which text must follow")
-  encoded = [text.encode(tokenizer, document) for document in texts if document]
+  encoded = [tokenizer(document, add_special_tokens=False)["input_ids"] for document in texts]
   pieces = [tokens[i : i + length] for tokens in encoded for i in range(0, len(tokens), length)]
   if not pieces:
     raise ValueError("there is no text to hold on to")

@@ -21,7 +21,7 @@ from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.estimates import Experience
 from rl_jax.train.score import Score, Sequences
-from rl_jax.train.shaping import PLAIN, Shaping, normalized, token_rewards
+from rl_jax.train.shaping import PLAIN, Shaping, normalized, shaped_scores, standardized, token_rewards
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
 
@@ -91,6 +91,7 @@ def make_collect(
   shaping: Shaping = PLAIN,
   reward_model: RewardModel | None = None,
   reference: Callable[[RLState, Sequences], Array] | None = None,
+  values: Callable[[Any, Sequences], Array] | None = None,
   last_value: Callable[[Any, Sequences], Array] | None = None,
   answer: Generate | None = None,
   control: Callable[[Array, Array], Array] | None = None,
@@ -119,6 +120,8 @@ def make_collect(
     shaping: How scores become rewards of tokens; a KL in it takes its weight from the state.
     reward_model: Gives completions, or their tokens, scores that are added to the task's rewards.
     reference: `(state, sequences) -> log-probs [P, G, T]`; by default `score` with the state's `ref_params`.
+    values: `(params, sequences) -> [P, G, T]`, jitted, of a critic apart from the policy, whose values then cost no
+      pass of the policy; by default they come from `score`.
     last_value: `(params, sequences) -> [P, G]`, jitted, of a critic: an answer that was cut off is then worth the value
       of where it stopped. By default it counts as finished.
     answer: As `generate`, one completion a prompt, where the estimator compares with the greedy one.
@@ -160,27 +163,36 @@ def make_collect(
   def passes(state: RLState, rollout: Rollout) -> Passes:
     """Dispatches what the models say of a rollout."""
     params, sequences = state.policy.params, rollout.sequences
-    old, values, last_values = None if on_policy else rollout.full_logp, None, None
-    if with_values:
-      old, values = _score_with_values(score, params, sequences)
+    old, old_values, last_values = None if on_policy else rollout.full_logp, None, None
+    if with_values and values is None:
+      old, old_values = _score_with_values(score, params, sequences)
     elif recompute_old_logp and not on_policy:
       old = score(params, sequences).logp
+    if with_values and values is not None:
+      old_values = values(params, sequences)
     if last_value is not None:
       last_values = jnp.where(rollout.stopped, 0, last_value(params, sequences))
     ref = reference(state, sequences) if "ref_logp" in objective.needs or shaping.kl is not None else None
-    return Passes(old, ref, values, last_values, None if reward_model is None else reward_model(sequences))
+    return Passes(old, ref, old_values, last_values, None if reward_model is None else reward_model(sequences))
 
   def draw(state: RLState, position: int) -> Drawn:
     prompts, completions = sample(state, position)
     return Drawn(prompts, completions, *_score_on_host(task, tokenizer, prompts, completions))
 
   def greedy_rewards(state: RLState, prompts: text.PromptBatch) -> Array | None:
+    """The greedy completions' scores `[P]`, judged and shaped as those of the samples are, without a KL."""
     if "greedy_rewards" not in estimate.needs or answer is None:
       return None
     greedy = sampler._replace(temperature=0.0)
     inputs = place((prompts.tokens, prompts.mask))
     completions = jax.device_get(answer(state.policy.params, *inputs, stop_tokens, state.key, greedy))
-    return jnp.nan_to_num(_score_on_host(task, tokenizer, prompts, completions)[0].total)
+    learned = None
+    if reward_model is not None:
+      sequences = Sequences(*map(jnp.asarray, (prompts.tokens, prompts.mask, completions.tokens, completions.mask)))
+      learned = reward_model(place(sequences))
+    scored, _ = _score_on_host(task, tokenizer, prompts, completions)
+    total = jnp.asarray(np.nan_to_num(_total(scored, learned, completions.stopped.shape)), jnp.float32)
+    return shaped_scores(shaping, standardized(total, state.reward_moments), completions.stopped)[:, 0]
 
   def collect(state: RLState) -> Collected:
     filled, draws, position = None, 1, int(state.position)
@@ -242,17 +254,21 @@ def _experience(
 ) -> tuple[RLState, Experience, dict[str, float]]:
   """Shapes the rewards, and moves on what of the state depends on them."""
   rewarded = jnp.asarray(~np.isnan(rollout.rewards))
-  mask = rollout.mask & rewarded[..., None]
+  # What is left out of the loss still has its reward, which a group's other completions are compared with.
+  mask = rollout.sequences.completion_mask & rewarded[..., None]
   scores = jnp.asarray(np.nan_to_num(rollout.rewards), jnp.float32)
   scores, seen = normalized(scores, rewarded, state.reward_moments)
   if said.scores is not None and said.scores.ndim == mask.ndim:  # a process reward model's, and the task's at the end
+    if seen is not None:
+      raise ValueError("rewards of tokens do not go with normalisation by the moments of completions' scores")
     rest = scores - jnp.sum(said.scores, axis=-1)
     scores = said.scores + token_rewards(PLAIN, rest, rollout.stopped, mask)
   old = rollout.full_logp if said.old_logp is None else said.old_logp
   given = token_rewards(
     shaping, scores, rollout.stopped, mask, old_logp=old, ref_logp=said.ref_logp, kl_coef=state.kl_coef
   )
-  experience = Experience(mask, given, rewarded, said.values, last_values=said.last_values)
+  trained = rollout.mask & rewarded[..., None]
+  experience = Experience(trained, given, rewarded, said.values, last_values=said.last_values)
   state = state._replace(reward_moments=seen)
   if said.ref_logp is None or shaping.kl is None or state.kl_coef is None:
     return state, experience, {}

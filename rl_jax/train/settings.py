@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 
 def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
   """Raises ValueError if one of the named settings is below `least`, or not finite.
@@ -22,6 +24,16 @@ def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
   for name in names:
     if not least <= getattr(config, name) < math.inf:
       raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
+
+
+def check_parts(rows: int, microbatches: int, name: str) -> None:
+  """Raises ValueError if a batch's rows do not divide into micro-batches and over the devices.
+
+  >>> check_parts(jax.device_count() * 4, 2, "pairs")
+  """
+  parts = microbatches * jax.device_count()
+  if rows % parts:
+    raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
 
 
 def command_line(module: str, config: Any, **changes: Any) -> str:

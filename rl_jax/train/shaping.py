@@ -42,7 +42,26 @@ def normalized(
   if seen is None:
     return scores, None
   seen = moments.update(seen, scores, rewarded)
-  return (scores - seen.mean) / jnp.maximum(seen.std, 1e-6), seen
+  return standardized(scores, seen), seen
+
+
+def standardized(scores: Float[Array, "*batch"], seen: Moments | None) -> Float[Array, "*batch"]:
+  """Returns `(scores - mean) / std` by moments; scores as they are without.
+
+  >>> print(standardized(jnp.array([3.0]), Moments(jnp.array(2.0), jnp.array(2.0), jnp.array(0.5))))
+  [2.]
+  """
+  return scores if seen is None else (scores - seen.mean) / jnp.maximum(seen.std, 1e-6)
+
+
+def shaped_scores(shaping: Shaping, scores: Float[Array, "*batch"], stopped: Bool[Array, "*batch"]) -> Array:
+  """Returns scores of completions, clipped, less the penalty of those that were cut off.
+
+  >>> print(shaped_scores(Shaping(clip=1.0, missing_eos_penalty=0.5), jnp.array([3.0, 0.0]), jnp.array([True, False])))
+  [ 1.  -0.5]
+  """
+  limit = jnp.inf if shaping.clip is None else shaping.clip
+  return jnp.clip(scores, -limit, limit) - jnp.where(stopped, 0, shaping.missing_eos_penalty)
 
 
 def token_rewards(
@@ -59,7 +78,8 @@ def token_rewards(
 
   Args:
     shaping: How.
-    scores: Of completions `[...]`, or of tokens `[..., T]` where a process reward model gave them.
+    scores: Of completions `[...]`, or of tokens `[..., T]` where a process reward model gave them; those are neither
+      clipped nor spread.
     stopped: `[...]`, whether a stop token ended the completion.
     mask: `[..., T]`, 1 where a token was chosen.
     old_logp: `[..., T]`, the sampling policy's, where there is a KL.
@@ -69,15 +89,13 @@ def token_rewards(
   >>> print(token_rewards(Shaping(), jnp.array([2.0]), jnp.array([True]), jnp.array([[1, 1, 0]])))
   [[0. 2. 0.]]
   """
-  penalty = jnp.where(stopped, 0, shaping.missing_eos_penalty)
-  limit = jnp.inf if shaping.clip is None else shaping.clip
-  scores = jnp.clip(scores, -limit, limit)
   if scores.ndim == mask.ndim:
-    given = jnp.where(mask != 0, scores, 0) - rewards.terminal(penalty, mask)
+    end = jnp.where(stopped, 0, -shaping.missing_eos_penalty)
+    given = jnp.where(mask != 0, scores, 0) + rewards.terminal(end, mask)
   elif shaping.spread is None:
-    given = rewards.terminal(scores - penalty, mask)
+    given = rewards.terminal(shaped_scores(shaping, scores, stopped), mask)
   else:
-    given = rewards.spread(scores - penalty, mask, gamma=shaping.spread)
+    given = rewards.spread(shaped_scores(shaping, scores, stopped), mask, gamma=shaping.spread)
   if shaping.kl is None:
     return given
   if old_logp is None or ref_logp is None or kl_coef is None:

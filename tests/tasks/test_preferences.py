@@ -35,6 +35,9 @@ def test_useless_rows_are_counted(tmp_path):
   good = {"prompt": "a", "chosen": "b", "rejected": "c"}
   found = load(tmp_path, good, good | {"rejected": "b"}, good | {"chosen": ""}, good | {"rejected": ""}, good)
   assert len(found.rankings) == 2
+  user = [message("Hi", "user")]
+  chats = [{"prompt": user, "chosen": [message(one)], "rejected": [message("b")]} for one in ("", "a")]
+  assert load(tmp_path, *chats).left_out == {"with an empty answer": 1}
   assert found.describe() == "2 rankings of 2 answers; left out: 1 with equal answers, 2 with an empty answer"
 
 

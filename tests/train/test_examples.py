@@ -68,8 +68,27 @@ def test_long_rows_are_counted():
   assert len(found) == 1 and found[0].labels == [False, True, True] and problems == {examples.LONG: 1}
   with pytest.raises(ValueError, match="no demonstrations are left: 2 over the limit"):
     examples.encode_demonstrations(TINY, rows, max_tokens=2)
-  with pytest.raises(ValueError, match="row 7: no columns prompt and completion"):
-    examples.encode_demonstrations(TINY, [("row 7", {"answer": "2"})], max_tokens=2)
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ({"answer": "2"}, "no columns prompt and completion"),
+    (["a"], "not a mapping"),
+    ({"prompt": "1", "completion": None}, "prompt and completion must both be text"),
+    ({"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, "or both lists of messages"),
+    ({"messages": [{"content": "a"}]}, "messages must be a list of messages with role and content"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "messages holds none of the assistant"),
+  ],
+)
+def test_a_broken_row_is_named_by_its_place(row, message):
+  with pytest.raises(ValueError, match=f"row 7: .*{message}"):
+    examples.encode_demonstrations(TINY, [("row 7", row)], max_tokens=9)
+
+
+def test_an_end_inside_a_text_stays():
+  found, _ = examples.encode_demonstrations(TINY, [("row 1", {"text": "ab<eos>cd"})], max_tokens=99)
+  assert TINY.decode(found[0].tokens) == "ab<eos>cd<eos>"
 
 
 def test_a_batch_of_rankings_is_padded_on_the_right():

@@ -41,7 +41,8 @@ CRITIC = SimpleNamespace(apply=MODEL.apply, value=last_read)
 
 def make(*, length, stop, estimator, score=None, kl_coef=None, task_rewards=True, **options):
   """Collects for the prompt "34", tokens 6 and 7: the completion is 8, 9, 10, ..."""
-  task = Task("chain", lambda i: {"prompt": "34"}, [], (Reward(lambda completions, **_: [2.0] * 2, 1.0, "two"),))
+  two = Reward(lambda completions, **_: [2.0] * len(completions), 1.0, "two")
+  task = Task("chain", lambda i: {"prompt": "34"}, [], (two,))
   collect = make_collect(
     task=task if task_rewards else task._replace(rewards=()),
     tokenizer=TOKENIZER,
@@ -99,6 +100,29 @@ def test_a_reward_model_reads_the_last_real_token():
   assert [row["reward"] for row in found.samples] == pytest.approx([12, 12], abs=1e-4)
   alone = make(length=4, stop=10, estimator=ONE_STEP, reward_model=judge, task_rewards=False)
   assert alone.metrics["reward"] == pytest.approx(10, abs=1e-4)
+
+
+def test_completions_left_out_of_the_loss_keep_their_rewards():
+  """A group's other completions are compared with them."""
+  seen = []
+  totals = estimates.Estimate(lambda experience: seen.append(experience) or {"advantages": experience.token_rewards})
+  make(length=2, stop=12, estimator=totals, mask_truncated=True)
+  assert not seen[0].mask.any() and seen[0].rewarded.all()
+  np.testing.assert_array_equal(seen[0].token_rewards.sum(axis=-1), [[2, 2]])
+
+
+def test_the_greedy_baseline_is_judged_as_the_samples_are():
+  seen = []
+  greedy = estimates.Estimate(
+    lambda experience: seen.append(experience) or {"advantages": experience.token_rewards},
+    frozenset({"values", "greedy_rewards"}),
+  )
+  answer = make_generate(MODEL, group_size=1, max_new_tokens=2, pad_token=0)
+  shape = Shaping(missing_eos_penalty=0.5, clip=8.0)
+  judge = partial(make_last_value(CRITIC), PARAMS)  # 9, the last token
+  make(length=2, stop=12, estimator=greedy, answer=answer, reward_model=judge, shaping=shape, task_rewards=False)
+  np.testing.assert_allclose(seen[0].greedy_rewards, [7.5], atol=1e-4)
+  np.testing.assert_allclose(seen[0].token_rewards.sum(axis=-1), [[7.5, 7.5]], atol=1e-4)
 
 
 def test_rewards_of_a_process_reward_model_stand_at_their_tokens():
