@@ -30,7 +30,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_score
-from rl_jax.train.settings import check_parts, command_line, require_at_least
+from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -83,9 +83,7 @@ def main(config: Config) -> Path:
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if len(encoded[0].answers) != 2:
     raise ValueError(f"DPO learns from pairs; the data ranks {len(encoded[0].answers)} answers")
-  order = np.random.default_rng(config.seed).permutation(len(encoded))
-  held = max(round(config.held_out * len(encoded)), 1)
-  train, test = ([encoded[i] for i in part] for part in (order[held:], order[:held]))
+  train, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
 
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
@@ -147,9 +145,7 @@ def main(config: Config) -> Path:
       update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
       place=place, compiles=counter.total,
     )  # fmt: skip
-    if done < config.steps:
-      resume = command_line(MODULE, config, resume=True)
-      sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {resume}")
+    exit_if_stopped(MODULE, config, done)
     if adapted:
       lora.save_peft(
         run.folder / "adapters", state.policy.params["adapters"], alpha=config.lora_alpha, base_model=config.model

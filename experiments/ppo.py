@@ -40,7 +40,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Sequences, make_last_value, make_score
-from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.settings import exit_if_stopped, require_at_least
 from rl_jax.train.shaping import Shaping
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
@@ -305,8 +305,7 @@ def train(
     compiles=counter.total,
     enough=enough if config.max_kl else None,
   )
-  if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command_line(MODULE, config, resume=True)}")
+  exit_if_stopped(MODULE, config, done)
   if config.lora_rank:
     trained = state.policy.params["adapters"]
     lora.save_peft(run.folder / "adapters", trained, alpha=config.lora_alpha, base_model=config.model)

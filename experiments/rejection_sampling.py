@@ -35,7 +35,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_last_value, make_score
-from rl_jax.train.settings import command_line, require_at_least
+from rl_jax.train.settings import exit_if_stopped, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -152,8 +152,7 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
     place=place,
     compiles=counter.total,
   )
-  if done < config.steps:
-    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {command_line(MODULE, config, resume=True)}")
+  exit_if_stopped(MODULE, config, done)
   weights.save_safetensors(
     run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
   )

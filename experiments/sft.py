@@ -30,7 +30,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.packing import make_packed_score, pack
-from rl_jax.train.settings import check_parts, command_line, require_at_least
+from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -74,13 +74,12 @@ def main(config: Config) -> Path:
   places = ((f"{path}, {place}", row) for place, row in files.read(path))
   data, problems = examples.encode_demonstrations(model.tokenizer, places, max_tokens=config.row_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
-  order = np.random.default_rng(config.seed).permutation(len(data))
-  held = max(round(config.held_out * len(data)), 1)
+  train, test = supervised.hold_out(data, config.held_out, seed=config.seed)
   packing: Any = dict(
     length=config.row_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing
   )
-  rows, labels = pack([data[i] for i in order[held:]], **packing)
-  test_rows, test_labels = pack([data[i] for i in order[:held]], **packing)
+  rows, labels = pack(train, **packing)
+  test_rows, test_labels = pack(test, **packing)
 
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
@@ -102,7 +101,7 @@ def main(config: Config) -> Path:
       mask = test_labels[numbers] & (np.arange(start, start + config.rows) < len(test_labels))[:, None]
       logp = forward(state.policy.params, supervised.take(test_rows, numbers)).logp
       total -= float(masked_sum(logp, jnp.asarray(mask)))
-    return Measured({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "examples": held})
+    return Measured({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "examples": len(test)})
 
   create = partial(RLState.create, tx=tx, keep_reference=False)
   state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
@@ -114,9 +113,7 @@ def main(config: Config) -> Path:
       update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
       place=place, compiles=counter.total,
     )  # fmt: skip
-    if done < config.steps:
-      resume = command_line(MODULE, config, resume=True)
-      sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {resume}")
+    exit_if_stopped(MODULE, config, done)
     weights.save_safetensors(
       run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
     )

@@ -36,6 +36,20 @@ def check_parts(rows: int, microbatches: int, name: str) -> None:
     raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
 
 
+def exit_if_stopped(module: str, config: Any, done: int) -> None:
+  """Ends the process with the command that goes on, if fewer than the configuration's `steps` were done.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   steps: int = 8
+  ...   resume: bool = False
+  >>> exit_if_stopped("my.module", Config(), 8)
+  """
+  if done < config.steps:
+    resume = command_line(module, config, resume=True)
+    sys.exit(f"stopped after {done} of {config.steps} steps; go on with\n  {resume}")
+
+
 def command_line(module: str, config: Any, **changes: Any) -> str:
   """Returns the command that runs a module with a configuration: what differs from its defaults.
 

@@ -1,7 +1,7 @@
 """Batches of a fixed data set for `train.loop`: shuffled anew in every epoch, in an order that the seed fixes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,18 @@ def make_collect(
     return Collected(state._replace(position=jnp.asarray(first + batch_size, jnp.int32)), batch, metrics, [])
 
   return collect
+
+
+def hold_out(rows: Sequence[Any], share: float, *, seed: int) -> tuple[list[Any], list[Any]]:
+  """Returns shuffled rows to train on, and a share of them, at least one, to measure on.
+
+  >>> train, test = hold_out(range(10), 0.2, seed=0)
+  >>> len(train), len(test), sorted(train + test) == list(range(10))
+  (8, 2, True)
+  """
+  order = np.random.default_rng(seed).permutation(len(rows))
+  held = max(round(share * len(rows)), 1)
+  return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
 
 
 def take(tree: Any, numbers: np.ndarray) -> Any:
