@@ -18,12 +18,10 @@ import importlib
 import inspect
 import itertools
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import optax
-import tyro
 
 from rl_jax import objectives
 from rl_jax.analysis import comparison
@@ -34,7 +32,7 @@ from rl_jax.tasks.load import parse_options
 from rl_jax.train import variants
 from rl_jax.train.compiled import Run, Settings, compiled
 from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.settings import require_at_least
+from rl_jax.train.settings import require_at_least, run_script
 from rl_jax.train.variants import Variant
 
 
@@ -151,9 +149,7 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog="python -m experiments.compare_objectives", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished variants are kept, and --resume goes on with the others")
+  run_script(
+    main, Config, module="experiments.compare_objectives", description=__doc__,
+    kept="finished variants are kept, and --resume goes on with the others",
+  )

@@ -9,7 +9,6 @@ the reward. The task's own reward is measured beside the learnt one, so that ove
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array
 
 from rl_jax.analysis.comparison import cell
@@ -37,7 +35,7 @@ from rl_jax.train.compiled import Settings, compiled
 from rl_jax.train.device_rollout import make_play
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_last_value
-from rl_jax.train.settings import require_at_least
+from rl_jax.train.settings import require_at_least, run_script
 from rl_jax.train.state import TrainState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -171,9 +169,4 @@ def show(results: dict[str, np.ndarray], folder: Path, task: on_device.Task) -> 
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog="python -m experiments.compiled_rlhf", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; nothing is kept")
+  run_script(main, Config, module="experiments.compiled_rlhf", description=__doc__, kept="nothing is kept")

@@ -10,13 +10,11 @@ How it differs from the paper (arXiv:2402.03300): smaller batches, a larger lear
 """
 
 import dataclasses
-import sys
 from functools import partial
 from typing import Any
 
 import jax
 import optax
-import tyro
 
 from rl_jax import tasks
 from rl_jax.analysis import report
@@ -30,7 +28,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_score
-from rl_jax.train.settings import command_line, exit_if_stopped, require_at_least
+from rl_jax.train.settings import command_line, exit_if_stopped, require_at_least, run_script
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -170,9 +168,4 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")
+  run_script(main, Config, module=MODULE, description=__doc__)

@@ -7,17 +7,16 @@ the exact KL; the gradient of its mean in the policy's logits with the exact gra
 """
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
 from rl_jax.analysis.figures import pyplot
 from rl_jax.ops import kl
+from rl_jax.train.settings import run_script
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "k3 with the gradient of k2": kl.straight_through(kl.k3)}
 
@@ -85,7 +84,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog="python -m experiments.kl_estimators", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  run_script(main, Config, module="experiments.kl_estimators", description=__doc__, kept="nothing is kept")

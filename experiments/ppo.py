@@ -15,7 +15,6 @@ How it differs from the papers (arXiv:1909.08593, 2203.02155): smaller batches a
 import dataclasses
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import Any
 
 import jax
 import optax
-import tyro
 
 from experiments.actors import RewardModel, assemble, load_reward_model
 from rl_jax import objectives, tasks
@@ -40,7 +38,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Sequences, make_last_value, make_score
-from rl_jax.train.settings import exit_if_stopped, require_at_least
+from rl_jax.train.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.train.shaping import Shaping
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
@@ -318,9 +316,4 @@ def train(
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")
+  run_script(main, Config, module=MODULE, description=__doc__)

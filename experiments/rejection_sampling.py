@@ -13,14 +13,12 @@ Feedback", arXiv:2402.04792.
 """
 
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
-import tyro
 
 from experiments.actors import load_reward_model
 from rl_jax import tasks
@@ -35,7 +33,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_last_value, make_score
-from rl_jax.train.settings import exit_if_stopped, require_at_least
+from rl_jax.train.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -161,9 +159,4 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")
+  run_script(main, Config, module=MODULE, description=__doc__)

@@ -9,7 +9,6 @@ answer wins (calibration). `experiments.ppo --reward-model RUN_DIR/model` learns
 """
 
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from rl_jax.analysis.statistics import calibration_error
 from rl_jax.models import heads, presets, weights
@@ -30,7 +28,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_last_value
-from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least
+from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least, run_script
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -136,9 +134,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished checkpoints are kept, and --resume goes on from the last one")
+  run_script(main, Config, module=MODULE, description=__doc__)

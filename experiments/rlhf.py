@@ -14,14 +14,12 @@ the rule says of the answers is logged beside the learnt reward, so that over-op
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +31,7 @@ from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.train import text
 from rl_jax.train.metrics_io import read_lines
-from rl_jax.train.settings import require_at_least
+from rl_jax.train.settings import require_at_least, run_script
 
 MODULE = "experiments.rlhf"
 NEW_TOKENS = 28
@@ -208,9 +206,7 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished stages are kept, and --resume goes on with the others")
+  run_script(
+    main, Config, module=MODULE, description=__doc__,
+    kept="finished stages are kept, and --resume goes on with the others",
+  )

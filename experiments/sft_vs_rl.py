@@ -9,14 +9,12 @@ ones, greedily. First the identity behind it is checked: cross-entropy is the po
 """
 
 import dataclasses
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +30,7 @@ from rl_jax.tasks.on_device import base
 from rl_jax.train.compiled import Settings, compiled, make_warmup
 from rl_jax.train.device_rollout import make_play
 from rl_jax.train.score import Score, Sequences, make_score
-from rl_jax.train.settings import require_at_least
+from rl_jax.train.settings import require_at_least, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +115,4 @@ def solved(model: Policy, params: Any, task: on_device.Task) -> jax.Array:
 
 
 if __name__ == "__main__":
-  try:
-    main(tyro.cli(Config, prog="python -m experiments.sft_vs_rl", description=__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; nothing is kept")
+  run_script(main, Config, module="experiments.sft_vs_rl", description=__doc__, kept="nothing is kept")

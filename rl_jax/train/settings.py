@@ -4,10 +4,32 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import tyro
+
+
+def run_script(
+  main: Callable[[Any], Any], config: type, *, module: str, description: str | None,
+  kept: str = "finished checkpoints are kept, and --resume goes on from the last one",
+) -> None:  # fmt: skip
+  """Runs `main` with settings from the command line; a ValueError and Ctrl-C end the process with one line.
+
+  Args:
+    main: Takes the settings.
+    config: Their dataclass, whose fields become flags.
+    module: Such as "experiments.grpo".
+    description: What `--help` begins with.
+    kept: What Ctrl-C leaves behind.
+  """
+  try:
+    main(tyro.cli(config, prog=f"python -m {module}", description=description))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit(f"interrupted; {kept}")
 
 
 def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
