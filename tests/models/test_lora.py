@@ -110,6 +110,20 @@ def test_unknown_tensors_and_missing_files_are_refused(tmp_path):
     lora.load_peft(tmp_path)
 
 
+def test_a_folder_of_adapters_is_a_model_of_its_base(tmp_path):
+  adapters = trained(rank=2, targets=("gate",))
+  lora.save_peft(tmp_path / "fits", adapters, alpha=8.0, base_model="tiny")
+  loaded = presets.load(str(tmp_path / "fits")).params
+  expected = lora.merge(MODEL.params, adapters, alpha=8.0)["layers"]["gate"]["kernel"]
+  np.testing.assert_array_equal(loaded["layers"]["gate"]["kernel"], expected)
+  lora.save_peft(tmp_path / "fits_not", adapters, base_model="small")
+  with pytest.raises(ValueError, match=r"do not fit their base 'small': the adapter of 'gate' is for a matrix \(2, 64"):
+    presets.load(str(tmp_path / "fits_not"))
+  lora.save_peft(tmp_path / "nameless", adapters)
+  with pytest.raises(ValueError, match="name no base model"):
+    presets.load(str(tmp_path / "nameless"))
+
+
 def test_bad_arguments_are_named():
   with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
     lora.init(jax.random.key(0), MODEL.params, rank=0)
