@@ -3,7 +3,6 @@
 The rows are shuffled anew in every epoch, in an order that depends on the seed and the epoch alone.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rl_jax.tasks.base import Row, Task
+from rl_jax.tasks.epochs import shuffled
 from rl_jax.tasks.rewards import Reward
 
 
@@ -48,14 +48,10 @@ def load(
     )
   order = np.random.default_rng(seed).permutation(len(rows))
   train, held_out = order[: len(rows) - evaluation_size], order[len(rows) - evaluation_size :]
-
-  @functools.lru_cache(maxsize=2)
-  def epoch_order(epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(train)
+  place = shuffled(len(train), seed)
 
   def row(index: int) -> Row:
-    epoch, place = divmod(index, len(train))
-    return rows[epoch_order(epoch)[place]]
+    return rows[train[place(index)]]
 
   return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards), fingerprint=identity)
 
