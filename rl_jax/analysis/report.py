@@ -66,7 +66,8 @@ def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
 
 
 def _answer(row: dict[str, Any]) -> tuple[Text, str]:
-  return _cell(row["completion"][:60]), "-" if row["reward"] is None else f"{row['reward']:.2f}"
+  reward = row.get("learned") if row["reward"] is None else row["reward"]
+  return _cell(row["completion"][:60]), "-" if reward is None else f"{reward:.2f}"
 
 
 def _cell(content: str) -> Text:

@@ -1,6 +1,7 @@
 """Scalar heads: actor and critic with one trunk, and models of their own that give a number (rewards, critics)."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,12 @@ def scalar_model(backbone: Policy, embed_dim: int) -> ScalarModel:
 def save_head(folder: str | os.PathLike, head: Any) -> None:
   """Writes a scalar head's parameters to `head.safetensors`, beside a backbone's folder of weights."""
   save_file({name: np.asarray(leaf) for name, leaf in head["out"].items()}, Path(folder) / "head.safetensors")
+
+
+def fingerprint(folder: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a folder's head, which tells one training of a reward model from another; "" without one."""
+  path = Path(folder) / "head.safetensors"
+  return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def load_head(folder: str | os.PathLike, embed_dim: int) -> Any:

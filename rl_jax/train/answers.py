@@ -50,3 +50,18 @@ def score(task: Task, tokenizer: Any, rows: Sequence[Row], tokens: np.ndarray, m
     columns=columns(rows),
   )
   return Answers(texts, replies, scored)
+
+
+def solved(
+  task: Task, rows: Sequence[Row], replies: Sequence[Any], tokens: np.ndarray, mask: np.ndarray
+) -> list[bool]:
+  """Returns which completions the task says are right.
+
+  Raises:
+    ValueError: If the task cannot tell.
+  """
+  if task.solved is None:
+    raise ValueError(f"task {task.name!r} does not say which completions are right")
+  ids = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+  prompts = [row["prompt"] for row in rows]
+  return list(task.solved(prompts=prompts, completions=replies, completion_ids=ids, **columns(rows)))

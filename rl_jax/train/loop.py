@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -21,7 +22,7 @@ from rl_jax.train.compiled import compiled as compiled
 from rl_jax.train.evaluate import Evaluation, Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.progress import LiveTable
-from rl_jax.train.rollout import Collect
+from rl_jax.train.rollout import Collect, Collected
 from rl_jax.train.state import RLState, TrainState
 from rl_jax.train.step import Batch, TrainStep
 
@@ -106,7 +107,7 @@ def fit(
         collected = collect(state)
         collected_at = time.perf_counter()
         order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
-        parts = _minibatches(collected.batch, order_key, epochs, minibatches)
+        parts = _minibatches(collected, order_key, epochs, minibatches)
         policy, metrics, count = _updates(update, state.policy, map(place, parts), enough)
         values = metrics_lib.results(metrics)  # waits for the device
         done += 1
@@ -151,14 +152,21 @@ def _updates(
   return policy, metrics_lib.reduce(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(collected))), len(collected)
 
 
-def _minibatches(batch: Batch, key: jax.Array, epochs: int, minibatches: int) -> Iterator[Batch]:
+def _minibatches(collected: Collected, key: jax.Array, epochs: int, minibatches: int) -> Iterator[Batch]:
+  """Shuffles the rows of each kind, and gives every minibatch the same number of each."""
+  batch = collected.batch
   if epochs * minibatches == 1:
     yield batch
     return
   rows = jax.tree.leaves(batch)[0].shape[0]
+  bounds = np.cumsum((0, rows - collected.extra_rows, collected.extra_rows))
   for epoch in range(epochs):
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), rows))
-    for part in order.reshape(minibatches, -1):
+    kinds = []
+    for kind, (first, last) in enumerate(pairwise(bounds)):
+      epoch_key = jax.random.fold_in(key, epoch + epochs * kind)
+      order = first + np.asarray(jax.random.permutation(epoch_key, int(last - first)))
+      kinds.append(order.reshape(minibatches, order.size // minibatches))
+    for part in np.concatenate(kinds, axis=1):
       yield jax.tree.map(lambda leaf, part=part: leaf[part], batch)
 
 

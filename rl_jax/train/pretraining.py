@@ -5,7 +5,6 @@ follows, and its completions are G pieces of text. Their `mask` is 0, so that no
 `target_mask` is 1.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_jax.tasks.epochs import shuffled
 from rl_jax.train import text
 from rl_jax.train.rollout import Collect, Collected
 from rl_jax.train.score import Sequences
@@ -45,17 +45,13 @@ def make_stream(
   if not pieces:
     raise ValueError("there is no text to hold on to")
   count, pad_token = prompts * group_size, text.pad_token(tokenizer)
-
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(len(pieces))
+  row = shuffled(len(pieces), seed)
 
   def stream(rollout: int) -> Sequences:
     tokens = np.full((count, length), pad_token, np.int32)
     mask = np.zeros((count, length), bool)
     for slot, index in enumerate(range(rollout * count, (rollout + 1) * count)):
-      epoch, place = divmod(index, len(pieces))
-      piece = pieces[order(epoch)[place]]
+      piece = pieces[row(index)]
       tokens[slot, : len(piece)], mask[slot, : len(piece)] = piece, True
     shape = (prompts, group_size, length)
     return Sequences(
@@ -94,7 +90,7 @@ def with_text(collect: Collect, stream: Stream) -> Collect:
   """Returns a `collect` whose batches end with rows of text."""
 
   def collect_both(state: RLState) -> Collected:
-    collected = collect(state)
-    return collected._replace(batch=mix(collected.batch, stream(int(state.rollouts))))
+    collected, rows = collect(state), stream(int(state.rollouts))
+    return collected._replace(batch=mix(collected.batch, rows), extra_rows=len(rows.prompts))
 
   return collect_both

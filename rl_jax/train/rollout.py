@@ -20,7 +20,7 @@ from rl_jax.tasks.base import Task
 from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.estimates import Experience
-from rl_jax.train.score import Score, Sequences
+from rl_jax.train.score import RewardModel, Score, Sequences
 from rl_jax.train.shaping import PLAIN, Shaping, normalized, shaped_scores, standardized, token_rewards
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
@@ -59,9 +59,16 @@ class Passes(NamedTuple):
 
 
 class Collected(NamedTuple):
-  """What `collect` gives: the state with its position in the data moved on, a batch, metrics and readable samples.
+  """What `collect` gives.
 
-  `rewards [P, G]` are NaN where none applied; None where the batch comes from a data set.
+  Attributes:
+    state: With its position in the data moved on.
+    batch: To learn from.
+    metrics: Of the rollout.
+    samples: For readers.
+    rewards: NaN where none applied; None where the batch comes from a data set.
+    extra_rows: How many of the batch's last rows are of another kind than the others, such as pretraining text; every
+      minibatch gets its share of them.
   """
 
   state: RLState
@@ -69,11 +76,11 @@ class Collected(NamedTuple):
   metrics: dict[str, float]
   samples: list[dict[str, Any]]
   rewards: Float[np.ndarray, "P G"] | None = None
+  extra_rows: int = 0
 
 
 Collect = Callable[[RLState], Collected]
-RewardModel = Callable[[Sequences], Float[Array, "P G"] | Float[Array, "P G T"]]
-FILLED = frozenset(Inputs._fields) - {"target_mask", "scores", "ratings", "kl_baseline"}
+FILLED = frozenset(Inputs._fields) - {"scores", "ratings", "kl_baseline"}
 
 
 def make_collect(
@@ -111,7 +118,7 @@ def make_collect(
     tokenizer: A `transformers` tokenizer.
     generate: From `sampling.make_generate`, jitted, on the state's parameters.
     score: From `train.make_score`, jitted; it gives values where the objective or the estimator needs them.
-    objective: Its `needs` decide which passes run.
+    objective: Its `needs` decide which passes run. `target_mask` marks the completions that the task says are solved.
     sampler: Temperature and filters; `score` must use the same temperature.
     stop_tokens: `[S]`, from `text.stop_tokens`.
     prompts_per_batch: P.
@@ -140,7 +147,7 @@ def make_collect(
     raise ValueError(f"prompts_per_batch and max_draws must be at least 1, got {prompts_per_batch} and {max_draws}")
   estimate = estimates.adapt(estimator)
   with_values = bool({"values", "old_values"} & (objective.needs | estimate.needs))
-  if missing := sorted(objective.needs - FILLED - {"target_mask"}):
+  if missing := sorted(objective.needs - FILLED):
     raise ValueError(f"the objective needs {missing[0]}, which no rollout gives")
   if not task.rewards and reward_model is None:
     raise ValueError(f"task {task.name!r} needs at least one reward function")
@@ -213,6 +220,7 @@ def make_collect(
       ref_logp=said.ref_logp if "ref_logp" in objective.needs else None,
       behaviour_logp=jnp.asarray(rollout.behaviour_logp),
       old_values=said.values,
+      target_mask=_target_mask(task, prompts, rollout, samples) if "target_mask" in objective.needs else None,
       **estimate.fields(experience),
     )
     if "noise" in objective.needs:
@@ -344,6 +352,19 @@ def _metrics(rollout: Rollout, scored: rewards_lib.Scored, learned: Array | None
     "stopped": float(rollout.stopped.mean()),
     **(parts if len(parts) > 1 else {}),
   }
+
+
+def _target_mask(task: Task, prompts: text.PromptBatch, rollout: Rollout, samples: list[dict[str, Any]]) -> Any:
+  """The tokens of solved completions; of none, where the task cannot tell."""
+  if task.solved is None:
+    return jnp.zeros(rollout.mask.shape, bool)
+  shape = rollout.mask.shape[:2]
+  rows = [row for row in prompts.rows for _ in range(shape[1])]
+  replies = text.as_replies(rows, [sample["completion"] for sample in samples])
+  flat = (rollout.sequences.completions, rollout.sequences.completion_mask)
+  tokens, real = (np.asarray(each).reshape(len(rows), -1) for each in flat)
+  solved = answers.solved(task, rows, replies, tokens, real)
+  return rollout.mask & jnp.asarray(np.reshape(solved, shape))[..., None]
 
 
 def _or_none(value: float) -> float | None:

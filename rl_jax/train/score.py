@@ -43,6 +43,7 @@ class Scores(NamedTuple):
 
 
 Score = Callable[[Any, Sequences], Scores]
+RewardModel = Callable[[Sequences], Float[Array, "P G"] | Float[Array, "P G T"]]
 
 
 class Reader(Protocol):
@@ -138,6 +139,33 @@ def make_last_value(model: ValueModel) -> Callable[[Any, Sequences], Float[Array
     return model.value(params, last)
 
   return last_value
+
+
+def make_step_values(model: ValueModel, *, end: int) -> Callable[[Any, Sequences], Float[Array, "P G T"]]:
+  """Returns `step_values(params, sequences) -> [P, G, T]`: a process reward model's score of each step, read off the
+  token that ends it; 0 at other tokens.
+
+  Args:
+    model: With a scalar head.
+    end: The token that ends a step. What follows the last one of a completion is a step too.
+
+  >>> from types import SimpleNamespace
+  >>> def apply(params, tokens, positions, **_):
+  ...   return SimpleNamespace(hidden=params * tokens[..., None], kv=())
+  >>> model = SimpleNamespace(apply=apply, value=lambda params, hidden: hidden[..., 0])
+  >>> tokens = jnp.array([[[3, 9, 4, 0]]])
+  >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), tokens, tokens != 0)
+  >>> print(make_step_values(model, end=9)(10.0, sequences))
+  [[[ 0. 90. 40.  0.]]]
+  """
+
+  def step_values(params: Any, sequences: Sequences) -> Float[Array, "P G T"]:
+    _, after = _run(model, params, sequences, sequences.completions.shape[-1])
+    mask = sequences.completion_mask != 0
+    last = mask & (jnp.cumsum(mask, axis=-1) == jnp.sum(mask, axis=-1, keepdims=True))
+    return jnp.where(mask & (last | (sequences.completions == end)), model.value(params, after), 0)
+
+  return step_values
 
 
 def states(model: Reader, params: Any, sequences: Sequences) -> Float[Array, "P G T D"]:

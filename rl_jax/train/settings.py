@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,36 @@ def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
   for name in names:
     if not least <= getattr(config, name) < math.inf:
       raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
+
+
+def require_one_of(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
+  """Raises ValueError if a setting is none of its choices.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   method: str = "foo"
+  >>> require_one_of(Config(), {"method": ("imitate", "prefer")})
+  Traceback (most recent call last):
+  ...
+  ValueError: method must be one of imitate, prefer, got 'foo'
+  """
+  for name, among in choices.items():
+    if getattr(config, name) not in among:
+      raise ValueError(f"{name} must be one of {', '.join(among)}, got {getattr(config, name)!r}")
+
+
+def changed(config: Any, names: Sequence[str]) -> list[str]:
+  """Returns those of the named settings that differ from their defaults.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   lam: float = 0.95
+  ...   gamma: float = 1.0
+  >>> changed(Config(gamma=0.9), ["gamma", "lam"])
+  ['gamma']
+  """
+  defaults = {field.name: field.default for field in dataclasses.fields(config)}
+  return [name for name in names if getattr(config, name) != defaults[name]]
 
 
 def check_parts(rows: int, microbatches: int, name: str) -> None:

@@ -78,20 +78,25 @@ def token_rewards(
 
   Args:
     shaping: How.
-    scores: Of completions `[...]`, or of tokens `[..., T]` where a process reward model gave them; those are neither
-      clipped nor spread.
+    scores: Of completions `[...]`, or of tokens `[..., T]` where a process reward model gave them.
     stopped: `[...]`, whether a stop token ended the completion.
     mask: `[..., T]`, 1 where a token was chosen.
     old_logp: `[..., T]`, the sampling policy's, where there is a KL.
     ref_logp: `[..., T]`, the reference's, at the same temperature.
     kl_coef: Weight of the KL.
 
+  Raises:
+    ValueError: If scores of tokens are to be spread, or the KL lacks what it is computed from.
+
   >>> print(token_rewards(Shaping(), jnp.array([2.0]), jnp.array([True]), jnp.array([[1, 1, 0]])))
   [[0. 2. 0.]]
   """
+  limit = jnp.inf if shaping.clip is None else shaping.clip
   if scores.ndim == mask.ndim:
+    if shaping.spread is not None:
+      raise ValueError("spread is for scores of completions; these are of tokens already")
     end = jnp.where(stopped, 0, -shaping.missing_eos_penalty)
-    given = jnp.where(mask != 0, scores, 0) + rewards.terminal(end, mask)
+    given = jnp.clip(jnp.where(mask != 0, scores, 0), -limit, limit) + rewards.terminal(end, mask)
   elif shaping.spread is None:
     given = rewards.terminal(shaped_scores(shaping, scores, stopped), mask)
   else:

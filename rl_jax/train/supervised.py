@@ -1,6 +1,5 @@
 """Batches of a fixed data set for `train.loop`: shuffled anew in every epoch, in an order that the seed fixes."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_jax.analysis import plots
+from rl_jax.tasks.epochs import shuffled
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import read_lines
 from rl_jax.train.rollout import Collect, Collected
@@ -30,27 +30,30 @@ def make_collect(
 
   Raises:
     ValueError: If there are fewer rows than a batch has.
+  """
+  check_size(rows, batch_size)
+  row = shuffled(rows, seed)
 
-  >>> make_collect(lambda state, numbers: numbers, rows=3, batch_size=4, seed=0)
+  def collect(state: RLState) -> Collected:
+    first = int(state.position)
+    numbers = np.array([row(index) for index in range(first, first + batch_size)])
+    batch = make_batch(state, numbers)
+    metrics = {"epoch": (first + batch_size) / rows, "tokens": float(jnp.sum(batch.inputs.mask != 0))}
+    return Collected(state._replace(position=jnp.asarray(first + batch_size, jnp.int32)), batch, metrics, [])
+
+  return collect
+
+
+def check_size(rows: int, batch_size: int) -> None:
+  """Raises ValueError if there are fewer rows than a batch has.
+
+  >>> check_size(3, 4)
   Traceback (most recent call last):
   ...
   ValueError: the data has 3 rows for training, fewer than a batch of 4
   """
   if rows < batch_size:
     raise ValueError(f"the data has {rows} rows for training, fewer than a batch of {batch_size}")
-
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(rows)
-
-  def collect(state: RLState) -> Collected:
-    first = int(state.position)
-    numbers = np.array([order(i // rows)[i % rows] for i in range(first, first + batch_size)])
-    batch = make_batch(state, numbers)
-    metrics = {"epoch": (first + batch_size) / rows, "tokens": float(jnp.sum(batch.inputs.mask != 0))}
-    return Collected(state._replace(position=jnp.asarray(first + batch_size, jnp.int32)), batch, metrics, [])
-
-  return collect
 
 
 def hold_out(rows: Sequence[Any], share: float, *, seed: int) -> tuple[list[Any], list[Any]]:
@@ -63,6 +66,15 @@ def hold_out(rows: Sequence[Any], share: float, *, seed: int) -> tuple[list[Any]
   order = np.random.default_rng(seed).permutation(len(rows))
   held = max(round(share * len(rows)), 1)
   return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
+
+
+def fill(rows: int, size: int) -> list[np.ndarray]:
+  """Returns row numbers in batches of one size; the last one is filled up from the beginning.
+
+  >>> [numbers.tolist() for numbers in fill(5, 2)]
+  [[0, 1], [2, 3], [4, 0]]
+  """
+  return [np.arange(start, start + size) % rows for start in range(0, rows, size)]
 
 
 def take(tree: Any, numbers: np.ndarray) -> Any:

@@ -132,6 +132,22 @@ def pad_token(tokenizer: Any) -> int:
   return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def one_token(tokenizer: Any, text: str, name: str) -> int:
+  """Returns the token that a text is; `name` says in the error what the text is for.
+
+  Raises:
+    ValueError: If it is not one token.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> one_token(character_tokenizer("ab."), ".", "stop text")
+  5
+  """
+  ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+  if len(ids) != 1:
+    raise ValueError(f"{name} {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
+  return ids[0]
+
+
 def stop_tokens(tokenizer: Any, texts: Sequence[str], eos_tokens: Sequence[int]) -> np.ndarray:
   """Returns the tokens that end a completion: the model's ends of sequence, and each of `texts`.
 
@@ -142,12 +158,7 @@ def stop_tokens(tokenizer: Any, texts: Sequence[str], eos_tokens: Sequence[int])
   >>> stop_tokens(character_tokenizer("ab."), [".", "b"], [1]).tolist()
   [1, 4, 5]
   """
-  tokens = set(eos_tokens)
-  for text in texts:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-      raise ValueError(f"stop text {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
-    tokens |= set(ids)
+  tokens = {*eos_tokens, *(one_token(tokenizer, text, "stop text") for text in texts)}
   if not tokens:
     raise ValueError("the model has no end-of-sequence token and the task no stop text")
   return np.asarray(sorted(tokens), np.int32)

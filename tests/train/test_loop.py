@@ -331,6 +331,9 @@ def test_config_is_readable_json(tmp_path):
 
 def test_evaluation_without_any_reward_says_so():
   assert Evaluation(None, None, 3, 0, []).describe() == "no reward applied to any of 3 held-out problems"
+  assert Evaluation(None, None, 3, 0, [], 1.5).describe() == "learnt reward 1.500 on 3 held-out problems"
+  both = Evaluation(0.5, None, 3, 0, [], 1.5).describe()
+  assert both == "mean reward 0.500, learnt reward 1.500 on 3 held-out problems"
 
 
 def test_dynamic_sampling_fills_the_batch_with_groups_that_differ():

@@ -11,8 +11,10 @@ import pytest
 
 from rl_jax.models import heads, presets
 from rl_jax.models.presets import character_tokenizer
-from rl_jax.objectives import ppo, remax
+from rl_jax.objectives import ppo, remax, vapo
+from rl_jax.objectives.base import Inputs
 from rl_jax.ops import controllers, kl, returns
+from rl_jax.ops.metrics import Mean
 from rl_jax.ops.moments import Moments
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import Sampler
@@ -21,11 +23,11 @@ from rl_jax.tasks.rewards import Reward
 from rl_jax.train import estimates, loop, pretraining, shaping
 from rl_jax.train.checkpoint import open_checkpoints
 from rl_jax.train.metrics_io import RunDirectory, read_lines
-from rl_jax.train.rollout import make_collect
-from rl_jax.train.score import Scores, Sequences, make_last_value, make_score, make_values
+from rl_jax.train.rollout import Collected, make_collect
+from rl_jax.train.score import Scores, Sequences, make_last_value, make_score, make_step_values, make_values
 from rl_jax.train.shaping import Shaping
 from rl_jax.train.state import RLState
-from rl_jax.train.step import make_train_step
+from rl_jax.train.step import Batch, make_train_step
 from tests.fakes import chain
 
 TOKENIZER = character_tokenizer("0123456789")  # the digit d is token d + 3
@@ -39,16 +41,16 @@ def last_read(params, hidden):
 CRITIC = SimpleNamespace(apply=MODEL.apply, value=last_read)
 
 
-def make(*, length, stop, estimator, score=None, kl_coef=None, task_rewards=True, **options):
+def make(*, length, stop, estimator, score=None, kl_coef=None, task_rewards=True, solved=None, **options):
   """Collects for the prompt "34", tokens 6 and 7: the completion is 8, 9, 10, ..."""
   two = Reward(lambda completions, **_: [2.0] * len(completions), 1.0, "two")
-  task = Task("chain", lambda i: {"prompt": "34"}, [], (two,))
+  task = Task("chain", lambda i: {"prompt": "34"}, [], (two,), solved=solved)
   collect = make_collect(
     task=task if task_rewards else task._replace(rewards=()),
     tokenizer=TOKENIZER,
     generate=make_generate(MODEL, group_size=2, max_new_tokens=length, pad_token=0),
     score=score or make_score(MODEL, value=last_read),
-    objective=ppo.objective(),
+    objective=options.pop("objective", ppo.objective()),
     sampler=Sampler(),
     stop_tokens=np.array([stop]),
     prompts_per_batch=1,
@@ -132,6 +134,28 @@ def test_rewards_of_a_process_reward_model_stand_at_their_tokens():
   assert found.metrics["reward"] == pytest.approx(2.75)
 
 
+def test_a_reward_model_judges_steps_at_their_ends():
+  judge = partial(make_step_values(CRITIC, end=9), PARAMS)
+  given = dict(length=4, stop=10, estimator=ONE_STEP, reward_model=judge, task_rewards=False)
+  found = make(**given)
+  # 8, 9, 10: the steps end at 9 and at the last token, each worth what was read last; values are 7, 8, 9.
+  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [8 - 7, 9 + 9 - 8, 10 - 9], atol=1e-4)
+  assert found.metrics["reward"] == pytest.approx(19, abs=1e-3)
+  clipped = make(**given, shaping=Shaping(clip=2.0))
+  np.testing.assert_allclose(clipped.batch.inputs.advantages[0, 0], [8 - 7, 2 + 9 - 8, 2 - 9], atol=1e-4)
+  with pytest.raises(ValueError, match="spread is for scores of completions"):
+    make(**given, shaping=Shaping(spread=0.9))
+
+
+def test_solved_completions_are_targets():
+  def solved(completions, **_):
+    return [False, True]
+
+  given = dict(estimator=returns.decoupled_gae, objective=vapo.objective(), solved=solved)
+  inputs = make(length=4, stop=10, **given).batch.inputs
+  np.testing.assert_array_equal(inputs.target_mask[0], [[False] * 3, [True] * 3])
+
+
 def test_scores_of_a_reward_model_do_not_depend_on_padding():
   model = presets.load("tiny")
   scalar = heads.scalar_model(model.policy, model.config.embed_dim)
@@ -203,6 +227,24 @@ def test_text_is_learnt_beside_the_rollout_and_not_by_the_policy_gradient():
     strict=True,
   )}  # fmt: skip
   assert seen == {(3, 4, 5), (6, 7, 8, 9, 10), (11, 12)}  # all pieces of both texts
+
+
+def test_every_minibatch_has_its_share_of_the_text(tmp_path):
+  rows = jnp.arange(6)[:, None, None]  # four of a rollout, two of text
+  batch = Batch(Sequences(rows[..., 0], rows[..., 0], rows, rows), Inputs(mask=jnp.ones((6, 1, 1))))
+  state, found = RLState.create(PARAMS, optax.sgd(0.1), jax.random.key(0), keep_reference=False), []
+
+  def collect(state):
+    return Collected(state, batch, {"tokens": 1.0}, [], extra_rows=2)
+
+  def update(policy, part):
+    found.append(sorted(part.sequences.completions.ravel().tolist()))
+    return policy, {"loss": Mean.of(jnp.zeros(()), jnp.ones(())), "skipped": Mean.of(jnp.zeros(()), jnp.ones(()))}
+
+  with RunDirectory(tmp_path, {}, resume=False) as run, open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+    loop.fit(state, steps=1, collect=collect, update=update, run=run, checkpoints=checkpoints, epochs=2, minibatches=2)
+  assert [sum(row >= 4 for row in part) for part in found] == [1, 1, 1, 1]
+  assert sorted(found[0] + found[1]) == sorted(found[2] + found[3]) == list(range(6))
 
 
 def learner(folder, *, steps, resume=False, enough=None):
