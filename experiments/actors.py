@@ -1,13 +1,68 @@
-"""What the scripts put together from models: actor and critic as functions of one dict of parameters, reward models."""
+"""What the scripts put together from models: learners with or without adapters, actor and critic, reward models."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rl_jax.models import heads, lora, presets
 from rl_jax.train.score import Scores, Sequences, make_last_value, make_score, make_values
+from rl_jax.train.state import RLState
+
+
+class Learner(NamedTuple):
+  """A language model as it is trained: `{"policy": ...}`, or with adapters `{"base": ..., "adapters": ...}`.
+
+  Attributes:
+    policy: `params -> the model's own parameters`, adapters merged.
+    initial: `state -> the initial model's parameters`: a copy, or under adapters the base that they are added to.
+    build: `(model's parameters, key) -> params`.
+    on: `f(model's parameters, ...) -> f(params, ...)`.
+    save: `(folder, model, params) -> None`, as `model/` and the adapters as `adapters/`.
+    frozen: Entries of `params` that are not trained; with them no copy of the initial model is needed.
+  """
+
+  policy: Callable[[Any], Any]
+  initial: Callable[[RLState], Any]
+  build: Callable[[Any, jax.Array], dict[str, Any]]
+  on: Callable[[Callable[..., Any]], Callable[..., Any]]
+  save: Callable[[Path, presets.Model, Any], None]
+  frozen: tuple[str, ...]
+
+
+def make_learner(base_model: str, lora_rank: int, lora_alpha: float) -> Learner:
+  """All weights of a model, or with a rank above 0 adapters, whose update is multiplied by `lora_alpha / lora_rank`."""
+
+  def policy(params: Any) -> Any:
+    return lora.merge(params["base"], params["adapters"], alpha=lora_alpha) if lora_rank else params["policy"]
+
+  def initial(state: RLState) -> Any:
+    return state.policy.params["base"] if lora_rank else state.ref_params
+
+  def build(start: Any, key: jax.Array) -> dict[str, Any]:
+    return {"base": start, "adapters": lora.init(key, start, rank=lora_rank)} if lora_rank else {"policy": start}
+
+  def on(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda params, *rest: function(policy(params), *rest)
+
+  def save(folder: Path, model: presets.Model, params: Any) -> None:
+    presets.save(folder / "model", model, jax.jit(policy)(params))
+    if lora_rank:
+      lora.save_peft(folder / "adapters", params["adapters"], alpha=lora_alpha, base_model=base_model)
+
+  return Learner(policy, initial, build, on, save, ("base",) if lora_rank else ())
+
+
+def create_state(
+  start: Any, key: jax.Array, *, learner: Learner, tx: optax.GradientTransformation, with_reference: bool
+) -> RLState:
+  """A new run's state around a model's parameters. Its reference is a copy of them, or the base under adapters."""
+  adapters_key = jax.random.fold_in(key, 3)  # the run itself draws from the first three
+  params, copy = learner.build(start, adapters_key), with_reference and not learner.frozen
+  return RLState.create(params, tx, key, keep_reference=copy, reference=learner.policy, frozen=learner.frozen)
 
 
 class RewardModel(NamedTuple):
@@ -31,64 +86,55 @@ def load_reward_model(folder: str, tokenizer: Any) -> RewardModel:
   return RewardModel(heads.scalar_model(backbone.policy, width), params)
 
 
-class Parts(NamedTuple):
-  """What is trained together, as functions of one dict of parameters.
+class Actors(NamedTuple):
+  """Actor and critic as functions of one dict of parameters, a learner's with `critic` or `value_head` beside it.
 
   Attributes:
-    policy: `params -> the policy's own parameters`, adapters merged.
     score: `(params, sequences) -> Scores`, with values where there is a critic.
     values: `(params, sequences) -> [P, G, T]` of a critic apart from the policy; None for others.
     last_value: `(params, sequences) -> [P, G]`; None without a critic.
-    build: `(policy params, key) -> params`.
-    frozen: Entries that are not trained.
+    build: `(policy's parameters, key) -> params`.
   """
 
-  policy: Callable[[Any], Any]
   score: Callable[[Any, Sequences], Scores]
   values: Callable[[Any, Sequences], jax.Array] | None
   last_value: Callable[[Any, Sequences], jax.Array] | None
   build: Callable[[Any, jax.Array], dict[str, Any]]
-  frozen: tuple[str, ...]
 
 
 def assemble(
-  model: presets.Model, critic: str, reward: RewardModel | None, *,
-  temperature: float, lora_rank: int = 0, lora_alpha: float = 32.0,
-) -> Parts:  # fmt: skip
+  model: presets.Model, learner: Learner, critic: str, reward: RewardModel | None, *, temperature: float
+) -> Actors:
   """Puts actor and critic together.
 
   Args:
     model: Of the policy.
-    critic: "none"; "own", a copy of the policy with a head; "reward", a copy of the reward model; or "shared", a head
-      on the policy.
+    learner: How it is trained.
+    critic: "none"; "own", a copy of the policy with a head; "reward", a copy of the reward model; "fresh", a model of
+      the policy's shape with random weights; or "shared", a head on the policy.
     reward: The reward model, where the critic starts from it.
     temperature: Of every log-prob.
-    lora_rank: Above 0, adapters are trained in place of the policy's weights.
-    lora_alpha: Their update is multiplied by `lora_alpha / lora_rank`.
   """
   width = model.config.embed_dim
   plain_score = make_score(model.policy, temperature=temperature)
   shared = heads.with_value_head(model.policy, width)
   shared_score = make_score(shared, temperature=temperature, value=shared.value)
-  own = heads.scalar_model(model.policy, width)
+  apart = heads.scalar_model(model.policy, width)
   if critic == "reward" and reward is not None:
-    own = reward.model
-  values, last_value = make_values(own), make_last_value(own)
-
-  def policy(params: Any) -> Any:
-    if lora_rank:
-      return lora.merge(params["base"], params["adapters"], alpha=lora_alpha)
-    return params["policy"]
+    apart = reward.model
+  values, last_value = make_values(apart), make_last_value(apart)
 
   def with_head(params: Any) -> Any:
-    return {"policy": policy(params), "value_head": params["value_head"]}
+    return {"policy": learner.policy(params), "value_head": params["value_head"]}
 
   def score(params: Any, sequences: Sequences) -> Scores:
-    if critic == "none":
-      return plain_score(policy(params), sequences)
     if critic == "shared":
       return shared_score(with_head(params), sequences)
-    return plain_score(policy(params), sequences)._replace(values=values(params["critic"], sequences))
+    scores = plain_score(learner.policy(params), sequences)
+    return scores if critic == "none" else scores._replace(values=values(params["critic"], sequences))
+
+  def old_values(params: Any, sequences: Sequences) -> jax.Array:
+    return values(params["critic"], sequences)
 
   def end_value(params: Any, sequences: Sequences) -> jax.Array:
     if critic == "shared":
@@ -96,21 +142,15 @@ def assemble(
     return last_value(params["critic"], sequences)
 
   def build(start: Any, key: jax.Array) -> dict[str, Any]:
-    adapter_key, head_key = jax.random.split(key)
-    params: dict[str, Any] = {"policy": start}
-    if lora_rank:
-      params = {"base": start, "adapters": lora.init(adapter_key, start, rank=lora_rank)}
+    learner_key, critic_key = jax.random.split(key)
+    params = learner.build(start, learner_key)
     if critic == "shared":
-      params["value_head"] = own.init_head(head_key)
-    elif critic == "reward" and reward is not None:
-      params["critic"] = jax.tree.map(jnp.copy, reward.params)
-    elif critic == "own":
-      params["critic"] = {"backbone": jax.tree.map(jnp.copy, start), "head": own.init_head(head_key)}
-    return params
+      return params | {"value_head": apart.init_head(critic_key)}
+    if critic == "reward" and reward is not None:
+      return params | {"critic": jax.tree.map(jnp.copy, reward.params)}
+    if critic == "own":
+      return params | {"critic": {"backbone": jax.tree.map(jnp.copy, start), "head": apart.init_head(critic_key)}}
+    return params | {"critic": apart.init(critic_key)} if critic == "fresh" else params
 
-  def old_values(params: Any, sequences: Sequences) -> jax.Array:
-    return values(params["critic"], sequences)
-
-  apart = old_values if critic in ("own", "reward") else None
-  frozen = ("base",) if lora_rank else ()
-  return Parts(policy, score, apart, None if critic == "none" else end_value, build, frozen)
+  is_apart = critic in ("own", "reward", "fresh")
+  return Actors(score, old_values if is_apart else None, None if critic == "none" else end_value, build)

@@ -1,14 +1,18 @@
-"""Direct preference optimisation: learn from preferences without a reward model. The family by name.
+"""Direct preference optimisation: learn from preferences without a reward model. DPO and its relatives by name.
 
     python -m experiments.dpo --data preferences.jsonl                           # prompt, chosen, rejected
     python -m experiments.dpo --data preferences.jsonl --loss ipo --beta 0.05
+    python -m experiments.dpo --data preferences.jsonl --loss simpo              # also orpo, cpo: no reference
     python -m experiments.dpo --data preferences.jsonl --lora-rank 16            # adapters; the base is the reference
     python -m experiments.dpo --model tiny --data preferences.jsonl --steps 2
 
-The reference is the initial model: a frozen copy, or with adapters the base itself.
+The reference is the initial model: a frozen copy, or with adapters the base itself. KTO takes the chosen answers as
+desirable and the others not, and estimates its KL on the answers of each batch's other prompts.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +22,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rl_jax.models import lora, presets, weights
-from rl_jax.objectives import dpo
-from rl_jax.objectives.base import Inputs
+from experiments.actors import create_state, make_learner
+from rl_jax.models import presets
+from rl_jax.objectives import cpo, dpo, kto, orpo, simpo
+from rl_jax.objectives.base import Inputs, Objective
+from rl_jax.ops.masking import masked_sum
 from rl_jax.ops.metrics import results
 from rl_jax.tasks import files, preferences
 from rl_jax.train import examples, loop, parallel, supervised, text
 from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.score import Scores, Sequences, make_score
+from rl_jax.train.score import Sequences, make_score
 from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least, run_script
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
 MODULE = "experiments.dpo"
+OTHERS = {"cpo": cpo, "kto": kto, "orpo": orpo, "simpo": simpo}
+Rankings = Sequence[examples.Answers]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +53,8 @@ class Config:
   pairs: int = 8  # an update
   max_tokens: int = 512  # longer prompts with answers are left out
   held_out: float = 0.1  # share of the pairs to measure on
-  loss: str = "sigmoid"  # sigmoid, robust, hinge, ipo, exo, nca, bco, sppo, aot, apo_zero, apo_down, discopop
-  beta: float = 0.1  # strength of the pull towards the reference
+  loss: str = "sigmoid"  # DPO's, robust, hinge, ipo, exo, nca, bco, sppo, aot, apo_*, discopop; simpo, orpo, cpo, kto
+  beta: float | None = None  # of the loss, such as DPO's pull towards the reference; by default what its paper has
   label_smoothing: float = 0.0  # share of the pairs that may be the wrong way round
   lora_rank: int = 0  # above 0: train adapters of this rank alone
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
@@ -61,17 +69,13 @@ class Config:
 
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
+  objective = choose(config)
   require_at_least(config, 1, ("steps", "pairs", "max_tokens", "microbatches"))
-  not_negative = ("lora_rank", "beta", "label_smoothing", "learning_rate", "weight_decay", "max_grad_norm",
-                  "checkpoint_every", "seed")  # fmt: skip
+  not_negative = ("lora_rank", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed")
   require_at_least(config, 0, not_negative)
   if not 0 < config.held_out < 1:
     raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
-  if config.beta <= 0 or config.label_smoothing >= 0.5:
-    given = f"{config.beta} and {config.label_smoothing}"
-    raise ValueError(f"beta must be positive and label_smoothing below 0.5, got {given}")
   check_parts(config.pairs, config.microbatches, "pairs")
-  objective = dpo.objective(loss=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
   settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
@@ -80,79 +84,86 @@ def main(config: Config) -> Path:
   encoded, problems = examples.encode_rankings(model.tokenizer, data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if len(encoded[0].answers) != 2:
-    raise ValueError(f"DPO learns from pairs; the data ranks {len(encoded[0].answers)} answers")
-  train, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+    raise ValueError(f"{MODULE} learns from pairs; the data ranks {len(encoded[0].answers)} answers")
+  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+  supervised.check_size(len(seen), config.pairs)
+  with directory as run:
+    return train(config, objective, model, seen, test, run)
 
+
+def choose(config: Config) -> Objective:
+  """The objective by name, with those of the settings that it takes."""
+  if config.beta is not None and not 0 < config.beta < math.inf:
+    raise ValueError(f"beta must be positive, got {config.beta}")
+  if not 0 <= config.label_smoothing < 0.5:
+    raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {config.label_smoothing}")
+  names = sorted([*dpo.LOSSES, "aot", *OTHERS])
+  if config.loss not in names:
+    raise ValueError(f"loss must be one of {', '.join(names)}, got {config.loss!r}")
+  beta: Any = {} if config.beta is None else {"beta": config.beta}
+  if config.loss not in OTHERS:
+    return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **beta)
+  if config.label_smoothing:
+    raise ValueError(f"loss {config.loss!r} takes no label_smoothing")
+  return OTHERS[config.loss].objective(**beta)
+
+
+def train(
+  config: Config, objective: Objective, model: presets.Model, seen: Rankings, test: Rankings, run: RunDirectory
+) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
-  adapted = config.lora_rank > 0
-  frozen = ("base",) if adapted else ()
+  learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
   rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
   tx = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
   )
   plain_score, pad_token = make_score(model.policy), text.pad_token(model.tokenizer)
+  score = learner.on(plain_score)
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
+  of_initial, of_policy = jax.jit(plain_score), jax.jit(score)
 
-  def plain(params: Any) -> Any:
-    """The parameters of the model itself, adapters merged."""
-    return lora.merge(params["base"], params["adapters"], alpha=config.lora_alpha) if adapted else params
-
-  def score(params: Any, sequences: Sequences) -> Scores:
-    return plain_score(plain(params), sequences)
-
-  step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=frozen)
-  forward, merged = jax.jit(plain_score), jax.jit(plain)
-
-  def reference(state: RLState) -> Any:
-    return state.policy.params["base"] if adapted else state.ref_params
-
-  def make_batch(state: RLState, rows: list[examples.Answers]) -> Batch:
-    sequences = place(examples.ranking_sequences(rows, pad_token))
-    ref_logp = forward(reference(state), sequences).logp
-    return Batch(sequences, Inputs(mask=sequences.completion_mask, ref_logp=ref_logp))
+  def prepare(state: RLState, sequences: Sequences) -> Batch:
+    """Pairs with what the objective needs besides the learner's own log-probs."""
+    placed, inputs = place(sequences), Inputs(mask=sequences.completion_mask)
+    if "ref_logp" in objective.needs:
+      inputs = inputs._replace(ref_logp=of_initial(learner.initial(state), placed).logp)
+    if "kl_baseline" in objective.needs:  # each prompt with the answers of another one
+      others = {name: jnp.roll(getattr(sequences, name), 1, axis=0) for name in ("completions", "completion_mask")}
+      strange = place(sequences._replace(**others))
+      log_ratio = of_policy(state.policy.params, strange).logp - of_initial(learner.initial(state), strange).logp
+      inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, strange.completion_mask, axis=-1))
+    if "advantages" in objective.needs:  # the chosen answer is desirable
+      signs = jnp.array([1.0, -1.0])[:, None]
+      inputs = inputs._replace(advantages=jnp.broadcast_to(signs, sequences.completion_mask.shape))
+    return Batch(placed, inputs)
 
   def measure(state: RLState) -> Measured:
     """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
-    everything, policy = examples.ranking_sequences(test, pad_token), merged(state.policy.params)
-    logps: dict[str, list[np.ndarray]] = {"logp": [], "ref_logp": []}
-    for start in range(0, len(test), config.pairs):
-      numbers = np.arange(start, start + config.pairs) % len(test)  # the last batch is filled up with others
-      part = place(supervised.take(everything, numbers))
-      for name, params in (("logp", policy), ("ref_logp", reference(state))):
-        logps[name].append(np.asarray(forward(params, part).logp))
-    logp, ref_logp = (jnp.asarray(np.concatenate(parts)[: len(test)]) for parts in logps.values())
-    inputs = Inputs(mask=everything.completion_mask, logp=logp, batch_logp=logp, ref_logp=ref_logp)
+    everything, parts = examples.ranking_sequences(test, pad_token), []
+    for numbers in supervised.fill(len(test), config.pairs):
+      sequences, inputs = prepare(state, supervised.take(everything, numbers))
+      logp = of_policy(state.policy.params, sequences).logp
+      parts.append(jax.device_get(inputs._replace(logp=logp, batch_logp=logp)))
+    inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(test)], *parts)
     loss, metrics = objective.loss(inputs, objective.weight(inputs))
     return Measured({"loss": float(loss), **results(metrics), "pairs": len(test)})
 
-  def create(params: Any, key: jax.Array) -> RLState:
-    adapter_key, run_key = jax.random.split(key)
-    if adapted:
-      params = {"base": params, "adapters": lora.init(adapter_key, params, rank=config.lora_rank)}
-    return RLState.create(params, tx, run_key, keep_reference=not adapted, frozen=frozen)
-
+  create = partial(create_state, learner=learner, tx=tx, with_reference="ref_logp" in objective.needs)
   state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))
   model = model._replace(params=None)
   collect = supervised.make_collect(
-    lambda state, numbers: make_batch(state, [train[i] for i in numbers]),
-    rows=len(train), batch_size=config.pairs, seed=config.seed,
+    lambda state, numbers: prepare(state, examples.ranking_sequences([seen[i] for i in numbers], pad_token)),
+    rows=len(seen), batch_size=config.pairs, seed=config.seed,
   )  # fmt: skip
-  with directory as run:
-    state, done = loop.train(
-      state, run=run, test=measure, steps=config.steps, collect=collect,
-      update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
-      place=place, compiles=counter.total,
-    )  # fmt: skip
-    exit_if_stopped(MODULE, config, done)
-    if adapted:
-      lora.save_peft(
-        run.folder / "adapters", state.policy.params["adapters"], alpha=config.lora_alpha, base_model=config.model
-      )
-    weights.save_safetensors(
-      run.folder / "model", merged(state.policy.params), model.config, model.hf, model.tokenizer,
-      eos_tokens=model.eos_tokens,
-    )  # fmt: skip
-    supervised.show(run.folder)
+  state, done = loop.train(
+    state, run=run, test=measure, steps=config.steps, collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
+    place=place, compiles=counter.total,
+  )  # fmt: skip
+  exit_if_stopped(MODULE, config, done)
+  learner.save(run.folder, model, state.policy.params)
+  supervised.show(run.folder)
   return run.folder / "model"
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import optax
 
+from experiments.actors import create_state, make_learner
 from rl_jax import tasks
 from rl_jax.analysis import report
-from rl_jax.models import presets, weights
+from rl_jax.models import presets
 from rl_jax.objectives import grpo
 from rl_jax.sampling import samplers
 from rl_jax.sampling.generate import make_generate
@@ -54,7 +55,9 @@ class Config:
   top_k: int | None = None  # sample from the k likeliest tokens only
   top_p: float | None = None  # sample from the likeliest tokens that add up to this probability only
   min_p: float | None = None  # sample only tokens at least this likely, relative to the likeliest
-  learning_rate: float = 8e-6  # of AdamW, after warm-up
+  lora_rank: int = 0  # above 0: train adapters of this rank alone
+  lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
+  learning_rate: float = 8e-6  # of AdamW, after warm-up; about 1e-4 for adapters
   warmup: int = 3  # updates over which the learning rate rises
   weight_decay: float = 0.0  # of AdamW
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
@@ -91,7 +94,8 @@ def check(config: Config) -> None:
   positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "max_draws", "epochs", "minibatches",
               "microbatches")  # fmt: skip
   require_at_least(config, 1, positive)
-  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm")
+  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm",
+                  "lora_rank")  # fmt: skip
   require_at_least(config, 0, not_negative)
   if config.group_size < 2 or config.temperature == 0:
     raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
@@ -111,19 +115,25 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
   rate = optax.linear_schedule(config.learning_rate / (config.warmup + 1), config.learning_rate, config.warmup)
   adamw = optax.adamw(rate, weight_decay=config.weight_decay)
   tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-  score = make_score(model.policy, temperature=config.temperature)
-  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+  learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
+  plain_score = make_score(model.policy, temperature=config.temperature)
+  score, initial_score = learner.on(plain_score), jax.jit(counter.count(plain_score))
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
   sizes: Any = dict(max_new_tokens=config.max_new_tokens, pad_token=text.pad_token(model.tokenizer))
-  sample, answer = (make_generate(model.policy, group_size=size, **sizes) for size in (config.group_size, 1))
+  sample, answer = (
+    jax.jit(counter.count(learner.on(make_generate(model.policy, group_size=size, **sizes))))
+    for size in (config.group_size, 1)
+  )
   stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
   prompts: Any = dict(
     task=task, tokenizer=model.tokenizer, stop_tokens=stop_tokens, max_prompt_tokens=config.max_prompt_tokens
   )
   collect = rollout.make_collect(
-    generate=jax.jit(counter.count(sample)),
+    generate=sample,
     score=jax.jit(counter.count(score)),
+    reference=lambda state, sequences: initial_score(learner.initial(state), sequences).logp,
     objective=objective,
     sampler=sampler,
     prompts_per_batch=config.prompts,
@@ -135,14 +145,12 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     **prompts,
   )
 
-  greedy = jax.jit(counter.count(answer))
-
   def test(state: RLState) -> Evaluation:
-    return evaluate(state.policy.params, generate=greedy, **prompts)
+    return evaluate(state.policy.params, generate=answer, **prompts)
 
   # The state, built around the model's parameters, whose place it takes; then everything runs.
-  create = partial(RLState.create, tx=tx, keep_reference="ref_logp" in objective.needs)
-  state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
+  create = partial(create_state, learner=learner, tx=tx, with_reference="ref_logp" in objective.needs)
+  state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))
   model = model._replace(params=None)
   state, done = loop.train(
     state,
@@ -158,9 +166,7 @@ def train(config: Config, sampler: samplers.Sampler, task: tasks.Task, model: pr
     compiles=counter.total,
   )
   exit_if_stopped(MODULE, config, done)
-  weights.save_safetensors(
-    run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
-  )
+  learner.save(run.folder, model, state.policy.params)
   report.show(run.folder)
   harder = dict(task_options=("digits=3",), max_new_tokens=6) if config.task == "arithmetic" else {}
   further = dict(model=f"{run.folder}/model", run_dir=f"{run.folder}-next", resume=False)

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import optax
 
-from experiments.actors import load_reward_model
+from experiments.actors import create_state, load_reward_model, make_learner
 from rl_jax import tasks
 from rl_jax.analysis import report
-from rl_jax.models import presets, weights
+from rl_jax.models import heads, presets
 from rl_jax.objectives import dpo, sft
 from rl_jax.sampling import samplers
 from rl_jax.sampling.generate import make_generate
@@ -33,7 +33,7 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_last_value, make_score
-from rl_jax.train.settings import exit_if_stopped, require_at_least, run_script
+from rl_jax.train.settings import exit_if_stopped, require_at_least, require_one_of, run_script
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -61,7 +61,9 @@ class Config:
   max_new_tokens: int = 5  # longest completion
   stop: tuple[str, ...] = ()  # texts of one token that end a completion; they replace the task's own
   temperature: float = 1.0  # of sampling and of every log-prob
-  learning_rate: float = 8e-6  # of AdamW, after warm-up
+  lora_rank: int = 0  # above 0: train adapters of this rank alone
+  lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
+  learning_rate: float = 8e-6  # of AdamW, after warm-up; about 1e-4 for adapters
   warmup: int = 3  # updates over which the learning rate rises
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   epochs: int = 1  # passes over a rollout
@@ -76,9 +78,9 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   require_at_least(config, 1, ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches",
                                "microbatches", "best"))  # fmt: skip
-  require_at_least(config, 0, ("warmup", "checkpoint_every", "seed", "learning_rate", "max_grad_norm", "beta"))
-  if config.method not in ("imitate", "prefer"):
-    raise ValueError(f"method must be imitate or prefer, got {config.method!r}")
+  require_at_least(config, 0, ("warmup", "checkpoint_every", "seed", "learning_rate", "max_grad_norm", "beta",
+                               "lora_rank"))  # fmt: skip
+  require_one_of(config, {"method": ("imitate", "prefer")})
   if config.group_size < 2 or config.temperature <= 0:
     raise ValueError("group_size must be at least 2 and temperature positive: there is nothing to choose from")
   parts = config.minibatches * config.microbatches * jax.device_count()
@@ -87,6 +89,8 @@ def main(config: Config) -> Path:
   functions = rewards.from_paths(config.rewards, config.reward_weights)
   task = tasks.load(config.task, config.task_options, rewards=functions, seed=config.seed)
   settings = dataclasses.asdict(config) | {"data": task.fingerprint, "above": str(config.above)}
+  if config.reward_model:
+    settings["reward_model"] = [config.reward_model, heads.fingerprint(config.reward_model)]
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
   presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
@@ -100,13 +104,16 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
   objective = sft.objective() if config.method == "imitate" else dpo.objective(beta=config.beta)
   rate = optax.linear_schedule(config.learning_rate / (config.warmup + 1), config.learning_rate, config.warmup)
   tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=0.0))
-  score = make_score(model.policy, temperature=config.temperature)
-  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+  learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
+  plain_score = make_score(model.policy, temperature=config.temperature)
+  score, initial_score = learner.on(plain_score), jax.jit(counter.count(plain_score))
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
 
   # Rollouts: a group of completions with rewards, and of these what is learnt. And evaluation, greedy.
   sizes: Any = dict(max_new_tokens=config.max_new_tokens, pad_token=text.pad_token(model.tokenizer))
   sample, answer = (
-    jax.jit(counter.count(make_generate(model.policy, group_size=size, **sizes))) for size in (config.group_size, 1)
+    jax.jit(counter.count(learner.on(make_generate(model.policy, group_size=size, **sizes))))
+    for size in (config.group_size, 1)
   )
   stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
   prompts: Any = dict(
@@ -119,11 +126,12 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
   collect = rollout.make_collect(
     generate=sample,
     score=jax.jit(counter.count(score)),
+    reference=lambda state, sequences: initial_score(learner.initial(state), sequences).logp,
     objective=objective,
     sampler=samplers.Sampler(config.temperature),
     prompts_per_batch=config.prompts,
-    reward_model=judge,
     place=place,
+    reward_model=judge,
     **prompts,
   )
   if config.method == "imitate":
@@ -132,10 +140,10 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
     collect = selected.prefer(collect)
 
   def test(state: RLState) -> Evaluation:
-    return evaluate(state.policy.params, generate=answer, **prompts)
+    return evaluate(state.policy.params, generate=answer, reward_model=judge, **prompts)
 
-  create = partial(RLState.create, tx=tx, keep_reference="ref_logp" in objective.needs)
-  state = parallel.build_replicated(create, mesh)(model.params, key=jax.random.key(config.seed))
+  create = partial(create_state, learner=learner, tx=tx, with_reference="ref_logp" in objective.needs)
+  state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))
   model = model._replace(params=None)
   state, done = loop.train(
     state,
@@ -151,9 +159,7 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
     compiles=counter.total,
   )
   exit_if_stopped(MODULE, config, done)
-  weights.save_safetensors(
-    run.folder / "model", state.policy.params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
-  )
+  learner.save(run.folder, model, state.policy.params)
   report.show(run.folder)
   return run.folder / "model"
 

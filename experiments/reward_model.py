@@ -9,6 +9,7 @@ answer wins (calibration). `experiments.ppo --reward-model RUN_DIR/model` learns
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.actors import make_learner
 from rl_jax.analysis.statistics import calibration_error
-from rl_jax.models import heads, presets, weights
+from rl_jax.models import heads, presets
 from rl_jax.objectives import reward_model
 from rl_jax.objectives.base import Inputs
 from rl_jax.tasks import files, preferences
@@ -33,6 +35,7 @@ from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
 MODULE = "experiments.reward_model"
+Rankings = Sequence[examples.Answers]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Config:
   held_out: float = 0.1  # share of the rankings to measure on
   margins: bool = False  # answers must differ by as much as their ratings do
   centering: float = 0.01  # weight of the squared sum of two scores, which keeps them around 0
-  learning_rate: float = 1e-5  # of AdamW, falling to 0 along a cosine
+  lora_rank: int = 0  # above 0: train adapters of this rank alone
+  lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
+  learning_rate: float = 1e-5  # of AdamW, falling to 0 along a cosine; about 1e-4 for adapters
   weight_decay: float = 0.0  # of AdamW
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
@@ -59,7 +64,8 @@ class Config:
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   require_at_least(config, 1, ("steps", "rankings", "max_tokens", "microbatches"))
-  not_negative = ("centering", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed")
+  not_negative = ("lora_rank", "centering", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every",
+                  "seed")  # fmt: skip
   require_at_least(config, 0, not_negative)
   if not 0 < config.held_out < 1:
     raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
@@ -73,8 +79,15 @@ def main(config: Config) -> Path:
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if config.margins and not encoded[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
-  train, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+  supervised.check_size(len(seen), config.rankings)
+  with directory as run:
+    return train(config, model, seen, test, run)
 
+
+def train(
+  config: Config, model: presets.Model, seen: Rankings, test: Rankings, run: RunDirectory
+) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   scalar = heads.scalar_model(model.policy, model.config.embed_dim)
@@ -83,24 +96,29 @@ def main(config: Config) -> Path:
   tx = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
   )
-  last_value, forward = make_last_value(scalar), jax.jit(make_last_value(scalar))
+  learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
+  last_value, pad_token = make_last_value(scalar), text.pad_token(model.tokenizer)
+
+  def rate_answers(params: Any, sequences: Sequences) -> jax.Array:
+    return last_value({"backbone": learner.policy(params), "head": params["head"]}, sequences)
 
   def score(params: Any, sequences: Sequences) -> Scores:
-    return Scores(None, None, scores=last_value(params, sequences))
+    return Scores(None, None, scores=rate_answers(params, sequences))
 
-  pad_token = text.pad_token(model.tokenizer)
-  step = make_train_step(score, objective, tx, microbatches=config.microbatches)
+  step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
+  forward = jax.jit(rate_answers)
 
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
-    chosen = [train[i] for i in numbers]
+    chosen = [seen[i] for i in numbers]
     sequences, ratings = examples.ranking_sequences(chosen, pad_token), examples.ratings_of(chosen)
     ratings = jnp.asarray(ratings) if config.margins else None
     return Batch(sequences, Inputs(mask=sequences.completion_mask, ratings=ratings))
 
   def measure(state: RLState) -> Measured:
-    parts = [test[i : i + config.rankings] for i in range(0, len(test), config.rankings)]
-    scores = [np.asarray(forward(state.policy.params, examples.ranking_sequences(part, pad_token))) for part in parts]
-    found = np.concatenate(scores)
+    everything = examples.ranking_sequences(test, pad_token)
+    parts = [supervised.take(everything, numbers) for numbers in supervised.fill(len(test), config.rankings)]
+    scores = [np.asarray(forward(state.policy.params, place(part))) for part in parts]
+    found = np.concatenate(scores)[: len(test)]
     better, worse = np.triu_indices(found.shape[1], k=1)
     margins = (found[:, better] - found[:, worse]).ravel()
     return Measured({
@@ -109,28 +127,23 @@ def main(config: Config) -> Path:
     })  # fmt: skip
 
   def create(backbone: Any, key: jax.Array) -> RLState:
-    head_key, run_key = jax.random.split(key)
-    params = {"backbone": backbone, "head": scalar.init_head(head_key)}
-    return RLState.create(params, tx, run_key, keep_reference=False)
+    head_key, learner_key, run_key = jax.random.split(key, 3)
+    params = learner.build(backbone, learner_key) | {"head": scalar.init_head(head_key)}
+    return RLState.create(params, tx, run_key, keep_reference=False, frozen=learner.frozen)
 
   state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))
   model = model._replace(params=None)
-  collect = supervised.make_collect(make_batch, rows=len(train), batch_size=config.rankings, seed=config.seed)
-  with directory as run:
-    state, done = loop.train(
-      state, run=run, test=measure, steps=config.steps, collect=collect,
-      update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
-      place=place, compiles=counter.total,
-    )  # fmt: skip
-    exit_if_stopped(MODULE, config, done)
-    folder = run.folder / "model"
-    backbone, head = state.policy.params["backbone"], state.policy.params["head"]
-    weights.save_safetensors(
-      folder, backbone, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens
-    )
-    heads.save_head(folder, head)
-    supervised.show(run.folder)
-  return folder
+  collect = supervised.make_collect(make_batch, rows=len(seen), batch_size=config.rankings, seed=config.seed)
+  state, done = loop.train(
+    state, run=run, test=measure, steps=config.steps, collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
+    place=place, compiles=counter.total,
+  )  # fmt: skip
+  exit_if_stopped(MODULE, config, done)
+  learner.save(run.folder, model, state.policy.params)
+  heads.save_head(run.folder / "model", state.policy.params["head"])
+  supervised.show(run.folder)
+  return run.folder / "model"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
 from rl_jax.models import presets
+from rl_jax.objectives import kl_cov
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import results
 from rl_jax.train.metrics_io import read_lines
@@ -39,8 +40,9 @@ def measured(folder):
   return rows[0]["values"], rows[-1]["values"]
 
 
-def test_sft_lowers_the_perplexity_and_writes_a_model(tmp_path, demonstrations):
-  settings = dict(rows=4, row_tokens=16, learning_rate=1e-2, run_dir=str(tmp_path / "run"))
+@pytest.mark.parametrize("lora_rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_sft_lowers_the_perplexity_and_writes_a_model(tmp_path, demonstrations, lora_rank):
+  settings = dict(rows=4, row_tokens=16, learning_rate=1e-2, lora_rank=lora_rank, run_dir=str(tmp_path / "run"))
   model = sft.main(sft.Config(data=demonstrations, **SMALL, **settings))
   before, after = measured(tmp_path / "run")
   assert after["perplexity"] < before["perplexity"]
@@ -49,19 +51,27 @@ def test_sft_lowers_the_perplexity_and_writes_a_model(tmp_path, demonstrations):
     sft.main(sft.Config(data=demonstrations, **SMALL, **settings))
 
 
-def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs):
-  settings = dict(rankings=8, learning_rate=1e-2, run_dir=str(tmp_path / "rm"))
+@pytest.mark.parametrize("adapted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapted):
+  settings = dict(rankings=8, learning_rate=1e-2, lora_rank=2 * adapted, run_dir=str(tmp_path / "rm"))
   judge = reward_model.main(reward_model.Config(data=pairs, **SMALL, **settings))
   before, after = measured(tmp_path / "rm")
   assert before["margin"] == 0 and before["accuracy"] == 0.5 and after["margin"] > 0 and after["pairs"] == 4
   prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{i}+1="} for i in range(40)])
-  ppo.main(ppo.Config(
-    **SMALL, **ROLLOUTS, task=prompts, reward_model=str(judge), critic="reward", kl_control="adaptive", bootstrap=True,
-    normalize_rewards=True, max_kl=1.0, run_dir=str(tmp_path / "ppo"),
-  ))  # fmt: skip
+  options = dict(normalize_rewards=True, kl_control="adaptive", bootstrap=True, max_kl=1.0)
+  if adapted:
+    options = dict(process=" ", reward_clip=1.0)
+  options |= dict(task=prompts, reward_model=str(judge), critic="reward", run_dir=str(tmp_path / "ppo"))
+  config = ppo.Config(**SMALL, **ROLLOUTS, **options)
+  ppo.main(config)
   row = read_lines(tmp_path / "ppo", "metrics.jsonl")[-1]
-  assert {"kl_coef", "kl_completion", "explained_variance", "value/value_error", "updates"} <= set(row)
-  assert row["reward_std"] > 0
+  assert {"kl_coef", "kl_completion", "explained_variance", "value/value_error"} <= set(row)
+  assert ("updates" in row) == (not adapted) and row["reward_std"] > 0
+  evaluation = read_lines(tmp_path / "ppo", "evaluation.jsonl")[-1]
+  assert evaluation["reward"] is None and np.isfinite(evaluation["learned"])
+  reward_model.main(reward_model.Config(data=pairs, **(SMALL | {"steps": 3}), **settings, resume=True))
+  with pytest.raises(ValueError, match="reward_model"):  # it is another one by now
+    ppo.main(dataclasses.replace(config, resume=True, steps=3))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,8 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs):
   [
     dict(critic="own", spread=0.9, kl_control="band"),
     dict(critic="shared", lora_rank=2, kl_estimator="k3"),
+    dict(critic="fresh", kl_place="loss", kl_estimator="k2"),
+    dict(objective="vapo", critic="own"),
     dict(objective="remax", epochs=1, minibatches=1, kl_coef=0.0),
     dict(objective="reinforce_plus_plus"),
     dict(objective="rloo"),
@@ -79,7 +91,9 @@ def test_ppo_and_its_relatives_run(tmp_path, settings):
   ppo.main(ppo.Config(**SMALL, **ROLLOUTS, **settings, run_dir=str(tmp_path / "run")))
   rows = read_lines(tmp_path / "run", "metrics.jsonl")
   assert len(rows) == 2 and all(row["skipped"] == 0 and np.isfinite(row["loss"]) for row in rows)
-  assert ("value/value_error" in rows[0]) == ("critic" in settings)
+  assert any(name.endswith("value_error") for name in rows[0]) == ("critic" in settings)
+  assert ("kl_coef" in rows[0]) == (settings.get("kl_place") != "loss" and settings.get("kl_coef") != 0)
+  assert ("kl/kl" in rows[0]) == (settings.get("kl_place") == "loss")
   if "lora_rank" in settings:
     merged = presets.load(str(tmp_path / "run" / "adapters")).params  # onto the base that they name
     saved = presets.load(str(tmp_path / "run" / "model")).params
@@ -94,17 +108,40 @@ def test_pretraining_text_is_mixed_in(tmp_path):
   assert read_lines(tmp_path / "run", "metrics.jsonl")[-1]["ptx/nll"] > 1
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(loss="aot"), dict(lora_rank=2, loss="ipo")])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(lora_rank=2, loss="ipo"),
+    pytest.param(dict(), marks=pytest.mark.slow),
+    pytest.param(dict(loss="aot"), marks=pytest.mark.slow),
+    pytest.param(dict(loss="cpo"), marks=pytest.mark.slow),
+  ],
+)
 def test_dpo_widens_the_margin(tmp_path, pairs, settings):
   config = dpo.Config(data=pairs, **SMALL, pairs=8, learning_rate=1e-2, run_dir=str(tmp_path / "run"), **settings)
   dpo.main(config)
   before, after = measured(tmp_path / "run")
-  assert before["margin"] == pytest.approx(0, abs=1e-3) and after["margin"] > 0.01 and after["loss"] < before["loss"]
+  assert after["margin"] > before["margin"] + 0.01 and after["loss"] < before["loss"]
+  if settings.get("loss") != "cpo":  # the others compare with the initial model
+    assert before["margin"] == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["imitate", "prefer"])
-def test_learning_from_ones_own_samples(tmp_path, method):
-  settings = dict(rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"))
+@pytest.mark.parametrize("settings", [dict(loss="simpo"), dict(loss="orpo", beta=0.5), dict(loss="kto", lora_rank=2)])
+@pytest.mark.slow
+def test_relatives_of_dpo_learn(tmp_path, pairs, settings):
+  dpo.main(dpo.Config(data=pairs, **SMALL, pairs=8, learning_rate=1e-2, run_dir=str(tmp_path / "run"), **settings))
+  before, after = measured(tmp_path / "run")
+  assert after["loss"] < before["loss"]
+  if settings["loss"] == "kto":  # both log-ratios are 0, and 1 - sigmoid(0) = 1/2
+    assert before["loss"] == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("method", "lora_rank"), [("prefer", 2), pytest.param("imitate", 0, marks=pytest.mark.slow)]
+)
+def test_learning_from_ones_own_samples(tmp_path, method, lora_rank):
+  settings = dict(rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"),
+                  lora_rank=lora_rank)  # fmt: skip
   rejection_sampling.main(rejection_sampling.Config(**SMALL, **ROLLOUTS, **settings))
   rows = read_lines(tmp_path / "run", "metrics.jsonl")
   assert len(rows) == 2 and all(0 < row["kept"] <= 1 for row in rows)
@@ -121,16 +158,21 @@ def digits(completions, **_):
     (dict(objective="foo"), "unknown objective 'foo'"),
     (dict(objective="dpo"), "objective 'dpo' does not learn from rewards"),
     (dict(objective="instruct_gpt", ptx_prompts=8), "needs ptx_data"),
-    (dict(critic="both"), "critic must be one of own, reward, shared, got 'both'"),
-    (dict(critic="reward"), "critic 'reward' needs a reward_model"),
+    (dict(critic="both"), "critic must be one of own, reward, fresh, shared, got 'both'"),
+    (dict(critic="reward"), "critic 'reward' and process need a reward_model"),
     (dict(kl_estimator="k4"), "kl_estimator must be one of k1, k2, k3"),
     (dict(clip=0.0), "clip must be positive"),
-    (dict(kl_control="band", kl_coef=0.0), "kl_control 'band' needs a kl_coef above 0"),
-    (dict(objective="vapo"), "imitates solved completions"),
+    (dict(kl_control="band", kl_coef=0.0), "kl_control 'band' needs .* a kl_coef above 0"),
+    (dict(objective="rloo", lam=0.9, critic="shared"), "objective 'rloo' makes no use of critic, lam"),
+    (dict(objective="grpo", kl_place="loss", kl_control="band"), "kl_control 'band' needs a KL in the reward"),
+    (dict(process=" "), "critic 'reward' and process need a reward_model"),
+    (dict(objective="ppo", ptx_data="texts.jsonl"), "needs ptx_data, .* and no other one takes it"),
+    (dict(objective="instruct_gpt", ptx_data="texts.jsonl", temperature=0.9), "ptx_data needs temperature 1"),
+    (dict(objective="instruct_gpt", ptx_data="texts.jsonl", ptx_prompts=3), "ptx_prompts must each be a multiple of"),
     (dict(gamma=1.5), "gamma and lam must be between 0 and 1"),
     (dict(kl_low=3.0, kl_high=2.0), "kl_low below kl_high"),
     (dict(reward_model="nowhere"), "unknown model 'nowhere'"),
-    (dict(minibatches=3), "prompts .* must be a multiple"),
+    (dict(minibatches=3), "prompts .* must each be a multiple"),
   ],
 )
 def test_mistakes_in_ppo_are_named_and_leave_no_run_behind(tmp_path, settings, message):
@@ -146,6 +188,8 @@ def test_an_objective_keeps_its_own_clip_and_pays_no_kl_twice():
     objective, _ = ppo.choose(ppo.Config(objective="gspo", clip=clip))
     assert results(objective.loss(inputs, objective.weight(inputs))[1])["clip_high"] == clipped
   assert "ref_logp" not in ppo.choose(ppo.Config(objective="grpo"))[0].needs
+  assert "ref_logp" in ppo.choose(ppo.Config(objective="grpo", kl_place="loss"))[0].needs
+  assert ppo.choose(ppo.Config(objective="kl_cov"))[0].parts == kl_cov.objective().parts  # its KL is to the old policy
 
 
 def test_a_folder_without_a_head_is_no_reward_model(tmp_path, demonstrations):
@@ -165,11 +209,21 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
     dpo.main(dpo.Config(data=pairs, **SMALL, pairs=6, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="beta must be positive"):
     dpo.main(dpo.Config(data=pairs, **SMALL, beta=0.0, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="loss must be one of .*, simpo, sppo, got 'foo'"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, loss="foo", run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="loss 'kto' takes no label_smoothing"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, loss="kto", label_smoothing=0.1, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="the data has 36 rows for training, fewer than a batch of 64"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, pairs=64, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
     dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
-  with pytest.raises(ValueError, match="DPO learns from pairs; the data ranks 3 answers"):
+  with pytest.raises(ValueError, match="dpo learns from pairs; the data ranks 3 answers"):
     dpo.main(dpo.Config(data=ranked, **SMALL, run_dir=str(tmp_path / "run")))
+  prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}] * 20)
+  options = dict(objective="vapo", task=prompts, rewards=("tests.test_rlhf_experiments:digits",))
+  with pytest.raises(ValueError, match="'vapo' imitates solved completions; task .* knows of none"):
+    ppo.main(ppo.Config(**SMALL, **ROLLOUTS, **options, run_dir=str(tmp_path / "run")))
   assert not (tmp_path / "run").exists()
 
 
