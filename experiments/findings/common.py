@@ -1,13 +1,11 @@
 """What the findings share: the settings of a study, its variants, and the comparison that decides."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
-import tyro
 
 from rl_jax.analysis import comparison
 from rl_jax.analysis.statistics import bootstrap_interval, probability_of_improvement
@@ -19,7 +17,7 @@ from rl_jax.tasks import on_device
 from rl_jax.train import variants
 from rl_jax.train.compiled import Settings, compiled
 from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.settings import require_at_least
+from rl_jax.train.settings import require_at_least, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +88,7 @@ def verdict(results: comparison.Results, claims: Sequence[Claim]) -> None:
 def run(main: Callable[[Config], None], module: str, **defaults: Any) -> None:
   """The command line of a study; keyword arguments replace the defaults of `Config`."""
   name = module.rpartition(".")[2]
-  default = Config(run_dir=f"runs/findings/{name}", **defaults)
-  try:
-    main(tyro.cli(Config, default=default, prog=f"python -m {module}", description=main.__doc__))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("interrupted; finished variants are kept, and --resume goes on with the others")
+  run_script(
+    main, Config, module=module, description=main.__doc__, default=Config(run_dir=f"runs/findings/{name}", **defaults),
+    kept="finished variants are kept, and --resume goes on with the others",
+  )  # fmt: skip

@@ -12,7 +12,7 @@ import tyro
 
 
 def run_script(
-  main: Callable[[Any], Any], config: type, *, module: str, description: str | None,
+  main: Callable[[Any], Any], config: type, *, module: str, description: str | None, default: Any = None,
   kept: str = "finished checkpoints are kept, and --resume goes on from the last one",
 ) -> None:  # fmt: skip
   """Runs `main` with settings from the command line; a ValueError and Ctrl-C end the process with one line.
@@ -22,10 +22,11 @@ def run_script(
     config: Their dataclass, whose fields become flags.
     module: Such as "experiments.grpo".
     description: What `--help` begins with.
+    default: A configuration whose values stand for those that are not given; by default the dataclass's own.
     kept: What Ctrl-C leaves behind.
   """
   try:
-    main(tyro.cli(config, prog=f"python -m {module}", description=description))
+    main(tyro.cli(config, default=default, prog=f"python -m {module}", description=description))
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
