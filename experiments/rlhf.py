@@ -1,8 +1,9 @@
 """The whole of RLHF on data that the script makes: demonstrations, preferences, a reward model, PPO.
 
     python -m experiments.rlhf                          # a small model from scratch
-    python -m experiments.rlhf --model smollm2          # from SmolLM2-135M
     python -m experiments.rlhf --resume                 # stages that are done are not done again
+    python -m experiments.rlhf --model smollm2 --sft-steps 25 --sft-rate 5e-5 --pairs 600 --reward-steps 30 \
+      --reward-rate 2e-5 --ppo-steps 12 --ppo-prompts 16 --ppo-rate 5e-6 --critic-rate 2e-5    # from SmolLM2-135M
 
 Sums such as `7+15=` may be answered in few words or many, rightly or wrongly. A rule says how good an answer is: 1 if
 it ends in the right number, less 0.01 a character. The policy never sees the rule: it learns from demonstrations of all

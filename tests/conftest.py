@@ -1,10 +1,20 @@
-"""Four virtual devices, no silent rank promotion, and enough threads for their collectives on a small machine."""
+"""Four virtual devices, no silent rank promotion, threads for their collectives, and a cache of compiled programs."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Read by the CPU client before jax is imported: with fewer threads than devices, collectives can wait for each other.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+# A program that several tests need is compiled once; processes that tests start inherit this.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  cache = tempfile.mkdtemp(prefix="rl_jax-tests-")
+  atexit.register(shutil.rmtree, cache, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest
