@@ -72,13 +72,15 @@ class RewardModel(NamedTuple):
   params: Any
 
 
-def load_reward_model(folder: str, tokenizer: Any) -> RewardModel:
+def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bool = False) -> RewardModel:
   """Loads what experiments.reward_model wrote.
 
   Raises:
-    ValueError: If there is no such model, or its tokenizer is another one than the policy's.
+    ValueError: If there is no such model, its tokenizer is another one than the policy's, or it reads fewer tokens than
+      `max_tokens`.
   """
-  backbone = presets.load(folder)
+  backbone = presets.load(folder, remat=remat)
+  presets.check_context(backbone, max_tokens)
   if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
     raise ValueError(f"reward model {folder!r} has another tokenizer than the policy: it reads the policy's tokens")
   width = backbone.config.embed_dim

@@ -34,12 +34,21 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Sequences, make_score
-from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least, run_script
+from rl_jax.train.settings import (
+  check_adapters,
+  check_parts,
+  exit_if_stopped,
+  refuse,
+  require_at_least,
+  require_positive,
+  run_script,
+)
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
 MODULE = "experiments.dpo"
 OTHERS = {"cpo": cpo, "kto": kto, "orpo": orpo, "simpo": simpo}
+SMOOTHED = ("sigmoid", "robust", "exo", "aot")
 Rankings = Sequence[examples.Answers]
 
 
@@ -52,10 +61,10 @@ class Config:
   steps: int = 100  # updates
   pairs: int = 8  # an update
   max_tokens: int = 512  # longer prompts with answers are left out
-  held_out: float = 0.1  # share of the pairs to measure on
+  held_out: float = 0.1  # share of the pairs to measure on, of prompts that are not trained on
   loss: str = "sigmoid"  # DPO's, robust, hinge, ipo, exo, nca, bco, sppo, aot, apo_*, discopop; simpo, orpo, cpo, kto
   beta: float | None = None  # of the loss, such as DPO's pull towards the reference; by default what its paper has
-  label_smoothing: float = 0.0  # share of the pairs that may be the wrong way round
+  label_smoothing: float = 0.0  # share of the pairs that may be the wrong way round, for sigmoid, robust, exo and aot
   lora_rank: int = 0  # above 0: train adapters of this rank alone
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
   learning_rate: float = 1e-6  # of AdamW, falling to 0 along a cosine; about 1e-4 for adapters
@@ -70,13 +79,9 @@ class Config:
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   objective = choose(config)
-  require_at_least(config, 1, ("steps", "pairs", "max_tokens", "microbatches"))
-  not_negative = ("lora_rank", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed")
-  require_at_least(config, 0, not_negative)
-  if not 0 < config.held_out < 1:
-    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
-  check_parts(config.pairs, config.microbatches, "pairs")
-  settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
+  check(config)
+  settings = dataclasses.asdict(config)
+  settings |= {"data": files.fingerprint(Path(config.data)), "decay_steps": config.steps}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
   presets.check_context(model, config.max_tokens)
@@ -85,10 +90,25 @@ def main(config: Config) -> Path:
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if len(encoded[0].answers) != 2:
     raise ValueError(f"{MODULE} learns from pairs; the data ranks {len(encoded[0].answers)} answers")
-  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
   supervised.check_size(len(seen), config.pairs)
+  if config.loss == "kto" and len(test) < 2:
+    raise ValueError("loss 'kto' exchanges answers among prompts: hold out more than one pair")
   with directory as run:
     return train(config, objective, model, seen, test, run)
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for settings that cannot work, alone or together."""
+  require_at_least(config, 1, ("steps", "pairs", "max_tokens", "microbatches"))
+  require_at_least(config, 0, ("learning_rate", "weight_decay", "checkpoint_every", "seed"))
+  require_positive(config, ("max_grad_norm",))
+  check_adapters(config)
+  if not 0 < config.held_out < 1:
+    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  if config.loss == "kto" and config.pairs < 2:
+    raise ValueError("loss 'kto' exchanges answers among prompts: pairs must be at least 2")
+  check_parts(config.pairs, config.microbatches, "pairs")
 
 
 def choose(config: Config) -> Objective:
@@ -100,12 +120,12 @@ def choose(config: Config) -> Objective:
   names = sorted([*dpo.LOSSES, "aot", *OTHERS])
   if config.loss not in names:
     raise ValueError(f"loss must be one of {', '.join(names)}, got {config.loss!r}")
+  if config.loss not in SMOOTHED:
+    refuse(config, ("label_smoothing",), f"loss {config.loss!r}")
   beta: Any = {} if config.beta is None else {"beta": config.beta}
-  if config.loss not in OTHERS:
-    return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **beta)
-  if config.label_smoothing:
-    raise ValueError(f"loss {config.loss!r} takes no label_smoothing")
-  return OTHERS[config.loss].objective(**beta)
+  if config.loss in OTHERS:
+    return OTHERS[config.loss].objective(**beta)
+  return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **beta)
 
 
 def train(
@@ -128,9 +148,8 @@ def train(
     placed, inputs = place(sequences), Inputs(mask=sequences.completion_mask)
     if "ref_logp" in objective.needs:
       inputs = inputs._replace(ref_logp=of_initial(learner.initial(state), placed).logp)
-    if "kl_baseline" in objective.needs:  # each prompt with the answers of another one
-      others = {name: jnp.roll(getattr(sequences, name), 1, axis=0) for name in ("completions", "completion_mask")}
-      strange = place(sequences._replace(**others))
+    if "kl_baseline" in objective.needs:
+      strange = place(examples.exchanged(sequences))
       log_ratio = of_policy(state.policy.params, strange).logp - of_initial(learner.initial(state), strange).logp
       inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, strange.completion_mask, axis=-1))
     if "advantages" in objective.needs:  # the chosen answer is desirable

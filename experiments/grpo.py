@@ -29,7 +29,14 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import make_score
-from rl_jax.train.settings import command_line, exit_if_stopped, require_at_least, run_script
+from rl_jax.train.settings import (
+  check_adapters,
+  command_line,
+  exit_if_stopped,
+  require_at_least,
+  require_positive,
+  run_script,
+)
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -94,9 +101,10 @@ def check(config: Config) -> None:
   positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "max_draws", "epochs", "minibatches",
               "microbatches")  # fmt: skip
   require_at_least(config, 1, positive)
-  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef", "max_grad_norm",
-                  "lora_rank")  # fmt: skip
+  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef")
   require_at_least(config, 0, not_negative)
+  require_positive(config, ("max_grad_norm",))
+  check_adapters(config)
   if config.group_size < 2 or config.temperature == 0:
     raise ValueError("group_size must be at least 2 and temperature positive: equal completions have no advantage")
   parts = config.minibatches * config.microbatches * jax.device_count()

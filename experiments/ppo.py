@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.actors import RewardModel, assemble, load_reward_model, make_learner
 from experiments.ppo_settings import Config, check, choose, make_controller, make_enough, make_optimiser
@@ -54,39 +55,53 @@ def main(config: Config) -> Path:
   settings = dataclasses.asdict(config) | {"data": task.fingerprint}
   if config.ptx_data:
     settings["ptx_data"] = files.fingerprint(Path(config.ptx_data))
-  texts = read_texts(config.ptx_data) if config.ptx_data else []
-  if "target_mask" in objective.needs and not texts and task.solved is None:
+  if "target_mask" in objective.needs and not config.ptx_data and task.solved is None:
     raise ValueError(f"objective {config.objective!r} imitates solved completions; task {task.name!r} knows of none")
   if config.reward_model:
     settings["reward_model"] = [config.reward_model, heads.fingerprint(config.reward_model)]
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
-  presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
-  reward = load_reward_model(config.reward_model, model.tokenizer) if config.reward_model else None
-  judge = None if reward is None else make_judge(config, model, reward)
+  length = config.max_prompt_tokens + config.max_new_tokens
+  presets.check_context(model, max(length, config.ptx_tokens + 1))
+  reward, judge = None, None
+  stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
+  if config.reward_model:
+    reward = load_reward_model(config.reward_model, model.tokenizer, max_tokens=length, remat=config.remat)
+    judge = make_judge(config, model, reward, stop_tokens)
+  rewards.check_any(task.rewards, judge is not None)
+  stream = make_stream(config, model) if config.ptx_data else None
   with directory as run:
-    return train(config, objective, estimate, task, texts, model, reward, judge, run)
+    return train(config, objective, estimate, task, stream, model, reward, judge, run)
 
 
-def read_texts(path: str) -> list[str]:
-  rows = files.read(Path(path))
+def make_stream(config: Config, model: presets.Model) -> pretraining.Stream:
+  """Pieces of the pretraining text."""
+  rows = files.read(Path(config.ptx_data))
   for place, row in rows:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-      raise ValueError(f"{path}, {place}: no column 'text'")
-  return [row["text"] for _, row in rows]
+      raise ValueError(f"{config.ptx_data}, {place}: no column 'text'")
+  first = text.one_token(model.tokenizer, config.ptx_start, "ptx_start") if config.ptx_start else None
+  return pretraining.make_stream(
+    [row["text"] for _, row in rows], model.tokenizer, prompts=config.ptx_prompts, group_size=config.group_size,
+    length=config.ptx_tokens, seed=config.seed, first=first,
+  )  # fmt: skip
 
 
-def make_judge(config: Config, model: presets.Model, reward: RewardModel) -> Callable[[Sequences], jax.Array]:
+def make_judge(
+  config: Config, model: presets.Model, reward: RewardModel, stop_tokens: np.ndarray
+) -> Callable[[Sequences], jax.Array]:
   """The reward model's scores, of completions or of the steps in them."""
   read = make_last_value(reward.model)
   if config.process:
-    read = make_step_values(reward.model, end=text.one_token(model.tokenizer, config.process, "process"))
+    end = text.one_token(model.tokenizer, config.process, "process")
+    read = make_step_values(reward.model, end=end, stop_tokens=stop_tokens.tolist())
   return partial(jax.jit(read), reward.params)
 
 
 def train(
-  config: Config, objective: Objective, estimate: estimates.Estimate, task: tasks.Task, texts: list[str],
-  model: presets.Model, reward: RewardModel | None, judge: Callable[[Sequences], jax.Array] | None, run: RunDirectory,
+  config: Config, objective: Objective, estimate: estimates.Estimate, task: tasks.Task,
+  stream: pretraining.Stream | None, model: presets.Model, reward: RewardModel | None,
+  judge: Callable[[Sequences], jax.Array] | None, run: RunDirectory,
 ) -> Path:  # fmt: skip
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
@@ -136,11 +151,8 @@ def train(
     place=place,
     **shared,
   )
-  if texts:
-    stream: Any = dict(prompts=config.ptx_prompts, group_size=config.group_size, length=config.max_new_tokens)
-    collect = pretraining.with_text(
-      collect, pretraining.make_stream(texts, model.tokenizer, seed=config.seed, **stream)
-    )
+  if stream is not None:
+    collect = pretraining.with_text(collect, stream)
   # Rewards that are only logged are what evaluation shows, where there are no others.
   logged_only = not any(each.weight for each in task.rewards)
   measured = task._replace(rewards=tuple(e._replace(weight=1.0) for e in task.rewards)) if logged_only else task

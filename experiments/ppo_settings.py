@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from rl_jax import objectives
 from rl_jax.objectives.base import Objective, add, kl_penalty, scale
 from rl_jax.ops import aggregation, controllers, kl
 from rl_jax.train import estimates
-from rl_jax.train.settings import changed, require_at_least, require_one_of
+from rl_jax.train.settings import check_adapters, refuse, require_at_least, require_one_of, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Config:
   rewards: tuple[str, ...] = ()  # reward functions, such as my_module:reward; they replace the task's own
   reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
   reward_model: str = ""  # folder of a model from experiments.reward_model, whose score is added; none by default
-  process: str = ""  # text of one token that ends a step: the reward model judges every step; by default the answer
+  process: str = ""  # text of one token that ends a step: the reward is the sum of the reward model's scores of steps
   critic: str = "own"  # own: a copy of the policy; reward: of the reward model; fresh; shared: a head on the policy
   objective: str = "ppo"  # a name from `python -m rl_jax.objectives`; those without a critic train none
   run_dir: str = "runs/ppo"  # configuration, metrics, samples, checkpoints, plot and the trained model
@@ -42,14 +43,14 @@ class Config:
   warmup: int = 3  # updates over which the learning rates rise
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   clip: float | None = None  # the ratio's gradient stops outside 1 - clip and 1 + clip; the objective's own by default
-  value_coef: float = 0.1  # weight of the critic's regression
-  value_clip: float = 0.2  # how far a value may move in an update
+  value_coef: float | None = None  # weight of the critic's regression; the objective's own by default
+  value_clip: float | None = None  # how far a value may move in an update; 0: no limit; the objective's own by default
   gamma: float = 1.0  # discount a token
   lam: float = 0.95  # of generalised advantage estimation
   whiten: bool = True  # normalise the critic's advantages over the batch
   kl_coef: float = 0.05  # weight of the KL to the initial model, at the beginning; 0 for none
   kl_place: str = "reward"  # reward: every token pays its KL; loss: the KL is a term of the loss
-  kl_estimator: str = "k1"  # k1, k2 or k3
+  kl_estimator: str = "k1"  # k1, k2 or k3; in the loss k2, whose gradient is that of the KL, or k3
   kl_control: str = "fixed"  # fixed; adaptive: towards kl_target; band: keeps the KL within kl_low and kl_high
   kl_target: float = 6.0  # nats a completion
   kl_horizon: float = 10000.0  # completions over which the adaptive weight may change by a fifth
@@ -63,7 +64,9 @@ class Config:
   mask_truncated: bool = False  # leave completions that were cut off out of the loss
   ptx_data: str = ""  # .jsonl or .parquet with a column text, for objective instruct_gpt
   ptx_prompts: int = 4  # rows of group_size pieces of that text a rollout
-  ptx_coef: float = 1.0  # weight of their likelihood
+  ptx_tokens: int = 64  # longest piece; completions are padded to it
+  ptx_start: str = ""  # text of one token before every piece; by default the tokenizer's beginning of sequence, or end
+  ptx_coef: float | None = None  # weight of their likelihood; the objective's own by default
   lora_rank: int = 0  # above 0: adapters of this rank in place of all weights of the policy
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
   epochs: int = 2  # passes over a rollout
@@ -76,35 +79,52 @@ class Config:
 
 
 def check(config: Config) -> None:
-  """Raises ValueError for settings that cannot work, alone or together."""
+  """Raises ValueError for settings that cannot work, alone or together, and for those that nothing would read."""
   positive = ("steps", "prompts", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches",
-              "microbatches", "ptx_prompts", "kl_horizon")  # fmt: skip
+              "microbatches", "ptx_prompts", "ptx_tokens", "kl_horizon")  # fmt: skip
   require_at_least(config, 1, positive)
-  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "critic_rate", "max_grad_norm", "kl_coef",
-                  "value_coef", "value_clip", "spread", "reward_clip", "missing_eos_penalty", "lora_rank",
-                  "max_kl", "ptx_coef", "kl_low")  # fmt: skip
-  require_at_least(config, 0, not_negative)
+  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "critic_rate", "kl_coef", "spread",
+                  "reward_clip", "missing_eos_penalty", "max_kl", "kl_low")  # fmt: skip
+  optional = tuple(name for name in ("value_coef", "value_clip", "ptx_coef") if getattr(config, name) is not None)
+  require_at_least(config, 0, not_negative + optional)
+  require_positive(config, ("temperature", "max_grad_norm", "kl_target"))
+  if config.clip is not None:
+    require_positive(config, ("clip",))
   require_one_of(config, {
     "critic": ("own", "reward", "fresh", "shared"), "kl_place": ("reward", "loss"), "kl_estimator": ("k1", "k2", "k3"),
     "kl_control": ("fixed", "adaptive", "band"),
   })  # fmt: skip
-  if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1):
-    raise ValueError(f"gamma and lam must be between 0 and 1, got {config.gamma} and {config.lam}")
-  if config.temperature <= 0 or not config.kl_low < config.kl_high or config.kl_target <= 0:
-    raise ValueError("temperature and kl_target must be positive, and kl_low below kl_high")
+  check_adapters(config)
+  if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1 and config.spread <= 1):
+    raise ValueError(f"gamma, lam and spread must be at most 1, got {config.gamma}, {config.lam} and {config.spread}")
   if not config.reward_model and (config.critic == "reward" or config.process):
     raise ValueError("critic 'reward' and process need a reward_model")
   if config.process and (config.normalize_rewards or config.spread):
     raise ValueError("process rewards stand at the steps' ends: neither normalize_rewards nor spread goes with them")
-  if config.clip is not None and not config.clip > 0:
-    raise ValueError(f"clip must be positive, got {config.clip}")
-  if config.kl_control != "fixed" and (config.kl_coef == 0 or config.kl_place == "loss"):
-    raise ValueError(f"kl_control {config.kl_control!r} needs a KL in the reward, with a kl_coef above 0 to begin with")
+  check_kl(config)
   if bool(config.ptx_data) != (config.objective == "instruct_gpt"):
     raise ValueError("objective 'instruct_gpt' needs ptx_data, a file of pretraining text, and no other one takes it")
-  if config.ptx_data and config.temperature != 1:
+  if not config.ptx_data:
+    refuse(config, ("ptx_prompts", "ptx_tokens", "ptx_start"), f"objective {config.objective!r}")
+  elif config.temperature != 1:
     raise ValueError(f"ptx_data needs temperature 1, that of the model's own likelihood, got {config.temperature}")
   check_rows(config)
+
+
+def check_kl(config: Config) -> None:
+  """Raises ValueError for settings of the KL that do not go together."""
+  if config.kl_control != "fixed" and (config.kl_coef == 0 or config.kl_place == "loss"):
+    raise ValueError(f"kl_control {config.kl_control!r} needs a KL in the reward, with a kl_coef above 0 to begin with")
+  if config.kl_place == "loss" and config.kl_estimator == "k1":
+    raise ValueError("kl_estimator 'k1' has no gradient in the mean as a term of the loss; k2 has that of the KL")
+  if not config.kl_low < config.kl_high < math.inf:
+    raise ValueError(f"kl_low must be below kl_high, got {config.kl_low} and {config.kl_high}")
+  if config.kl_coef == 0:
+    refuse(config, ("kl_place", "kl_estimator"), "kl_coef 0")
+  if config.kl_control != "adaptive":
+    refuse(config, ("kl_target", "kl_horizon"), f"kl_control {config.kl_control!r}")
+  if config.kl_control != "band":
+    refuse(config, ("kl_low", "kl_high"), f"kl_control {config.kl_control!r}")
 
 
 def check_rows(config: Config) -> None:
@@ -130,29 +150,44 @@ def choose(config: Config) -> tuple[Objective, estimates.Estimate]:
   module = importlib.import_module(f"rl_jax.objectives.{config.objective}")
   if not hasattr(module, "estimator"):
     raise ValueError(f"objective {config.objective!r} does not learn from rewards")
-  given = dict(value_coef=config.value_coef, value_clip=config.value_clip, ptx_coef=config.ptx_coef,
-               length=config.max_new_tokens)  # fmt: skip
-  if config.clip is not None:
-    given |= dict(clip_low=config.clip, clip_high=config.clip)
-  objective = module.objective(**taken(module.objective, given))
+  given = taken(module.objective, own_settings(config))
+  objective = module.objective(**given)
   if "ref_logp" in objective.needs:  # the KL to the initial model has one place, which kl_place names
-    objective = module.objective(**taken(module.objective, given | {"kl_coef": 0}))
+    objective = module.objective(**given, **taken(module.objective, {"kl_coef": 0}))
+  if "old_logp" not in objective.needs and (config.epochs * config.minibatches > 1 or config.max_kl):
+    raise ValueError(
+      f"objective {config.objective!r} has no ratio to correct for older samples: epochs and minibatches must be 1, "
+      "and max_kl 0"
+    )
   discounts = taken(module.estimator, {"gamma": config.gamma, "lam": config.lam})
   estimate = estimates.adapt(partial(module.estimator, **discounts), whiten=config.whiten)
 
-  used = {*taken(module.objective, given), *discounts}
-  if "clip_low" in used:
-    used |= {"clip"}
+  used = {*given, *discounts, *(("clip",) if "clip_low" in given else ())}
+  arguments = list(inspect.signature(module.estimator).parameters)
   if "values" in estimate.needs:
-    used |= {"critic", "critic_rate", "whiten", "bootstrap"}
-  optional = ("value_coef", "value_clip", "ptx_coef", "clip", "critic", "critic_rate", "whiten", "bootstrap", "gamma",
-              "lam")  # fmt: skip
-  if unused := sorted(set(changed(config, optional)) - used):
-    raise ValueError(f"objective {config.objective!r} makes no use of {', '.join(unused)}")
+    used |= {"critic", "critic_rate", "whiten", "bootstrap", "spread"}
+  if arguments[0] == "token_rewards":
+    used |= {"spread"}
+  optional = {"value_coef", "value_clip", "ptx_coef", "clip", "critic", "critic_rate", "whiten", "bootstrap", "gamma",
+              "lam", "spread"}  # fmt: skip
+  refuse(config, optional - used, f"objective {config.objective!r}")
   if config.kl_place == "loss":
     divergence = kl_penalty(getattr(kl, config.kl_estimator), aggregation.token_mean())
     objective = add(rl=objective, kl=scale(config.kl_coef, divergence))
   return objective, estimate
+
+
+def own_settings(config: Config) -> dict[str, Any]:
+  """What objectives may take as arguments, but for what is left to their own defaults."""
+  given: dict[str, Any] = {"length": config.max_new_tokens}
+  for name in ("value_coef", "ptx_coef"):
+    if getattr(config, name) is not None:
+      given[name] = getattr(config, name)
+  if config.value_clip is not None:
+    given["value_clip"] = config.value_clip or None
+  if config.clip is not None:
+    given |= dict(clip_low=config.clip, clip_high=config.clip)
+  return given
 
 
 def taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

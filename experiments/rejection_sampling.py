@@ -32,8 +32,16 @@ from rl_jax.train import loop, parallel, rollout, selected, text
 from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Evaluation, evaluate
 from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.score import make_last_value, make_score
-from rl_jax.train.settings import exit_if_stopped, require_at_least, require_one_of, run_script
+from rl_jax.train.score import RewardModel, make_last_value, make_score
+from rl_jax.train.settings import (
+  check_adapters,
+  exit_if_stopped,
+  refuse,
+  require_at_least,
+  require_one_of,
+  require_positive,
+  run_script,
+)
 from rl_jax.train.state import RLState
 from rl_jax.train.step import make_train_step
 
@@ -78,11 +86,13 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   require_at_least(config, 1, ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches",
                                "microbatches", "best"))  # fmt: skip
-  require_at_least(config, 0, ("warmup", "checkpoint_every", "seed", "learning_rate", "max_grad_norm", "beta",
-                               "lora_rank"))  # fmt: skip
+  require_at_least(config, 0, ("warmup", "checkpoint_every", "seed", "learning_rate"))
+  require_positive(config, ("temperature", "beta", "max_grad_norm"))
+  check_adapters(config)
   require_one_of(config, {"method": ("imitate", "prefer")})
-  if config.group_size < 2 or config.temperature <= 0:
-    raise ValueError("group_size must be at least 2 and temperature positive: there is nothing to choose from")
+  refuse(config, ("beta",) if config.method == "imitate" else ("best", "above"), f"method {config.method!r}")
+  if config.group_size < max(2, config.best):
+    raise ValueError(f"group_size must be at least 2 and no less than best, got {config.group_size}")
   parts = config.minibatches * config.microbatches * jax.device_count()
   if config.prompts % parts:
     raise ValueError(f"prompts must be a multiple of minibatches * microbatches * devices = {parts}")
@@ -93,12 +103,20 @@ def main(config: Config) -> Path:
     settings["reward_model"] = [config.reward_model, heads.fingerprint(config.reward_model)]
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
-  presets.check_context(model, config.max_prompt_tokens + config.max_new_tokens)
+  length = config.max_prompt_tokens + config.max_new_tokens
+  presets.check_context(model, length)
+  judge = None
+  if config.reward_model:
+    reward = load_reward_model(config.reward_model, model.tokenizer, max_tokens=length)
+    judge = partial(jax.jit(make_last_value(reward.model)), reward.params)
+  rewards.check_any(task.rewards, judge is not None)
   with directory as run:
-    return train(config, task, model, run)
+    return train(config, task, model, judge, run)
 
 
-def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirectory) -> Path:
+def train(
+  config: Config, task: tasks.Task, model: presets.Model, judge: RewardModel | None, run: RunDirectory
+) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   objective = sft.objective() if config.method == "imitate" else dpo.objective(beta=config.beta)
@@ -119,15 +137,10 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
   prompts: Any = dict(
     task=task, tokenizer=model.tokenizer, stop_tokens=stop_tokens, max_prompt_tokens=config.max_prompt_tokens
   )
-  judge = None
-  if config.reward_model:
-    reward = load_reward_model(config.reward_model, model.tokenizer)
-    judge = partial(jax.jit(make_last_value(reward.model)), reward.params)
   collect = rollout.make_collect(
     generate=sample,
     score=jax.jit(counter.count(score)),
-    reference=lambda state, sequences: initial_score(learner.initial(state), sequences).logp,
-    objective=objective,
+    objective=sft.objective(),  # what is sampled needs no other pass
     sampler=samplers.Sampler(config.temperature),
     prompts_per_batch=config.prompts,
     place=place,
@@ -137,7 +150,7 @@ def train(config: Config, task: tasks.Task, model: presets.Model, run: RunDirect
   if config.method == "imitate":
     collect = selected.imitate(collect, n=config.best, above=config.above)
   else:
-    collect = selected.prefer(collect)
+    collect = selected.prefer(collect, lambda state, chosen: initial_score(learner.initial(state), chosen).logp)
 
   def test(state: RLState) -> Evaluation:
     return evaluate(state.policy.params, generate=answer, reward_model=judge, **prompts)

@@ -30,7 +30,14 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.score import Scores, Sequences, make_last_value
-from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least, run_script
+from rl_jax.train.settings import (
+  check_adapters,
+  check_parts,
+  exit_if_stopped,
+  require_at_least,
+  require_positive,
+  run_script,
+)
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -47,7 +54,7 @@ class Config:
   steps: int = 100  # updates
   rankings: int = 16  # pairs or rankings an update
   max_tokens: int = 512  # longer prompts with answers are left out
-  held_out: float = 0.1  # share of the rankings to measure on
+  held_out: float = 0.1  # share of the rankings to measure on, of prompts that are not trained on
   margins: bool = False  # answers must differ by as much as their ratings do
   centering: float = 0.01  # weight of the squared sum of two scores, which keeps them around 0
   lora_rank: int = 0  # above 0: train adapters of this rank alone
@@ -63,14 +70,9 @@ class Config:
 
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
-  require_at_least(config, 1, ("steps", "rankings", "max_tokens", "microbatches"))
-  not_negative = ("lora_rank", "centering", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every",
-                  "seed")  # fmt: skip
-  require_at_least(config, 0, not_negative)
-  if not 0 < config.held_out < 1:
-    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
-  check_parts(config.rankings, config.microbatches, "rankings")
-  settings = dataclasses.asdict(config) | {"data": files.fingerprint(Path(config.data))}
+  check(config)
+  settings = dataclasses.asdict(config)
+  settings |= {"data": files.fingerprint(Path(config.data)), "decay_steps": config.steps}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
   presets.check_context(model, config.max_tokens)
@@ -79,10 +81,21 @@ def main(config: Config) -> Path:
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if config.margins and not encoded[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
-  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed)
+  seen, test = supervised.hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
   supervised.check_size(len(seen), config.rankings)
   with directory as run:
     return train(config, model, seen, test, run)
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for settings that cannot work, alone or together."""
+  require_at_least(config, 1, ("steps", "rankings", "max_tokens", "microbatches"))
+  require_at_least(config, 0, ("centering", "learning_rate", "weight_decay", "checkpoint_every", "seed"))
+  require_positive(config, ("max_grad_norm",))
+  check_adapters(config)
+  if not 0 < config.held_out < 1:
+    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  check_parts(config.rankings, config.microbatches, "rankings")
 
 
 def train(
@@ -111,7 +124,7 @@ def train(
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
     chosen = [seen[i] for i in numbers]
     sequences, ratings = examples.ranking_sequences(chosen, pad_token), examples.ratings_of(chosen)
-    ratings = jnp.asarray(ratings) if config.margins else None
+    ratings = None if ratings is None else jnp.asarray(ratings)
     return Batch(sequences, Inputs(mask=sequences.completion_mask, ratings=ratings))
 
   def measure(state: RLState) -> Measured:
@@ -121,6 +134,9 @@ def train(
     found = np.concatenate(scores)[: len(test)]
     better, worse = np.triu_indices(found.shape[1], k=1)
     margins = (found[:, better] - found[:, worse]).ravel()
+    ratings = examples.ratings_of(test)
+    if ratings is not None:  # equally rated ones are no pair
+      margins = margins[(ratings[:, better] != ratings[:, worse]).ravel()]
     return Measured({
       "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))), "calibration error": calibration_error(margins),
       "margin": float(margins.mean()), "score": float(found.mean()), "pairs": margins.size,

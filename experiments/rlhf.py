@@ -15,6 +15,7 @@ the rule says of the answers is logged beside the learnt reward, so that over-op
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments import ppo, reward_model, sft
+from experiments import ppo, ppo_settings, reward_model, sft
 from rl_jax.analysis.figures import pyplot
 from rl_jax.models import presets
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.train import text
 from rl_jax.train.metrics_io import read_lines
-from rl_jax.train.settings import require_at_least, run_script
+from rl_jax.train.settings import command_line, require_at_least, run_script
 
 MODULE = "experiments.rlhf"
 NEW_TOKENS = 28
@@ -62,9 +63,16 @@ class Config:
 def main(config: Config) -> None:
   require_at_least(config, 10, ("largest",))
   require_at_least(config, 1, ("demonstrations", "sft_steps", "pairs", "reward_steps", "ppo_steps"))
+  require_at_least(config, 0, ("seed",))
   if config.kl_coef <= 0:
     raise ValueError(f"kl_coef must be positive, got {config.kl_coef}; a tiny one measures the KL and weighs nothing")
+  if not 0 < config.right <= 1:
+    raise ValueError(f"right must be above 0 and at most 1, got {config.right}")
   folder = Path(config.run_dir)
+  of_sft, of_reward_model, of_ppo = stages(folder, config)
+  sft.check(of_sft)
+  reward_model.check(of_reward_model)
+  ppo_settings.check(of_ppo)
   if folder.exists() and any(folder.iterdir()) and not config.resume:
     raise ValueError(f"run directory {config.run_dir!r} is not empty; choose a new --run-dir or pass --resume")
   folder.mkdir(parents=True, exist_ok=True)
@@ -73,24 +81,36 @@ def main(config: Config) -> None:
   write(folder / "demonstrations.jsonl", demonstrate(rng, config))
   write(folder / "prompts.jsonl", every_sum(rng, config))
 
-  supervised = stage(folder / "sft", sft, sft.Config(
-    data=str(folder / "demonstrations.jsonl"), model=config.model, steps=config.sft_steps, rows=16, row_tokens=128,
-    learning_rate=config.sft_rate, checkpoint_every=0, seed=config.seed,
-  ))  # fmt: skip
-  if not (folder / "preferences.jsonl").exists():
-    write(folder / "preferences.jsonl", compare(str(supervised), rng, config))
-  judge = stage(folder / "reward_model", reward_model, reward_model.Config(
-    data=str(folder / "preferences.jsonl"), model=str(supervised), steps=config.reward_steps, rankings=32,
-    max_tokens=64, learning_rate=config.reward_rate, checkpoint_every=0, seed=config.seed,
-  ))  # fmt: skip
-  stage(folder / "ppo", ppo, ppo.Config(
-    model=str(supervised), reward_model=str(judge), critic="reward", task=str(folder / "prompts.jsonl"),
-    task_options=("evaluation_size=32",),
-    rewards=(f"{MODULE}:rule",), reward_weights=(0.0,), steps=config.ppo_steps, prompts=config.ppo_prompts,
-    max_prompt_tokens=32, max_new_tokens=NEW_TOKENS, learning_rate=config.ppo_rate, critic_rate=config.critic_rate,
-    kl_coef=config.kl_coef, checkpoint_every=0, seed=config.seed,
-  ))  # fmt: skip
+  try:
+    stage(sft, of_sft)
+    if not (folder / "preferences.jsonl").exists():
+      write(folder / "preferences.jsonl", compare(of_reward_model.model, rng, config))
+    stage(reward_model, of_reward_model)
+    stage(ppo, of_ppo)
+  except SystemExit:  # a stage was stopped, and names the command that goes on with it alone
+    sys.exit(f"stopped; go on with\n  {command_line(MODULE, config, resume=True)}")
   report(folder)
+
+
+def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Config, ppo_settings.Config]:
+  """The settings of SFT, the reward model and PPO."""
+  model, judge = str(folder / "sft" / "model"), str(folder / "reward_model" / "model")
+  common: Any = dict(checkpoint_every=0, seed=config.seed, resume=True)
+  of_sft = sft.Config(
+    data=str(folder / "demonstrations.jsonl"), model=config.model, run_dir=str(folder / "sft"), steps=config.sft_steps,
+    rows=16, row_tokens=128, learning_rate=config.sft_rate, **common,
+  )  # fmt: skip
+  of_reward_model = reward_model.Config(
+    data=str(folder / "preferences.jsonl"), model=model, run_dir=str(folder / "reward_model"),
+    steps=config.reward_steps, rankings=32, max_tokens=64, learning_rate=config.reward_rate, **common,
+  )  # fmt: skip
+  of_ppo = ppo_settings.Config(
+    model=model, reward_model=judge, critic="reward", run_dir=str(folder / "ppo"), task=str(folder / "prompts.jsonl"),
+    task_options=("evaluation_size=32",), rewards=(f"{MODULE}:rule",), reward_weights=(0.0,), steps=config.ppo_steps,
+    prompts=config.ppo_prompts, max_prompt_tokens=32, max_new_tokens=NEW_TOKENS, learning_rate=config.ppo_rate,
+    critic_rate=config.critic_rate, kl_coef=config.kl_coef, **common,
+  )  # fmt: skip
+  return of_sft, of_reward_model, of_ppo
 
 
 def same_settings(path: Path, config: Config) -> None:
@@ -102,16 +122,16 @@ def same_settings(path: Path, config: Config) -> None:
   path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def stage(folder: Path, module: Any, config: Any) -> Path:
+def stage(module: Any, config: Any) -> None:
   """Runs a stage, unless its model is there already."""
+  folder = Path(config.run_dir)
   print(f"\n== {folder.name}", flush=True)
   done = folder.with_suffix(".done")
   if done.exists():
     print(f"done already: {folder / 'model'}")
-    return folder / "model"
-  model = module.main(dataclasses.replace(config, run_dir=str(folder), resume=True))
+    return
+  module.main(config)
   done.touch()
-  return model
 
 
 def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -29,7 +29,14 @@ from rl_jax.train.compiles import CompileCounter
 from rl_jax.train.evaluate import Measured
 from rl_jax.train.metrics_io import RunDirectory
 from rl_jax.train.packing import Packed, make_packed_score, pack
-from rl_jax.train.settings import check_parts, exit_if_stopped, require_at_least, run_script
+from rl_jax.train.settings import (
+  check_adapters,
+  check_parts,
+  exit_if_stopped,
+  require_at_least,
+  require_positive,
+  run_script,
+)
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch, make_train_step
 
@@ -62,27 +69,35 @@ class Config:
 
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
-  require_at_least(config, 1, ("steps", "rows", "row_tokens", "microbatches"))
-  not_negative = ("lora_rank", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_every", "seed")
-  require_at_least(config, 0, not_negative)
-  if not 0 < config.held_out < 1:
-    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
-  check_parts(config.rows, config.microbatches, "rows")
+  check(config)
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   path = Path(config.data)
-  settings = dataclasses.asdict(config) | {"data": files.fingerprint(path)}
+  settings = dataclasses.asdict(config) | {"data": files.fingerprint(path), "decay_steps": config.steps}
   directory = RunDirectory(config.run_dir, settings, resume=config.resume)
   model = presets.load(config.model, remat=config.remat)
   presets.check_context(model, config.row_tokens)
   places = ((f"{path}, {place}", row) for place, row in files.read(path))
   data, problems = examples.encode_demonstrations(model.tokenizer, places, max_tokens=config.row_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
-  seen, test = supervised.hold_out(data, config.held_out, seed=config.seed)
+  seen, test = supervised.hold_out(
+    data, config.held_out, seed=config.seed, key=lambda example: tuple(example.tokens)
+  )
   packing: Any = dict(length=config.row_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing)
   packed = pack(seen, **packing)
   supervised.check_size(len(packed[1]), config.rows)
   with directory as run:
     return train(config, objective, model, packed, pack(test, **packing), run)
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for settings that cannot work, alone or together."""
+  require_at_least(config, 1, ("steps", "rows", "row_tokens", "microbatches"))
+  require_at_least(config, 0, ("learning_rate", "weight_decay", "checkpoint_every", "seed"))
+  require_positive(config, ("max_grad_norm",))
+  check_adapters(config)
+  if not 0 < config.held_out < 1:
+    raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+  check_parts(config.rows, config.microbatches, "rows")
 
 
 def train(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare_objectives, grpo
+from experiments import compare_objectives, grpo, ppo
 from rl_jax.train.metrics_io import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -32,12 +32,13 @@ def run(folder, *arguments):
   return process, process.communicate()[0]
 
 
-def test_help_explains_every_field(tmp_path):
-  process, output = run(tmp_path, "--help")
-  assert process.returncode == 0
+@pytest.mark.parametrize(("config", "file"), [(grpo.Config, "grpo"), (ppo.Config, "ppo_settings")])
+def test_help_explains_every_field(tmp_path, config, file):
+  command = [sys.executable, "-m", f"experiments.{file.removesuffix('_settings')}", "--help"]
+  output = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
   words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
-  source = (ROOT / "experiments" / "grpo.py").read_text()
-  for field in dataclasses.fields(grpo.Config):
+  source = (ROOT / "experiments" / f"{file}.py").read_text()
+  for field in dataclasses.fields(config):
     assert "--" + field.name.replace("_", "-") in words
     comment = re.search(rf"^  {field.name}: .*  # (.*)$", source, re.MULTILINE)
     assert comment and " ".join(comment[1].split()[:3]) in words, field.name

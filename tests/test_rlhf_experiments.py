@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
-from rl_jax.models import presets
+from experiments import compiled_rlhf, dpo, ppo, ppo_settings, rejection_sampling, reward_model, rlhf, sft
+from rl_jax.models import heads, presets
 from rl_jax.objectives import kl_cov
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import results
@@ -69,21 +69,24 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   assert ("updates" in row) == (not adapted) and row["reward_std"] > 0
   evaluation = read_lines(tmp_path / "ppo", "evaluation.jsonl")[-1]
   assert evaluation["reward"] is None and np.isfinite(evaluation["learned"])
-  reward_model.main(reward_model.Config(data=pairs, **(SMALL | {"steps": 3}), **settings, resume=True))
-  with pytest.raises(ValueError, match="reward_model"):  # it is another one by now
+  heads.save_head(judge, {"out": {"kernel": np.ones((64, 1), np.float32), "bias": np.zeros(1, np.float32)}})
+  with pytest.raises(ValueError, match="reward_model was"):  # it is another one by now
     ppo.main(dataclasses.replace(config, resume=True, steps=3))
+  with pytest.raises(ValueError, match="decay_steps was 2, is 3"):  # the learning rates would be others
+    reward_model.main(reward_model.Config(data=pairs, **(SMALL | {"steps": 3}), **settings, resume=True))
 
 
 @pytest.mark.parametrize(
   "settings",
   [
     dict(critic="own", spread=0.9, kl_control="band"),
-    dict(critic="shared", lora_rank=2, kl_estimator="k3"),
+    dict(critic="shared", lora_rank=2, kl_estimator="k3", learning_rate=1e-2,
+         rewards=("tests.test_rlhf_experiments:digits",)),
     dict(critic="fresh", kl_place="loss", kl_estimator="k2"),
     dict(objective="vapo", critic="own"),
     dict(objective="remax", epochs=1, minibatches=1, kl_coef=0.0),
     dict(objective="reinforce_plus_plus"),
-    dict(objective="rloo"),
+    dict(objective="rloo", epochs=1, minibatches=1),
   ],
 )
 @pytest.mark.slow
@@ -94,6 +97,8 @@ def test_ppo_and_its_relatives_run(tmp_path, settings):
   assert any(name.endswith("value_error") for name in rows[0]) == ("critic" in settings)
   assert ("kl_coef" in rows[0]) == (settings.get("kl_place") != "loss" and settings.get("kl_coef") != 0)
   assert ("kl/kl" in rows[0]) == (settings.get("kl_place") == "loss")
+  if "lora_rank" in settings:  # the base is the reference: the policy leaves it with the first updates
+    assert abs(rows[0]["kl"]) < 1e-5 and rows[1]["kl"] > 1e-5
   if "lora_rank" in settings:
     merged = presets.load(str(tmp_path / "run" / "adapters")).params  # onto the base that they name
     saved = presets.load(str(tmp_path / "run" / "model")).params
@@ -161,16 +166,24 @@ def digits(completions, **_):
     (dict(critic="both"), "critic must be one of own, reward, fresh, shared, got 'both'"),
     (dict(critic="reward"), "critic 'reward' and process need a reward_model"),
     (dict(kl_estimator="k4"), "kl_estimator must be one of k1, k2, k3"),
-    (dict(clip=0.0), "clip must be positive"),
+    (dict(clip=0.0), "clip must be positive and finite"),
     (dict(kl_control="band", kl_coef=0.0), "kl_control 'band' needs .* a kl_coef above 0"),
-    (dict(objective="rloo", lam=0.9, critic="shared"), "objective 'rloo' makes no use of critic, lam"),
+    (dict(objective="grpo", lam=0.9, critic="shared"), "objective 'grpo' makes no use of critic, lam"),
     (dict(objective="grpo", kl_place="loss", kl_control="band"), "kl_control 'band' needs a KL in the reward"),
     (dict(process=" "), "critic 'reward' and process need a reward_model"),
+    (dict(objective="rloo"), "objective 'rloo' has no ratio .* epochs and minibatches must be 1"),
+    (dict(objective="grpo", spread=0.9), "objective 'grpo' makes no use of spread"),
+    (dict(kl_place="loss"), "kl_estimator 'k1' has no gradient in the mean"),
+    (dict(kl_target=3.0), "kl_control 'fixed' makes no use of kl_target"),
+    (dict(ptx_tokens=8), "objective 'ppo' makes no use of ptx_tokens"),
+    (dict(lora_alpha=8.0), "lora_rank 0 makes no use of lora_alpha"),
+    (dict(temperature=float("nan")), "temperature must be positive and finite, got nan"),
+    (dict(rewards=("tests.test_rlhf_experiments:digits",), reward_weights=(0.0,)), "there is nothing to learn from"),
     (dict(objective="ppo", ptx_data="texts.jsonl"), "needs ptx_data, .* and no other one takes it"),
     (dict(objective="instruct_gpt", ptx_data="texts.jsonl", temperature=0.9), "ptx_data needs temperature 1"),
     (dict(objective="instruct_gpt", ptx_data="texts.jsonl", ptx_prompts=3), "ptx_prompts must each be a multiple of"),
-    (dict(gamma=1.5), "gamma and lam must be between 0 and 1"),
-    (dict(kl_low=3.0, kl_high=2.0), "kl_low below kl_high"),
+    (dict(gamma=1.5), "gamma, lam and spread must be at most 1"),
+    (dict(kl_low=3.0, kl_high=2.0), "kl_low must be below kl_high"),
     (dict(reward_model="nowhere"), "unknown model 'nowhere'"),
     (dict(minibatches=3), "prompts .* must each be a multiple"),
   ],
@@ -188,7 +201,23 @@ def test_an_objective_keeps_its_own_clip_and_pays_no_kl_twice():
     objective, _ = ppo.choose(ppo.Config(objective="gspo", clip=clip))
     assert results(objective.loss(inputs, objective.weight(inputs))[1])["clip_high"] == clipped
   assert "ref_logp" not in ppo.choose(ppo.Config(objective="grpo"))[0].needs
-  assert "ref_logp" in ppo.choose(ppo.Config(objective="grpo", kl_place="loss"))[0].needs
+  assert "ref_logp" in ppo.choose(ppo.Config(objective="grpo", kl_place="loss", kl_estimator="k2"))[0].needs
+  value = dict(values=0.5 * one, old_values=0 * one, returns=one)
+  for options, expected in ((dict(), 0.125), (dict(value_coef=0.2, value_clip=0.1), 0.2 * 0.5 * 0.9**2)):
+    objective, _ = ppo.choose(ppo.Config(objective="vapo", **options))  # its own: half the square, no clip
+    inputs = Inputs(one, 0 * one, logp=0 * one, old_logp=0 * one, target_mask=0 * one, **value)
+    np.testing.assert_allclose(objective.loss(inputs, objective.weight(inputs))[0], expected, rtol=1e-5)
+
+
+def test_the_critic_has_a_rate_of_its_own():
+  params = {"policy": {"x": jnp.ones(1)}, "critic": {"x": jnp.ones(1)}, "value_head": {"x": jnp.ones(1)}}
+  tx = ppo_settings.make_optimiser(ppo.Config(learning_rate=1e-3, critic_rate=1e-2, warmup=0, max_grad_norm=1e9))
+  updates, _ = tx.update(params, tx.init(params), params)
+  steps = {name: float(-update["x"][0]) for name, update in updates.items()}
+  assert steps == pytest.approx({"policy": 1e-3, "critic": 1e-2, "value_head": 1e-2}, rel=1e-3)
+
+
+def test_an_objective_of_the_old_policy_keeps_its_kl():
   assert ppo.choose(ppo.Config(objective="kl_cov"))[0].parts == kl_cov.objective().parts  # its KL is to the old policy
 
 
@@ -207,11 +236,15 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
     reward_model.main(reward_model.Config(data=pairs, **SMALL, margins=True, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match=r"pairs must be a multiple of microbatches \* devices = 4, got 6"):
     dpo.main(dpo.Config(data=pairs, **SMALL, pairs=6, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="loss 'ipo' makes no use of label_smoothing"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, loss="ipo", label_smoothing=0.1, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="method 'prefer' makes no use of above, best"):
+    rejection_sampling.main(rejection_sampling.Config(**SMALL, method="prefer", best=2, above=1.0))
   with pytest.raises(ValueError, match="beta must be positive"):
     dpo.main(dpo.Config(data=pairs, **SMALL, beta=0.0, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="loss must be one of .*, simpo, sppo, got 'foo'"):
     dpo.main(dpo.Config(data=pairs, **SMALL, loss="foo", run_dir=str(tmp_path / "run")))
-  with pytest.raises(ValueError, match="loss 'kto' takes no label_smoothing"):
+  with pytest.raises(ValueError, match="loss 'kto' makes no use of label_smoothing"):
     dpo.main(dpo.Config(data=pairs, **SMALL, loss="kto", label_smoothing=0.1, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="the data has 36 rows for training, fewer than a batch of 64"):
     dpo.main(dpo.Config(data=pairs, **SMALL, pairs=64, run_dir=str(tmp_path / "run")))
@@ -251,6 +284,9 @@ def test_all_stages_of_rlhf_in_one_command(tmp_path):
   }
   with pytest.raises(ValueError, match="kl_coef must be positive"):
     rlhf.main(dataclasses.replace(config, kl_coef=0.0))
+  with pytest.raises(ValueError, match="prompts .* must each be a multiple"):  # before any stage has run
+    rlhf.main(dataclasses.replace(config, ppo_prompts=7, run_dir=str(tmp_path / "other")))
+  assert not (tmp_path / "other").exists()
   with pytest.raises(ValueError, match="is not empty; choose a new --run-dir or pass --resume"):
     rlhf.main(config)
   with pytest.raises(ValueError, match="holds a run with other settings: seed"):

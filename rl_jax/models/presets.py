@@ -160,10 +160,10 @@ def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
 def _with_adapters(folder: Path, overrides: dict[str, Any]) -> Model:
   """The base that an adapter's configuration names, with the adapters merged into it."""
   adapters, alpha, base = lora.load_peft(folder)
-  if not base:
-    raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into")
-  model = load(base, **overrides)
+  if not base or (Path(base) / "adapter_config.json").exists():
+    raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
+    model = load(base, **overrides)
     return model._replace(params=lora.merge(model.params, adapters, alpha=alpha))
   except ValueError as error:
     raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None

@@ -137,8 +137,9 @@ def ranking(
 ) -> Objective:
   """The mean over rankings `[..., K]` of a loss of every pair of scores in it, `1 / (pairs of the ranking)` each.
 
-  Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair. Metrics:
-  `accuracy` (fraction of pairs in the right order), `margin`, `score`.
+  Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there are
+  `ratings`, equally rated ones are no pair. Metrics: `accuracy` (fraction of pairs in the right order), `margin`,
+  `score`.
 
   Args:
     compare: `score difference (better minus worse) -> loss`, elementwise.
@@ -156,6 +157,8 @@ def ranking(
     exists = jnp.any(as_bool(inputs.mask), axis=-1)
     both = exists[..., :, None] & exists[..., None, :]
     pairs = both & jnp.broadcast_to(jnp.triu(jnp.ones(both.shape[-2:], bool), k=1), both.shape)  # better, then worse
+    if inputs.ratings is not None:
+      pairs &= inputs.ratings[..., :, None] != inputs.ratings[..., None, :]
     count = jnp.sum(pairs, axis=(-2, -1), keepdims=True, dtype=jnp.result_type(float))
     rankings = jnp.maximum(jnp.sum(count > 0, dtype=count.dtype), 1)
     return pairs / (jnp.maximum(count, 1) * rankings)

@@ -77,10 +77,12 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   rankings, left_out, first = [], Counter(), ""
   for place, row in rows:
     ranking = _ranking(row, place)
-    if any(_is_empty(answer) for answer in ranking.answers):
-      left_out["with an empty answer"] += 1
-    elif any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
+    if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
+    elif any(_is_empty(answer) for answer in ranking.answers):
+      left_out["with an empty answer"] += 1
+    elif ranking.ratings and len(set(ranking.ratings)) == 1:
+      left_out["with equal ratings"] += 1
     else:
       first = first or place
       if rankings and len(ranking.answers) != len(rankings[0].answers):
@@ -94,7 +96,8 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
 
 
 def _is_empty(answer: Any) -> bool:
-  return not answer or (not isinstance(answer, str) and not any(message["content"] for message in answer))
+  texts = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
+  return not any(text.strip() if isinstance(text, str) else text for text in texts)
 
 
 def _ranking(row: Any, place: str) -> Ranking:

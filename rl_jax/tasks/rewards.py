@@ -42,6 +42,15 @@ class Scored(NamedTuple):
   parts: dict[str, np.ndarray]
 
 
+def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
+  """Raises ValueError if nothing weighs what is learnt: no reward function with a weight, and no reward model.
+
+  >>> check_any([], reward_model=True)
+  """
+  if not reward_model and not any(reward.weight for reward in rewards):
+    raise ValueError("there is nothing to learn from: give a reward function with a weight, or a reward model")
+
+
 def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, ...]:
   """Imports reward functions from dotted paths such as `"my_module:reward"`; the working directory is searched too.
 

@@ -15,6 +15,8 @@ from rl_jax.train.score import Sequences
 SPLIT = "whose prompt and answer have other tokens together than apart: tokenized apart"
 CHANGED = "whose chat template changes the prompt once it is answered: left out"
 LONG = "over the limit of tokens: left out"
+SAME = "whose answers are the same tokens: left out"
+EMPTY = "with an empty completion: left out"
 
 
 class Example(NamedTuple):
@@ -89,6 +91,9 @@ def encode_rankings(
     if len(start) + max(map(len, tokens)) > max_tokens:
       problems[LONG] += 1
       continue
+    if len(set(map(tuple, tokens))) < len(tokens):
+      problems[SAME] += 1
+      continue
     encoded.append(Answers(start, tokens, ratings))
   if not encoded:
     raise ValueError(f"no preferences are left: {describe(problems)}")
@@ -115,6 +120,24 @@ def ranking_sequences(rankings: Sequence[Answers], pad_token: int) -> Sequences:
   shape = (len(rankings), -1, flat.shape[-1])
   return Sequences(
     jnp.asarray(prompts), jnp.asarray(prompt_mask), jnp.asarray(flat.reshape(shape)), jnp.asarray(mask.reshape(shape))
+  )
+
+
+def exchanged(sequences: Sequences) -> Sequences:
+  """Returns each prompt with the answers of the one before it, which do not belong to it (KTO's estimate of the KL).
+
+  Raises:
+    ValueError: If there is but one prompt.
+
+  >>> sequences = ranking_sequences([Answers([3], [[4]]), Answers([5], [[6]]), Answers([7], [[8]])], 0)
+  >>> exchanged(sequences).prompts.ravel().tolist(), exchanged(sequences).completions.ravel().tolist()
+  ([3, 5, 7], [8, 4, 6])
+  """
+  if len(sequences.prompts) < 2:
+    raise ValueError("answers can be exchanged among at least two prompts")
+  return sequences._replace(
+    completions=jnp.roll(sequences.completions, 1, axis=0),
+    completion_mask=jnp.roll(sequences.completion_mask, 1, axis=0),
   )
 
 
@@ -176,6 +199,8 @@ def _demonstration(tokenizer: Any, row: Any) -> tuple[Example | None, str]:
   sides = row["prompt"], row["completion"]
   if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):
     raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
+  if row["completion"] in ("", []):
+    return None, EMPTY
   prompt, answer, wrong = encode_answer(tokenizer, *sides)
   if not answer:
     return None, wrong

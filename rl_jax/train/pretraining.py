@@ -23,21 +23,39 @@ Stream = Callable[[int], Sequences]
 
 
 def make_stream(
-  texts: Sequence[str], tokenizer: Any, *, prompts: int, group_size: int, length: int, seed: int
+  texts: Sequence[str],
+  tokenizer: Any,
+  *,
+  prompts: int,
+  group_size: int,
+  length: int,
+  seed: int,
+  first: int | None = None,
 ) -> Stream:
   """Returns `stream(rollout) -> Sequences`: the next `prompts * group_size` pieces of text, of `length` tokens or less.
 
-  Pieces are cut from the texts one behind the other, and come in an order that the seed and the epoch fix.
+  Pieces are cut from the texts one behind the other, each is read on its own, and they come in an order that the seed
+  and the epoch fix.
+
+  Args:
+    texts: Documents.
+    tokenizer: A `transformers` tokenizer.
+    prompts: Rows of pieces.
+    group_size: Pieces a row, as many as a rollout has completions a prompt.
+    length: Tokens a piece, at most.
+    seed: Of the order.
+    first: The token before every piece; by default the tokenizer's beginning of sequence, or its end.
 
   Raises:
-    ValueError: If the tokenizer names neither a beginning nor an end of sequence, or there is no text.
+    ValueError: If there is no token to begin with, or no text.
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> stream = make_stream(["0123", "45"], character_tokenizer("0123456789"), prompts=1, group_size=2, length=3, seed=0)
   >>> stream(0).completions.shape, stream(0).prompts.tolist()
   ((1, 2, 3), [[1]])
   """
-  first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+  for known in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    first = known if first is None else first
   if first is None:
     raise ValueError("the tokenizer has neither a beginning nor an end of sequence, which text must follow")
   encoded = [tokenizer(document, add_special_tokens=False)["input_ids"] for document in texts]

@@ -21,7 +21,7 @@ from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.estimates import Experience
 from rl_jax.train.score import RewardModel, Score, Sequences
-from rl_jax.train.shaping import PLAIN, Shaping, normalized, shaped_scores, standardized, token_rewards
+from rl_jax.train.shaping import PLAIN, Shaping, normalized, standardized, token_rewards
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
 
@@ -199,7 +199,9 @@ def make_collect(
       learned = reward_model(place(sequences))
     scored, _ = _score_on_host(task, tokenizer, prompts, completions)
     total = jnp.asarray(np.nan_to_num(_total(scored, learned, completions.stopped.shape)), jnp.float32)
-    return shaped_scores(shaping, standardized(total, state.reward_moments), completions.stopped)[:, 0]
+    stopped, mask = jnp.asarray(completions.stopped), jnp.asarray(completions.mask)
+    scores = _of_steps(standardized(total, state.reward_moments), learned, stopped, mask)
+    return jnp.sum(token_rewards(shaping._replace(kl=None), scores, stopped, mask), axis=-1)[:, 0]
 
   def collect(state: RLState) -> Collected:
     filled, draws, position = None, 1, int(state.position)
@@ -266,11 +268,9 @@ def _experience(
   mask = rollout.sequences.completion_mask & rewarded[..., None]
   scores = jnp.asarray(np.nan_to_num(rollout.rewards), jnp.float32)
   scores, seen = normalized(scores, rewarded, state.reward_moments)
-  if said.scores is not None and said.scores.ndim == mask.ndim:  # a process reward model's, and the task's at the end
-    if seen is not None:
-      raise ValueError("rewards of tokens do not go with normalisation by the moments of completions' scores")
-    rest = scores - jnp.sum(said.scores, axis=-1)
-    scores = said.scores + token_rewards(PLAIN, rest, rollout.stopped, mask)
+  if said.scores is not None and said.scores.ndim == mask.ndim and seen is not None:
+    raise ValueError("rewards of tokens do not go with normalisation by the moments of completions' scores")
+  scores = _of_steps(scores, said.scores, rollout.stopped, mask)
   old = rollout.full_logp if said.old_logp is None else said.old_logp
   given = token_rewards(
     shaping, scores, rollout.stopped, mask, old_logp=old, ref_logp=said.ref_logp, kl_coef=state.kl_coef
@@ -290,6 +290,13 @@ def _experience(
   if control is not None:
     state = state._replace(kl_coef=control(state.kl_coef, per_completion))
   return state, experience, metrics
+
+
+def _of_steps(total: Array, learned: Array | None, stopped: Array, mask: Array) -> Array:
+  """Scores of tokens, the task's at the end, where a process reward model gave its part by tokens; else the totals."""
+  if learned is None or learned.ndim < mask.ndim:
+    return total
+  return learned + token_rewards(PLAIN, total - jnp.sum(learned, axis=-1), stopped, mask)
 
 
 def _value_metrics(inputs: Inputs) -> dict[str, float]:

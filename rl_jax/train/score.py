@@ -1,6 +1,6 @@
 """What a pass over completions gives: log-probs, entropies, values, scores. Each prompt runs once for its G."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -141,13 +141,17 @@ def make_last_value(model: ValueModel) -> Callable[[Any, Sequences], Float[Array
   return last_value
 
 
-def make_step_values(model: ValueModel, *, end: int) -> Callable[[Any, Sequences], Float[Array, "P G T"]]:
+def make_step_values(
+  model: ValueModel, *, end: int, stop_tokens: Sequence[int] = ()
+) -> Callable[[Any, Sequences], Float[Array, "P G T"]]:
   """Returns `step_values(params, sequences) -> [P, G, T]`: a process reward model's score of each step, read off the
   token that ends it; 0 at other tokens.
 
   Args:
     model: With a scalar head.
-    end: The token that ends a step. What follows the last one of a completion is a step too.
+    end: The token that ends a step. What follows the last one of a completion is a step too, unless it is a stop token
+      alone.
+    stop_tokens: Those that end a completion.
 
   >>> from types import SimpleNamespace
   >>> def apply(params, tokens, positions, **_):
@@ -157,13 +161,18 @@ def make_step_values(model: ValueModel, *, end: int) -> Callable[[Any, Sequences
   >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), tokens, tokens != 0)
   >>> print(make_step_values(model, end=9)(10.0, sequences))
   [[[ 0. 90. 40.  0.]]]
+  >>> print(make_step_values(model, end=9, stop_tokens=[4])(10.0, sequences))
+  [[[ 0. 90.  0.  0.]]]
   """
 
   def step_values(params: Any, sequences: Sequences) -> Float[Array, "P G T"]:
     _, after = _run(model, params, sequences, sequences.completions.shape[-1])
     mask = sequences.completion_mask != 0
     last = mask & (jnp.cumsum(mask, axis=-1) == jnp.sum(mask, axis=-1, keepdims=True))
-    return jnp.where(mask & (last | (sequences.completions == end)), model.value(params, after), 0)
+    ends = mask & (sequences.completions == end)
+    before = jnp.pad(ends[..., :-1], [(0, 0), (0, 0), (1, 0)])
+    stops_only = before & jnp.isin(sequences.completions, jnp.asarray(stop_tokens, jnp.int32))
+    return jnp.where(ends | (last & ~stops_only), model.value(params, after), 0)
 
   return step_values
 

@@ -1,11 +1,14 @@
 """Learning from the best of a policy's own samples: imitate them, or prefer them to the worst."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rl_jax.ops.selection import best_and_worst, best_of
 from rl_jax.train.rollout import Collect, Collected
+from rl_jax.train.score import Sequences
 from rl_jax.train.state import RLState
 
 
@@ -37,14 +40,15 @@ def imitate(collect: Collect, *, n: int = 1, above: float = -np.inf) -> Collect:
   return collect_best
 
 
-def prefer(collect: Collect) -> Collect:
+def prefer(collect: Collect, reference: Callable[[RLState, Sequences], jax.Array]) -> Collect:
   """Returns a `collect` whose batches are pairs `[P, 2, T]`, each group's best completion before its worst: online DPO.
 
   Groups whose rewards are all equal have an empty mask, and are left out of the loss. The metric `kept` is the share of
   the groups that give a pair.
 
   Args:
-    collect: From `train.rollout.make_collect`, for an objective of `objectives.dpo`.
+    collect: From `train.rollout.make_collect`, for an objective that needs no reference, such as `objectives.sft`.
+    reference: `(state, sequences) -> log-probs`, which runs on the pairs alone.
   """
 
   def collect_pairs(state: RLState) -> Collected:
@@ -60,7 +64,9 @@ def prefer(collect: Collect) -> Collect:
       completions=take(sequences.completions), completion_mask=take(sequences.completion_mask)
     )
     inputs = jax.tree.map(take, inputs)
-    inputs = inputs._replace(mask=(inputs.mask != 0) & differ[:, None, None])
+    inputs = inputs._replace(
+      mask=(inputs.mask != 0) & differ[:, None, None], ref_logp=reference(collected.state, sequences)
+    )
     batch = collected.batch._replace(sequences=sequences, inputs=inputs)
     return collected._replace(batch=batch, metrics=collected.metrics | {"kept": float(differ.mean())})
 

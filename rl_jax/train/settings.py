@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,22 @@ def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
       raise ValueError(f"{name} must be at least {least} and finite, got {getattr(config, name)}")
 
 
+def require_positive(config: Any, names: Sequence[str]) -> None:
+  """Raises ValueError if one of the named settings is not above 0, or not finite.
+
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Config:
+  ...   temperature: float = math.nan
+  >>> require_positive(Config(), ["temperature"])
+  Traceback (most recent call last):
+  ...
+  ValueError: temperature must be positive and finite, got nan
+  """
+  for name in names:
+    if not 0 < getattr(config, name) < math.inf:
+      raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
+
+
 def require_one_of(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
   """Raises ValueError if a setting is none of its choices.
 
@@ -65,18 +81,29 @@ def require_one_of(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
       raise ValueError(f"{name} must be one of {', '.join(among)}, got {getattr(config, name)!r}")
 
 
-def changed(config: Any, names: Sequence[str]) -> list[str]:
-  """Returns those of the named settings that differ from their defaults.
+def refuse(config: Any, names: Iterable[str], who: str) -> None:
+  """Raises ValueError if one of the named settings, of which `who` makes no use, differs from its default.
 
   >>> @dataclasses.dataclass(frozen=True)
   ... class Config:
   ...   lam: float = 0.95
   ...   gamma: float = 1.0
-  >>> changed(Config(gamma=0.9), ["gamma", "lam"])
-  ['gamma']
+  >>> refuse(Config(gamma=0.9), ["gamma", "lam"], "objective 'rloo'")
+  Traceback (most recent call last):
+  ...
+  ValueError: objective 'rloo' makes no use of gamma
   """
   defaults = {field.name: field.default for field in dataclasses.fields(config)}
-  return [name for name in names if getattr(config, name) != defaults[name]]
+  if given := sorted(name for name in names if getattr(config, name) != defaults[name]):
+    raise ValueError(f"{who} makes no use of {', '.join(given)}")
+
+
+def check_adapters(config: Any) -> None:
+  """Raises ValueError if `lora_rank` and `lora_alpha` make no adapters, or only one of them is given."""
+  require_at_least(config, 0, ("lora_rank",))
+  require_positive(config, ("lora_alpha",))
+  if not config.lora_rank:
+    refuse(config, ("lora_alpha",), "lora_rank 0")
 
 
 def check_parts(rows: int, microbatches: int, name: str) -> None:

@@ -1,6 +1,7 @@
 """Batches of a fixed data set for `train.loop`: shuffled anew in every epoch, in an order that the seed fixes."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,38 @@ def check_size(rows: int, batch_size: int) -> None:
     raise ValueError(f"the data has {rows} rows for training, fewer than a batch of {batch_size}")
 
 
-def hold_out(rows: Sequence[Any], share: float, *, seed: int) -> tuple[list[Any], list[Any]]:
-  """Returns shuffled rows to train on, and a share of them, at least one, to measure on.
+def hold_out(
+  rows: Sequence[Any], share: float, *, seed: int, key: Callable[[Any], Hashable]
+) -> tuple[list[Any], list[Any]]:
+  """Returns rows to train on, and about a share of them to measure on, both shuffled.
 
-  >>> train, test = hold_out(range(10), 0.2, seed=0)
-  >>> len(train), len(test), sorted(train + test) == list(range(10))
-  (8, 2, True)
+  Args:
+    rows: Of the data set.
+    share: Between 0 and 1.
+    seed: Of the shuffle.
+    key: `row -> what it is about`; rows of the same key are all on one side, so that no copy of what is learnt is
+      measured.
+
+  Raises:
+    ValueError: If all rows have the same key.
+
+  >>> train, test = hold_out(["a1", "b1", "a2", "c1", "b2"], 0.4, seed=0, key=lambda row: row[0])
+  >>> sorted(train), sorted(test)
+  (['b1', 'b2', 'c1'], ['a1', 'a2'])
   """
-  order = np.random.default_rng(seed).permutation(len(rows))
-  held = max(round(share * len(rows)), 1)
-  return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
+  rng = np.random.default_rng(seed)
+  shuffled_rows = [rows[i] for i in rng.permutation(len(rows))]
+  counts = Counter(map(key, shuffled_rows))
+  if len(counts) < 2:
+    raise ValueError("nothing can be held out: all rows of the data are about the same")
+  held, wanted = set(), max(round(share * len(rows)), 1)
+  for kind, count in counts.items():  # in the order of the shuffle
+    if held and (wanted < count or len(held) == len(counts) - 1):
+      break
+    held.add(kind)
+    wanted -= count
+  train, test = ([row for row in shuffled_rows if (key(row) in held) == is_held] for is_held in (False, True))
+  return train, test
 
 
 def fill(rows: int, size: int) -> list[np.ndarray]:

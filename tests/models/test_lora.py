@@ -122,6 +122,9 @@ def test_a_folder_of_adapters_is_a_model_of_its_base(tmp_path):
   lora.save_peft(tmp_path / "nameless", adapters)
   with pytest.raises(ValueError, match="name no base model"):
     presets.load(str(tmp_path / "nameless"))
+  lora.save_peft(tmp_path / "own", adapters, base_model=str(tmp_path / "own"))
+  with pytest.raises(ValueError, match="name no base model"):
+    presets.load(str(tmp_path / "own"))
 
 
 def test_bad_arguments_are_named():

@@ -423,6 +423,9 @@ def test_rankings_take_all_pairs_with_margins_and_centering():
 
   first = (loss(0, 0, 1) + loss(0, 0, 2) + loss(0, 1, 2)) / 3
   np.testing.assert_allclose(value, (first + loss(1, 0, 1)) / 2, rtol=1e-12)
+  ratings[0] = [2.0, 1.0, 1.0]  # the last two are as good as each other
+  tied, _ = evaluate(build("reward_model", centering=0.1, margins=True), given._replace(ratings=ratings), scores=scores)
+  np.testing.assert_allclose(tied, ((loss(0, 0, 1) + loss(0, 0, 2)) / 2 + loss(1, 0, 1)) / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

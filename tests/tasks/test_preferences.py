@@ -38,6 +38,11 @@ def test_useless_rows_are_counted(tmp_path):
   user = [message("Hi", "user")]
   chats = [{"prompt": user, "chosen": [message(one)], "rejected": [message("b")]} for one in ("", "a")]
   assert load(tmp_path, *chats).left_out == {"with an empty answer": 1}
+  whole = {"chosen": [*user, message("a")], "rejected": [*user, message("a")]}
+  assert load(tmp_path, *chats, whole).left_out == {"with an empty answer": 1, "with equal answers": 1}
+  rated = {"prompt": "a", "answers": ["b", "c"]}
+  assert load(tmp_path, rated | {"ratings": [2, 1]}, rated | {"ratings": [1, 1]}).left_out == {"with equal ratings": 1}
+  assert load(tmp_path, good, good | {"rejected": " \n"}).left_out == {"with an empty answer": 1}
   assert found.describe() == "2 rankings of 2 answers; left out: 1 with equal answers, 2 with an empty answer"
 
 

@@ -1,11 +1,13 @@
 """Where a prompt ends and an answer begins, in tokens."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rl_jax.models import presets
+from rl_jax.tasks.preferences import Preferences, Ranking
 from rl_jax.train import examples
 
 TINY = presets.load("tiny").tokenizer
@@ -68,6 +70,14 @@ def test_long_rows_are_counted():
   assert len(found) == 1 and found[0].labels == [False, True, True] and problems == {examples.LONG: 1}
   with pytest.raises(ValueError, match="no demonstrations are left: 2 over the limit"):
     examples.encode_demonstrations(TINY, rows, max_tokens=2)
+
+
+def test_answers_that_become_the_same_tokens_and_empty_ones_are_counted():
+  rankings = [Ranking("a", ("é", "ü")), Ranking("a", ("b", "c"))]  # the tokenizer knows neither é nor ü
+  found, problems = examples.encode_rankings(TINY, Preferences(rankings, Counter()), max_tokens=8)
+  assert len(found) == 1 and problems == {examples.SAME: 1}
+  rows = [("row 1", {"prompt": "a", "completion": ""}), ("row 2", {"prompt": "a", "completion": "b"})]
+  assert examples.encode_demonstrations(TINY, rows, max_tokens=8)[1] == {examples.EMPTY: 1}
 
 
 @pytest.mark.parametrize(

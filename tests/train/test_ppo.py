@@ -147,6 +147,19 @@ def test_a_reward_model_judges_steps_at_their_ends():
     make(**given, shaping=Shaping(spread=0.9))
 
 
+def test_the_greedy_baseline_of_steps_is_clipped_step_by_step():
+  seen = []
+  greedy = estimates.Estimate(
+    lambda experience: seen.append(experience) or {"advantages": experience.token_rewards},
+    frozenset({"values", "greedy_rewards"}),
+  )
+  answer = make_generate(MODEL, group_size=1, max_new_tokens=4, pad_token=0)
+  judge = partial(make_step_values(CRITIC, end=9), PARAMS)
+  make(length=4, stop=10, estimator=greedy, answer=answer, reward_model=judge, shaping=Shaping(clip=2.0))
+  np.testing.assert_allclose(seen[0].greedy_rewards, [4], atol=1e-4)  # 9, and 10 + 2 of the task, at most 2 each
+  np.testing.assert_allclose(seen[0].token_rewards.sum(axis=-1), [[4, 4]], atol=1e-4)
+
+
 def test_solved_completions_are_targets():
   def solved(completions, **_):
     return [False, True]
