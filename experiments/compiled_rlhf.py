@@ -26,6 +26,7 @@ from rl_jax.models import heads, presets
 from rl_jax.models.transformer import policy
 from rl_jax.objectives import ppo, reward_model
 from rl_jax.objectives.base import Inputs
+from rl_jax.ops.metrics import Mean
 from rl_jax.ops.selection import best_and_worst
 from rl_jax.tasks import on_device
 from rl_jax.tasks.load import parse_options
@@ -38,6 +39,8 @@ from rl_jax.train.score import Scores, Sequences, make_last_value
 from rl_jax.train.settings import require_at_least, run_script
 from rl_jax.train.state import TrainState
 from rl_jax.train.step import Batch, make_train_step
+
+SHOWN = 6  # problems whose answers are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,12 @@ def main(config: Config) -> None:
     program = jax.jit(jax.vmap(lambda key: pipeline(config, task, key))).lower(keys).compile()
     print(f"compiled in {time.perf_counter() - began:.0f} s, needs {memory.needed_gib(program):.2f} GiB", flush=True)
     results = jax.device_get(program(keys))
-    np.savez(run.folder / "results.npz", **results)
+    np.savez(run.folder / "results.npz", **{k: v for k, v in results.items() if not k.startswith("answers/")})
     show(results, run.folder, task)
   print(f"{config.seeds} pipelines in {time.perf_counter() - began:.0f} s")
 
 
-def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Array]:
+def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]:
   """All stages of one seed; returns metrics over time."""
   shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
   actor_critic = heads.with_value_head(policy(shape), shape.embed_dim)
@@ -94,23 +97,27 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Arra
   learner: Any = dict(estimator=ppo.estimator, warmup_optimiser=optax.adam(2e-3))
   start_key, judge_key = jax.random.split(key)
   state, first = compiled(task, actor_critic, ppo.objective(), tx, settings, **learner).start(start_key)
-  params, accuracy = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
+  params, right = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
   run = compiled(
     task, actor_critic, ppo.objective(), tx, settings,
     reward_model=lambda sequences: last_value(params, sequences), **learner,
   )  # fmt: skip
-  _, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
+  end, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
   evaluation = {name: jnp.append(first[name], values) for name, values in history.evaluation.items()}
   train = {name: values.reshape(-1) for name, values in history.train.items()}
-  return {"accuracy": accuracy} | {f"evaluation/{k}": v for k, v in evaluation.items()} | {
-    f"train/{k}": v for k, v in train.items()
-  }
+  problems = base.sample(task, jax.random.key(1), SHOWN)
+  answer = make_play(task, actor_critic, group_size=1, temperature=0.0)
+  answers = {f"answers/{name}": answer(each.policy.params, problems, start_key).sequences
+             for name, each in (("SFT", state), ("PPO", end))}  # fmt: skip
+  return {"right": right.total, "pairs": right.count} | answers | {
+    f"evaluation/{k}": v for k, v in evaluation.items()
+  } | {f"train/{k}": v for k, v in train.items()}
 
 
 def train_judge(
   config: Config, task: on_device.Task, actor: Any, judge: heads.ScalarModel, policy_params: Any, key: Array
-) -> tuple[Any, Array]:
-  """Returns a reward model that starts from the policy, and its accuracy on fresh pairs over time."""
+) -> tuple[Any, Mean]:
+  """Returns a reward model that starts from the policy, and how many of which fresh pairs it ordered rightly."""
   head_key, data_key = jax.random.split(key)
   params = {"backbone": policy_params["policy"], "head": judge.init_head(head_key)}
   tx, last_value = optax.adam(config.reward_rate), make_last_value(judge)
@@ -121,7 +128,7 @@ def train_judge(
 
   step = make_train_step(score, reward_model.objective(centering=0.01), tx)
 
-  def update(state: TrainState, key: Array) -> tuple[TrainState, Array]:
+  def update(state: TrainState, key: Array) -> tuple[TrainState, Any]:
     problem_key, sample_key = jax.random.split(key)
     judged = play(policy_params, base.sample(task, problem_key, config.pairs), sample_key)
     places, differ = best_and_worst(judged.verdict.reward)
@@ -129,38 +136,62 @@ def train_judge(
     tokens, mask = (jnp.take_along_axis(x, places[..., None], axis=1) for x in (tokens, mask))
     compared = mask & differ[:, None, None]  # a pair of equals is no preference
     state, metrics = step(state, Batch(Sequences(prompts, prompt_mask, tokens, mask), Inputs(mask=compared)))
-    return state, metrics["accuracy"].value
+    return state, metrics["accuracy"]
 
   keys = jax.random.split(data_key, config.reward_steps)
-  state, accuracy = jax.lax.scan(update, TrainState.create(params, tx), keys)
-  return state.params, accuracy
+  state, right = jax.lax.scan(update, TrainState.create(params, tx), keys)
+  return state.params, right
 
 
-def show(results: dict[str, np.ndarray], folder: Path, task: on_device.Task) -> None:
-  """Prints what every stage reached, and draws the learnt reward and the task's over rollouts."""
+def show(results: dict[str, Any], folder: Path, task: on_device.Task) -> None:
+  """Prints what every stage reached and the first seed's answers; draws both rewards over rollouts and over the KL."""
+  right, pairs = (results[name][:, -20:].sum(axis=1) for name in ("right", "pairs"))
   ends = {
     "exact match after SFT": results["evaluation/solved"][:, 0],
-    "accuracy of the reward model": results["accuracy"][:, -20:].mean(axis=1),
+    "accuracy of the reward model": np.where(pairs > 0, right / np.maximum(pairs, 1), 0.5),  # where none differ: chance
     "exact match after PPO": results["evaluation/solved"][:, -1],
     "best exact match on the way": results["evaluation/solved"].max(axis=1),
     "KL to the SFT policy [nats a token]": results["evaluation/kl"][:, -1],
   }
-  print(f"{task.name}, interquartile means of {len(results['accuracy'])} seeds with 95 % intervals")
+  print(f"{task.name}, interquartile means of {len(pairs)} seeds with 95 % intervals")
   for name, values in ends.items():
     print(f"  {name}: {cell(values, 3)}")
+  print("greedy answers of the first seed, after SFT and after PPO")
+  for prompt, *replies in zip(*texts(results, task), strict=True):
+    print(f"  {prompt} {' | '.join(replies)}")
+  draw(results, folder)
+
+
+def texts(results: dict[str, Any], task: on_device.Task) -> tuple[list[str], list[str], list[str]]:
+  """The first seed's prompts, and the answers before and after PPO."""
+  before, after = (jax.tree.map(lambda leaf: leaf[0], results[f"answers/{name}"]) for name in ("SFT", "PPO"))
+  first, last = (base.decode(task, each.completions[:, 0], each.completion_mask[:, 0]) for each in (before, after))
+  return base.decode(task, before.prompts, before.prompt_mask), first, last
+
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+  """Draws the learnt reward, the task's and the KL over rollouts, and both rewards against the KL."""
+  panels = {"learnt reward": "train/learned", "the task's reward": "train/reward"}
+  if "train/kl_completion" in results:
+    panels["KL [nats a completion]"] = "train/kl_completion"
+  smooth = {title: results[name].reshape(len(results[name]), -1, 10).mean(axis=2) for title, name in panels.items()}
   plt = pyplot()
-  figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
-  panels = (("learnt reward", "train/learned"), ("the task's reward", "train/reward"), ("KL [nats]", "evaluation/kl"))
-  for axis, (title, name) in zip(axes, panels, strict=True):
-    values = results[name]
-    if name.startswith("train/"):
-      values = values.reshape(len(values), -1, 10).mean(axis=2)
+  figure, axes = plt.subplots(1, 4, figsize=(16, 3.6))
+  rollouts = np.linspace(10, results["train/reward"].shape[1], smooth["learnt reward"].shape[1])
+  for axis, (title, values) in zip(axes, smooth.items(), strict=False):
     low, high = bootstrap_interval(values.T, resamples=500)
-    rollouts = np.linspace(0, results["train/reward"].shape[1], values.shape[1])
     axis.plot(rollouts, interquartile_mean(values.T))
     axis.fill_between(rollouts, low, high, alpha=0.2)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("rollouts of PPO", fontsize=8)
+  if len(smooth) == 3:
+    learned, true, divergence = (values.ravel() for values in smooth.values())
+    other = axes[3].twinx()
+    axes[3].plot(divergence, learned, ".", color="tab:blue", markersize=4)
+    other.plot(divergence, true, ".", color="tab:orange", markersize=4)
+    axes[3].set_title("learnt reward (blue) and the task's (orange)", fontsize=10)
+    axes[3].set_xlabel("KL [nats a completion]", fontsize=8)
+  for axis in axes:
     axis.grid(alpha=0.3)
   figure.tight_layout()
   figure.savefig(folder / "rlhf.png", dpi=120)

@@ -3,7 +3,8 @@
     python -m experiments.ppo --reward-model runs/reward_model/model --task prompts.jsonl
     python -m experiments.ppo --task arithmetic --critic shared                  # reward functions, one trunk
     python -m experiments.ppo --objective instruct_gpt --ptx-data pages.jsonl    # PPO-ptx
-    python -m experiments.ppo --objective reinforce_plus_plus                    # also remax, rloo, ...: no critic
+    python -m experiments.ppo --objective reinforce_plus_plus                    # no critic
+    python -m experiments.ppo --objective rloo --epochs 1 --minibatches 1        # reinforce, remax: no ratio either
     python -m experiments.ppo --model tiny --steps 2                             # a smoke test
 
 The reward of a token is minus the KL to the initial model there, and the completion's score at its end, or with

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from rl_jax.objectives.base import Inputs, Objective
 from rl_jax.ops import kl, rewards
-from rl_jax.ops.masking import masked_mean
+from rl_jax.ops.masking import masked_mean, masked_sum
 from rl_jax.sampling.generate import Completions, LanguageModel, make_generate
 from rl_jax.sampling.samplers import Sampler
 from rl_jax.tasks.on_device import base as on_device
@@ -128,7 +128,9 @@ def make_collect(
     mask = completions.mask & completions.stopped[..., None] if mask_truncated else completions.mask
     old = old_scores(state.policy.params, judged)
     needs_reference = with_kl or "ref_logp" in objective.needs
-    ref_logp = score(state.ref_params, judged.sequences).logp if needs_reference else None
+    ref_logp: Any = score(state.ref_params, judged.sequences).logp if needs_reference else None
+    if with_kl:
+      metrics["kl_completion"] = jnp.mean(masked_sum(old.logp - ref_logp, completions.mask, axis=-1))
     experience = Experience(
       mask, token_rewards(judged, completions.mask, old.logp, ref_logp), jnp.ones_like(completions.stopped), old.values
     )
