@@ -50,7 +50,7 @@ class Config:
   sft_steps: int = 800  # updates
   sft_rate: float = 2e-3  # learning rate, about 5e-5 for a model that is trained already
   pairs: int = 8000  # prompts with two sampled answers each
-  reward_steps: int = 1500  # updates of the reward model
+  reward_steps: int = 500  # updates of the reward model
   reward_rate: float = 5e-4  # learning rate
   ppo_steps: int = 150  # rollouts
   ppo_prompts: int = 32  # prompts a rollout
