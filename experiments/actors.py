@@ -20,6 +20,9 @@ class Learner(NamedTuple):
     policy: `params -> the model's own parameters`, adapters merged.
     initial: `state -> the initial model's parameters`: a copy, or under adapters the base that they are added to.
     build: `(model's parameters, key) -> params`.
+    beside: `(model's parameters, key) -> part`, of another model that starts from the same parameters: a copy of them,
+      or adapters of its own on the same base.
+    other: `(params, part) -> that model's own parameters`.
     on: `f(model's parameters, ...) -> f(params, ...)`.
     save: `(folder, model, params) -> None`, as `model/` and the adapters as `adapters/`.
     frozen: Entries of `params` that are not trained; with them no copy of the initial model is needed.
@@ -28,6 +31,8 @@ class Learner(NamedTuple):
   policy: Callable[[Any], Any]
   initial: Callable[[RLState], Any]
   build: Callable[[Any, jax.Array], dict[str, Any]]
+  beside: Callable[[Any, jax.Array], dict[str, Any]]
+  other: Callable[[Any, Any], Any]
   on: Callable[[Callable[..., Any]], Callable[..., Any]]
   save: Callable[[Path, presets.Model, Any], None]
   frozen: tuple[str, ...]
@@ -45,6 +50,14 @@ def make_learner(base_model: str, lora_rank: int, lora_alpha: float) -> Learner:
   def build(start: Any, key: jax.Array) -> dict[str, Any]:
     return {"base": start, "adapters": lora.init(key, start, rank=lora_rank)} if lora_rank else {"policy": start}
 
+  def beside(start: Any, key: jax.Array) -> dict[str, Any]:
+    if lora_rank:
+      return {"adapters": lora.init(key, start, rank=lora_rank)}
+    return {"backbone": jax.tree.map(jnp.copy, start)}
+
+  def other(params: Any, part: Any) -> Any:
+    return lora.merge(params["base"], part["adapters"], alpha=lora_alpha) if lora_rank else part["backbone"]
+
   def on(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda params, *rest: function(policy(params), *rest)
 
@@ -53,7 +66,7 @@ def make_learner(base_model: str, lora_rank: int, lora_alpha: float) -> Learner:
     if lora_rank:
       lora.save_peft(folder / "adapters", params["adapters"], alpha=lora_alpha, base_model=base_model)
 
-  return Learner(policy, initial, build, on, save, ("base",) if lora_rank else ())
+  return Learner(policy, initial, build, beside, other, on, save, ("base",) if lora_rank else ())
 
 
 def create_state(
@@ -112,8 +125,9 @@ def assemble(
   Args:
     model: Of the policy.
     learner: How it is trained.
-    critic: "none"; "own", a copy of the policy with a head; "reward", a copy of the reward model; "fresh", a model of
-      the policy's shape with random weights; or "shared", a head on the policy.
+    critic: "none"; "own", a copy of the policy, or under adapters others on the same base, with a head; "reward", a
+      copy of the reward model; "fresh", a model of the policy's shape with random weights; or "shared", a head on the
+      policy.
     reward: The reward model, where the critic starts from it.
     temperature: Of every log-prob.
   """
@@ -129,29 +143,33 @@ def assemble(
   def with_head(params: Any) -> Any:
     return {"policy": learner.policy(params), "value_head": params["value_head"]}
 
+  def critic_params(params: Any) -> Any:
+    part = params["critic"]
+    return {"backbone": learner.other(params, part), "head": part["head"]} if critic == "own" else part
+
   def score(params: Any, sequences: Sequences) -> Scores:
     if critic == "shared":
       return shared_score(with_head(params), sequences)
     scores = plain_score(learner.policy(params), sequences)
-    return scores if critic == "none" else scores._replace(values=values(params["critic"], sequences))
+    return scores if critic == "none" else scores._replace(values=values(critic_params(params), sequences))
 
   def old_values(params: Any, sequences: Sequences) -> jax.Array:
-    return values(params["critic"], sequences)
+    return values(critic_params(params), sequences)
 
   def end_value(params: Any, sequences: Sequences) -> jax.Array:
     if critic == "shared":
       return make_last_value(shared)(with_head(params), sequences)
-    return last_value(params["critic"], sequences)
+    return last_value(critic_params(params), sequences)
 
   def build(start: Any, key: jax.Array) -> dict[str, Any]:
-    learner_key, critic_key = jax.random.split(key)
-    params = learner.build(start, learner_key)
+    learner_key, critic_key, head_key = jax.random.split(key, 3)
+    params, head = learner.build(start, learner_key), apart.init_head(head_key)
     if critic == "shared":
-      return params | {"value_head": apart.init_head(critic_key)}
+      return params | {"value_head": head}
     if critic == "reward" and reward is not None:
       return params | {"critic": jax.tree.map(jnp.copy, reward.params)}
     if critic == "own":
-      return params | {"critic": {"backbone": jax.tree.map(jnp.copy, start), "head": apart.init_head(critic_key)}}
+      return params | {"critic": {**learner.beside(start, critic_key), "head": head}}
     return params | {"critic": apart.init(critic_key)} if critic == "fresh" else params
 
   is_apart = critic in ("own", "reward", "fresh")
