@@ -106,7 +106,7 @@ def describe(problems: Mapping[str, int]) -> str:
   >>> describe({LONG: 2})
   '2 over the limit of tokens: left out'
   """
-  return "; ".join(f"{count} {why}" for why, count in problems.items()) or "nothing"
+  return "; ".join(f"{count} {why}" for why, count in problems.items()) or "nothing left out"
 
 
 def ranking_sequences(rankings: Sequence[Answers], pad_token: int) -> Sequences:
