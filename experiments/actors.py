@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rl_jax.models import heads, lora, presets
-from rl_jax.train.score import Scores, Sequences, make_last_value, make_score, make_values
+from rl_jax.train.score import Scores, Sequences, Values, make_score, make_values
 from rl_jax.train.state import RLState
 
 
@@ -106,20 +106,19 @@ class Actors(NamedTuple):
 
   Attributes:
     score: `(params, sequences) -> Scores`, with values where there is a critic.
-    values: `(params, sequences) -> [P, G, T]` of a critic apart from the policy; None for others.
-    last_value: `(params, sequences) -> [P, G]`; None without a critic.
+    values: `(params, sequences) -> Values`, without log-probs; None without a critic.
     build: `(policy's parameters, key) -> params`.
   """
 
   score: Callable[[Any, Sequences], Scores]
-  values: Callable[[Any, Sequences], jax.Array] | None
-  last_value: Callable[[Any, Sequences], jax.Array] | None
+  values: Callable[[Any, Sequences], Values] | None
   build: Callable[[Any, jax.Array], dict[str, Any]]
 
 
 def assemble(
-  model: presets.Model, learner: Learner, critic: str, reward: RewardModel | None, *, temperature: float
-) -> Actors:
+  model: presets.Model, learner: Learner, critic: str, reward: RewardModel | None, *, temperature: float,
+  bootstrap: bool = False,
+) -> Actors:  # fmt: skip
   """Puts actor and critic together.
 
   Args:
@@ -130,6 +129,7 @@ def assemble(
       policy.
     reward: The reward model, where the critic starts from it.
     temperature: Of every log-prob.
+    bootstrap: Whether `values` says what the state after the last token is worth, too.
   """
   width = model.config.embed_dim
   plain_score = make_score(model.policy, temperature=temperature)
@@ -138,7 +138,7 @@ def assemble(
   apart = heads.scalar_model(model.policy, width)
   if critic == "reward" and reward is not None:
     apart = reward.model
-  values, last_value = make_values(apart), make_last_value(apart)
+  values = make_values(apart)
 
   def with_head(params: Any) -> Any:
     return {"policy": learner.policy(params), "value_head": params["value_head"]}
@@ -151,15 +151,12 @@ def assemble(
     if critic == "shared":
       return shared_score(with_head(params), sequences)
     scores = plain_score(learner.policy(params), sequences)
-    return scores if critic == "none" else scores._replace(values=values(critic_params(params), sequences))
+    return scores if critic == "none" else scores._replace(values=values(critic_params(params), sequences).tokens)
 
-  def old_values(params: Any, sequences: Sequences) -> jax.Array:
-    return values(critic_params(params), sequences)
-
-  def end_value(params: Any, sequences: Sequences) -> jax.Array:
+  def values_alone(params: Any, sequences: Sequences) -> Values:
     if critic == "shared":
-      return make_last_value(shared)(with_head(params), sequences)
-    return last_value(critic_params(params), sequences)
+      return make_values(shared, with_last=bootstrap)(with_head(params), sequences)
+    return make_values(apart, with_last=bootstrap)(critic_params(params), sequences)
 
   def build(start: Any, key: jax.Array) -> dict[str, Any]:
     learner_key, critic_key, head_key = jax.random.split(key, 3)
@@ -172,5 +169,4 @@ def assemble(
       return params | {"critic": {**learner.beside(start, critic_key), "head": head}}
     return params | {"critic": apart.init(critic_key)} if critic == "fresh" else params
 
-  is_apart = critic in ("own", "reward", "fresh")
-  return Actors(score, old_values if is_apart else None, None if critic == "none" else end_value, build)
+  return Actors(score, None if critic == "none" else values_alone, build)

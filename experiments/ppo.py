@@ -113,7 +113,7 @@ def train(
 
   # Actor and critic, the optimiser, and the update step over all devices.
   learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
-  actors = assemble(model, learner, critic, reward, temperature=config.temperature)
+  actors = assemble(model, learner, critic, reward, temperature=config.temperature, bootstrap=config.bootstrap)
   tx = make_optimiser(config)
   step = make_train_step(actors.score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
   plain_score = jax.jit(counter.count(make_score(model.policy, temperature=config.temperature)))
@@ -143,7 +143,6 @@ def train(
     ),
     reference=lambda state, sequences: plain_score(learner.initial(state), sequences).logp,
     values=None if actors.values is None else jax.jit(actors.values),
-    last_value=jax.jit(actors.last_value) if config.bootstrap and actors.last_value is not None else None,
     control=make_controller(config),
     sampler=samplers.Sampler(config.temperature),
     prompts_per_batch=config.prompts,

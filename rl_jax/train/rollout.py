@@ -20,7 +20,7 @@ from rl_jax.tasks.base import Task
 from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.estimates import Experience
-from rl_jax.train.score import RewardModel, Score, Sequences
+from rl_jax.train.score import RewardModel, Score, Sequences, Values
 from rl_jax.train.shaping import PLAIN, Shaping, normalized, standardized, token_rewards
 from rl_jax.train.state import RLState
 from rl_jax.train.step import Batch
@@ -53,8 +53,7 @@ class Passes(NamedTuple):
 
   old_logp: Float[Array, "P G T"] | None
   ref_logp: Float[Array, "P G T"] | None
-  values: Float[Array, "P G T"] | None
-  last_values: Float[Array, "P G"] | None
+  values: Values | None
   scores: Float[Array, "P G"] | Float[Array, "P G T"] | None
 
 
@@ -98,8 +97,7 @@ def make_collect(
   shaping: Shaping = PLAIN,
   reward_model: RewardModel | None = None,
   reference: Callable[[RLState, Sequences], Array] | None = None,
-  values: Callable[[Any, Sequences], Array] | None = None,
-  last_value: Callable[[Any, Sequences], Array] | None = None,
+  values: Callable[[Any, Sequences], Values] | None = None,
   answer: Generate | None = None,
   control: Callable[[Array, Array], Array] | None = None,
   on_policy: bool = True,
@@ -127,10 +125,8 @@ def make_collect(
     shaping: How scores become rewards of tokens; a KL in it takes its weight from the state.
     reward_model: Gives completions, or their tokens, scores that are added to the task's rewards.
     reference: `(state, sequences) -> log-probs [P, G, T]`; by default `score` with the state's `ref_params`.
-    values: `(params, sequences) -> [P, G, T]`, jitted, of a critic apart from the policy, whose values then cost no
-      pass of the policy; by default they come from `score`.
-    last_value: `(params, sequences) -> [P, G]`, jitted, of a critic: an answer that was cut off is then worth the value
-      of where it stopped. By default it counts as finished.
+    values: From `make_values`, jitted, of a critic; by default values come from `score`. With `with_last` an answer
+      that was cut off is worth the value of where it stopped; otherwise it counts as finished.
     answer: As `generate`, one completion a prompt, where the estimator compares with the greedy one.
     control: `(kl_coef, KL in nats a completion) -> kl_coef`, from `ops.controllers`.
     on_policy: Whether each batch is used for a single update, so that the learner's own log-probs are the old ones.
@@ -170,17 +166,15 @@ def make_collect(
   def passes(state: RLState, rollout: Rollout) -> Passes:
     """Dispatches what the models say of a rollout."""
     params, sequences = state.policy.params, rollout.sequences
-    old, old_values, last_values = None if on_policy else rollout.full_logp, None, None
+    old, of_critic = None if on_policy else rollout.full_logp, None
     if with_values and values is None:
-      old, old_values = _score_with_values(score, params, sequences)
+      old, of_critic = _score_with_values(score, params, sequences)
     elif recompute_old_logp and not on_policy:
       old = score(params, sequences).logp
     if with_values and values is not None:
-      old_values = values(params, sequences)
-    if last_value is not None:
-      last_values = jnp.where(rollout.stopped, 0, last_value(params, sequences))
+      of_critic = values(params, sequences)
     ref = reference(state, sequences) if "ref_logp" in objective.needs or shaping.kl is not None else None
-    return Passes(old, ref, old_values, last_values, None if reward_model is None else reward_model(sequences))
+    return Passes(old, ref, of_critic, None if reward_model is None else reward_model(sequences))
 
   def draw(state: RLState, position: int) -> Drawn:
     prompts, completions = sample(state, position)
@@ -221,7 +215,7 @@ def make_collect(
       old_logp=None if on_policy else said.old_logp,
       ref_logp=said.ref_logp if "ref_logp" in objective.needs else None,
       behaviour_logp=jnp.asarray(rollout.behaviour_logp),
-      old_values=said.values,
+      old_values=experience.values,
       target_mask=_target_mask(task, prompts, rollout, samples) if "target_mask" in objective.needs else None,
       **estimate.fields(experience),
     )
@@ -243,11 +237,11 @@ def _default_reference(score: Score) -> Callable[[RLState, Sequences], Any]:
   return lambda state, sequences: score(state.ref_params, sequences).logp
 
 
-def _score_with_values(score: Score, params: Any, sequences: Sequences) -> tuple[Any, Any]:
+def _score_with_values(score: Score, params: Any, sequences: Sequences) -> tuple[Any, Values]:
   scores = score(params, sequences)
   if scores.values is None:
     raise ValueError("the objective or the estimator needs values: give a score function with a critic")
-  return scores.logp, scores.values
+  return scores.logp, Values(scores.values)
 
 
 def _total(scored: rewards_lib.Scored, learned: Array | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -276,7 +270,9 @@ def _experience(
     shaping, scores, rollout.stopped, mask, old_logp=old, ref_logp=said.ref_logp, kl_coef=state.kl_coef
   )
   trained = rollout.mask & rewarded[..., None]
-  experience = Experience(trained, given, rewarded, said.values, last_values=said.last_values)
+  values, last = (None, None) if said.values is None else said.values
+  last = None if last is None else jnp.where(rollout.stopped, 0, last)
+  experience = Experience(trained, given, rewarded, values, last_values=last)
   state = state._replace(reward_moments=seen)
   if said.ref_logp is None or shaping.kl is None or state.kl_coef is None:
     return state, experience, {}

@@ -42,6 +42,18 @@ class Scores(NamedTuple):
   scores: Float[Array, "P G"] | None = None
 
 
+class Values(NamedTuple):
+  """What a critic says of completions.
+
+  Attributes:
+    tokens: At t, of the state *before* token t was chosen.
+    last: Of the state after the last token; None where nobody asks for it.
+  """
+
+  tokens: Float[Array, "P G T"]
+  last: Float[Array, "P G"] | None = None
+
+
 Score = Callable[[Any, Sequences], Scores]
 RewardModel = Callable[[Sequences], Float[Array, "P G"] | Float[Array, "P G T"]]
 
@@ -103,23 +115,34 @@ def make_score(
   return score
 
 
-def make_values(critic: ValueModel) -> Callable[[Any, Sequences], Float[Array, "P G T"]]:
-  """Returns `values(params, sequences) -> [P, G, T]`: at t, the value of the state *before* token t was chosen.
+def make_values(critic: ValueModel, *, with_last: bool = False) -> Callable[[Any, Sequences], Values]:
+  """Returns `values(params, sequences) -> Values`, all from one pass.
+
+  Args:
+    critic: With a scalar head.
+    with_last: Whether the state after the last token is valued too.
 
   >>> from types import SimpleNamespace
   >>> def apply(params, tokens, positions, **_):
   ...   return SimpleNamespace(hidden=params * tokens[..., None], kv=())
   >>> values = make_values(SimpleNamespace(apply=apply, value=lambda params, hidden: hidden[..., 0]))
   >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4]]]), jnp.ones((1, 1, 2)))
-  >>> print(values(10.0, sequences))
+  >>> print(values(10.0, sequences).tokens)
   [[[20. 30.]]]
   """
-  return lambda params, sequences: critic.value(params, states(critic, params, sequences))
+
+  def values(params: Any, sequences: Sequences) -> Values:
+    if not with_last:
+      return Values(critic.value(params, states(critic, params, sequences)))
+    first, after = _run(critic, params, sequences, sequences.completions.shape[-1])
+    before, last = predictors(first, after[..., :-1, :]), _after_all(first, after, sequences)
+    return Values(critic.value(params, before), critic.value(params, last))
+
+  return values
 
 
 def make_last_value(model: ValueModel) -> Callable[[Any, Sequences], Float[Array, "P G"]]:
-  """Returns `last_value(params, sequences) -> [P, G]`, read off the last real token: a reward model's score of a
-  completion, or a critic's value of the state after it.
+  """Returns `last_value(params, sequences) -> [P, G]`, read off the last real token: a reward model's score.
 
   An empty completion is scored at its prompt's last token.
 
@@ -133,10 +156,7 @@ def make_last_value(model: ValueModel) -> Callable[[Any, Sequences], Float[Array
   """
 
   def last_value(params: Any, sequences: Sequences) -> Float[Array, "P G"]:
-    first, rest = _run(model, params, sequences, sequences.completions.shape[-1])
-    mask = sequences.completion_mask != 0
-    last = jnp.where(jnp.any(mask, axis=-1)[..., None], last_real(rest, mask), first)
-    return model.value(params, last)
+    return model.value(params, _after_all(*_run(model, params, sequences, sequences.completions.shape[-1]), sequences))
 
   return last_value
 
@@ -189,6 +209,12 @@ def states(model: Reader, params: Any, sequences: Sequences) -> Float[Array, "P 
   """
   # The last token predicts nothing.
   return predictors(*_run(model, params, sequences, sequences.completions.shape[-1] - 1))
+
+
+def _after_all(first: Array, after: Array, sequences: Sequences) -> Array:
+  """The hidden state of the last real token `[P, G, D]`: the prompt's, where a completion is empty."""
+  mask = sequences.completion_mask != 0
+  return jnp.where(jnp.any(mask, axis=-1)[..., None], last_real(after, mask), first)
 
 
 def _run(model: Reader, params: Any, sequences: Sequences, length: int) -> tuple[Array, Array]:

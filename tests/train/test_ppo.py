@@ -88,10 +88,27 @@ def test_the_kl_is_paid_where_it_arises():
 
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_what_was_cut_off_is_worth_what_the_critic_says_if_asked(bootstrap):
-  last_value = make_last_value(CRITIC) if bootstrap else None
-  inputs = make(length=2, stop=12, estimator=ONE_STEP, last_value=last_value).batch.inputs
+  values = make_values(CRITIC, with_last=bootstrap)
+  inputs = make(length=2, stop=12, estimator=ONE_STEP, values=values).batch.inputs
   # 8 and 9 were chosen and no stop: the last advantage is reward - 8, and with bootstrapping 9 more.
   np.testing.assert_allclose(inputs.advantages[0, 0], [1, -6 + 9 * bootstrap], atol=1e-4)
+
+
+def test_one_pass_gives_the_values_before_each_token_and_after_the_last():
+  passes = []
+
+  def apply(*args, **kwargs):
+    passes.append(1)
+    return MODEL.apply(*args, **kwargs)
+
+  critic = SimpleNamespace(apply=apply, value=last_read)
+  mask = jnp.array([[[1, 1, 1], [1, 0, 0], [0, 0, 0]]])
+  sequences = Sequences(jnp.array([[6, 7]]), jnp.ones((1, 2)), jnp.array([[[8, 9, 10], [8, 0, 0], [0, 0, 0]]]), mask)
+  both = make_values(critic, with_last=True)(PARAMS, sequences)
+  assert len(passes) == 2  # the prompt, once for all its completions, and the completions
+  np.testing.assert_allclose(both.tokens[0, 0], [7, 8, 9], atol=1e-4)
+  np.testing.assert_allclose(both.last, [[10, 8, 7]], atol=1e-4)
+  np.testing.assert_array_equal(both.tokens * mask, make_values(critic)(PARAMS, sequences).tokens * mask)
 
 
 def test_a_reward_model_reads_the_last_real_token():
@@ -192,7 +209,7 @@ def test_values_of_a_critic_of_its_own_and_of_a_shared_trunk_are_the_same_number
   sequences = Sequences(
     jnp.array([[3, 4]]), jnp.ones((1, 2), bool), jnp.array([[[5, 6, 7]]]), jnp.ones((1, 1, 3), bool)
   )
-  one = make_values(own)({"backbone": model.params, "head": head}, sequences)
+  one = make_values(own)({"backbone": model.params, "head": head}, sequences).tokens
   other = make_score(shared, value=shared.value)({"policy": model.params, "value_head": head}, sequences).values
   np.testing.assert_allclose(one, other, rtol=1e-5)
 
@@ -274,7 +291,7 @@ def learner(folder, *, steps, resume=False, enough=None):
   plain, values = make_score(model.policy), make_values(critic)
 
   def score(params, sequences) -> Scores:
-    return plain(params["policy"], sequences)._replace(values=values(params["critic"], sequences))
+    return plain(params["policy"], sequences)._replace(values=values(params["critic"], sequences).tokens)
 
   tx = optax.adam(3e-3)
   objective = ppo.objective(value_coef=1.0)
