@@ -1,4 +1,4 @@
-"""Makes tests/data/preferences.json: losses and gradients of TRL's own DPO code, and steps of verl's KL controller.
+"""Makes tests/data/preferences.json: losses and gradients of TRL's own code, and steps of verl's KL controller.
 
     python3.11 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0 numpy
     /tmp/torch/bin/pip download --no-deps trl==1.16.0 verl==0.9.1 --dest /tmp/wheels
@@ -25,6 +25,7 @@ OUT = Path(__file__).parent / "preferences.json"
 LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "apo_zero",
           "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 DIVERGENCES = ("forward_kl", "js_divergence")
+ALONE = ("cpo", "simpo", "orpo", "kto")
 PAIRS, TOKENS = 3, 5
 
 
@@ -50,12 +51,61 @@ def trl_loss(folder: Path):
   return run(node, **names)["_compute_loss"]
 
 
+def trl_kto(folder: Path):
+  """`KTOTrainer._compute_loss` up to the losses of the answers, desirable ones first."""
+  node = cut(folder, "trl", "trl/trainer/kto_trainer.py", ast.FunctionDef, "_compute_loss")
+  end = next(i for i, each in enumerate(node.body) if ast.unparse(each).startswith("losses ="))
+  node.body = [*node.body[: end + 1], ast.parse("return losses").body[0]]
+  names = dict(is_peft_model=lambda model: False, disable_gradient_checkpointing=lambda *_: nullcontext())
+  return run(node, **names)["_compute_loss"]
+
+
+def alone(folder: Path, logp: torch.Tensor, ref: torch.Tensor, mask: torch.Tensor, kl: torch.Tensor) -> dict:
+  """Losses `[pairs, 2, tokens] -> scalar` that are no part of TRL's DPO; `kl` has the log-ratios of KTO's baseline."""
+  cpo = run(cut(folder, "trl", "trl/experimental/cpo/cpo_trainer.py", ast.FunctionDef, "cpo_loss"))["cpo_loss"]
+  file = "trl/experimental/orpo/orpo_trainer.py"
+  log1mexp = run(cut(folder, "trl", file, ast.FunctionDef, "log1mexp"))["log1mexp"]
+  orpo = run(cut(folder, "trl", file, ast.FunctionDef, "odds_ratio_loss"), log1mexp=log1mexp)["odds_ratio_loss"]
+  of_answers = trl_kto(folder)
+  here = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
+  trainer = SimpleNamespace(alpha=0.0, accelerator=here, beta=0.3, label_smoothing=0.0, simpo_gamma=0.5,
+                            desirable_weight=1.0, undesirable_weight=1.5)  # fmt: skip
+  totals, counts = (logp * mask).sum(-1), mask.sum(-1)
+  means = totals / counts
+
+  def kto() -> torch.Tensor:
+    def model(log_probs: torch.Tensor):
+      return lambda **_: SimpleNamespace(log_probs=log_probs.reshape(2 * PAIRS, TOKENS))
+
+    ids = torch.zeros(2 * PAIRS, TOKENS + 1, dtype=torch.int64)
+    batch = {"label": torch.tensor([True, False] * PAIRS), "input_ids": ids, "completion_mask": ids}
+    policy, reference = model(logp * mask), model(ref * mask)
+    given = SimpleNamespace(
+      **vars(trainer), model=SimpleNamespace(training=True), aux_loss_enabled=False, precompute_ref_logps=False,
+      ref_model=reference, calculate_KL=True, loss_type="kto",
+      args=SimpleNamespace(gradient_checkpointing_kwargs=None), _metrics={"train": {"kl": []}},
+      _compute_kl_logps=lambda model, batch: kl if model is policy else torch.zeros_like(kl),
+    )  # fmt: skip
+    return of_answers(given, policy, batch, False).mean()
+
+  def of_pairs(loss_type: str, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    return cpo(SimpleNamespace(**vars(trainer), loss_type=loss_type), chosen, rejected)[0].mean()
+
+  return {
+    "cpo": lambda: of_pairs("sigmoid", totals[:, 0], totals[:, 1]),
+    "simpo": lambda: of_pairs("simpo", means[:, 0], means[:, 1]),
+    # TRL's likelihood term includes the prompt; this one is the paper's.
+    "orpo": lambda: -means[:, 0].mean() - orpo(trainer, means[:, 0], means[:, 1])[0].mean(),
+    "kto": kto,
+  }
+
+
 def main(folder: Path) -> None:
   rng = np.random.default_rng(0)
   logp, ref = -rng.exponential(1.0, (2, PAIRS, 2, TOKENS))
   lengths = np.array([[5, 2], [3, 4], [1, 5]])
   mask = (np.arange(TOKENS) < lengths[..., None]).astype(np.int64)
-  compute, cases = trl_loss(folder), []
+  compute, cases, others = trl_loss(folder), [], []
 
   def model(log_probs: torch.Tensor):
     return lambda **_: SimpleNamespace(log_probs=log_probs)
@@ -80,6 +130,13 @@ def main(folder: Path) -> None:
       settings = {"loss": loss, "divergence": divergence, "tail": tail}
       cases.append({**settings, "value": value.item(), "gradient": by_pair.tolist()})
 
+  whole, baseline = torch.tensor(logp).requires_grad_(), rng.normal(0.4, 1.0, 2 * PAIRS)
+  losses = alone(folder, whole, torch.tensor(ref), torch.tensor(mask), torch.tensor(baseline))
+  for name in ALONE:
+    value = losses[name]()
+    (gradient,) = torch.autograd.grad(value, whole, retain_graph=True)
+    others.append({"loss": name, "value": value.item(), "gradient": gradient.tolist()})
+
   controller = run(cut(folder, "verl", "verl/trainer/ppo/core_algos.py", ast.ClassDef, "AdaptiveKLController"))
   steps = []
   for kl, samples in ((9.0, 64), (6.3, 64), (2.0, 128), (6.0, 32)):
@@ -87,7 +144,7 @@ def main(folder: Path) -> None:
     each.update(kl, samples)
     steps.append({"kl": kl, "samples": samples, "coef": float(each.value)})
   data = {"beta": 0.3, "label_smoothing": 0.1, "logp": logp.tolist(), "ref_logp": ref.tolist(), "mask": mask.tolist(),
-          "cases": cases, "controller": steps}  # fmt: skip
+          "kl_baseline": baseline.tolist(), "cases": cases, "others": others, "controller": steps}  # fmt: skip
   OUT.write_text(json.dumps(data) + "\n")
 
 
