@@ -138,7 +138,7 @@ def train(
     if ratings is not None:  # equally rated ones are no pair
       margins = margins[(ratings[:, better] != ratings[:, worse]).ravel()]
     return Measured({
-      "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))), "calibration error": calibration_error(margins),
+      "accuracy": float(np.heaviside(margins, 0.5).mean()), "calibration error": calibration_error(margins),
       "margin": float(margins.mean()), "score": float(found.mean()), "pairs": margins.size,
     })  # fmt: skip
 

@@ -37,7 +37,7 @@ def pairwise(
 ) -> Objective:
   """The mean over preference pairs `[..., 2, T]` (chosen first) of a loss of the two sequences.
 
-  Pairs with an empty side are left out. Metrics: `accuracy` (chosen has the larger margin), `margin`.
+  Pairs with an empty side are left out. Metrics: `accuracy` (share of positive margins; 0 counts half), `margin`.
 
   Args:
     compare: `(Pair, constants) -> (loss [...], margin [...])`.
@@ -67,7 +67,8 @@ def pairwise(
     tokens = _sides(jnp.sum(as_bool(inputs.mask), axis=-1, dtype=chosen.dtype))
     pair = Pair((chosen, rejected), log_ratio, tokens)
     losses, margin = compare(pair, weights[1])
-    metrics: Metrics = {"accuracy": Mean.of(margin > 0, weights[0]), "margin": Mean.of(margin, weights[0])}
+    right = jnp.heaviside(margin, 0.5)
+    metrics: Metrics = {"accuracy": Mean.of(right, weights[0]), "margin": Mean.of(margin, weights[0])}
     return weighted_sum(weights[0], losses), metrics
 
   parts = (("surrogate", compare.__name__), ("compares", "pairs"))
@@ -138,8 +139,8 @@ def ranking(
   """The mean over rankings `[..., K]` of a loss of every pair of scores in it, `1 / (pairs of the ranking)` each.
 
   Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there are
-  `ratings`, equally rated ones are no pair. Metrics: `accuracy` (fraction of pairs in the right order), `margin`,
-  `score`.
+  `ratings`, equally rated ones are no pair. Metrics: `accuracy` (share of pairs in the right order; equal
+  scores count half), `margin`, `score`.
 
   Args:
     compare: `score difference (better minus worse) -> loss`, elementwise.
@@ -173,7 +174,7 @@ def ranking(
       wanted = difference - (ratings[..., :, None] - ratings[..., None, :])
     losses = compare(wanted) + centering * jnp.square(scores[..., :, None] + scores[..., None, :])
     metrics: Metrics = {
-      "accuracy": Mean.of(difference > 0, weights),
+      "accuracy": Mean.of(jnp.heaviside(difference, 0.5), weights),
       "margin": Mean.of(difference, weights),
       "score": Mean.of(scores, exists),
     }

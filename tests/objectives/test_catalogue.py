@@ -447,6 +447,17 @@ def test_mistakes_are_named(name, arguments, message):
     build(name, **arguments)
 
 
+def test_the_accuracy_of_equals_is_a_half():
+  logp = jnp.log(jnp.array([[[0.5], [0.25]], [[0.5], [0.5]], [[0.25], [0.5]], [[0.5], [0.5]]]))
+  inputs = Inputs(jnp.ones(logp.shape), ref_logp=jnp.zeros(logp.shape), logp=logp)
+  for objective, given in (
+    (build("dpo"), inputs),
+    (build("reward_model"), inputs._replace(scores=logp[..., 0])),
+  ):
+    metrics = objective.loss(given, objective.weight(given))[1]
+    np.testing.assert_allclose(metrics["accuracy"].total / metrics["accuracy"].count, (1 + 0.5 + 0 + 0.5) / 4)
+
+
 def test_a_preference_batch_must_hold_pairs():
   with pytest.raises(ValueError, match=r"must be \[..., 2, T\]"):
     evaluate(build("dpo"), Inputs(jnp.ones((3, 5)), ref_logp=jnp.zeros((3, 5))), logp=np.zeros((3, 5)))
