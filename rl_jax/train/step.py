@@ -83,40 +83,15 @@ def make_train_step(
       metrics |= {"entropy": Mean.of(inputs.entropy, inputs.mask)}
     return value, metrics
 
-  def with_batch_scores(params: Any, batch: Batch) -> Batch:
-    """Fills in what is a statistic of the whole batch, from a pass over all of it without a gradient."""
-    if not objective.needs & {"batch_logp", "batch_entropy"}:
-      return batch
-    parts = split_rows(batch.sequences, microbatches)
-    scores = join_rows(jax.lax.stop_gradient(jax.lax.map(lambda part: score(params, part)[:2], parts)))
-    inputs = batch.inputs._replace(batch_logp=scores[0], batch_entropy=scores[1])
-    if inputs.old_logp is None:
-      inputs = inputs._replace(old_logp=inputs.batch_logp)
-    return batch._replace(inputs=inputs)
-
-  differentiate = jax.value_and_grad(loss, has_aux=True)
-
-  def gradients(trained: Any, constant: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics, Any]:
-    if microbatches == 1:
-      (value, metrics), grads = differentiate(trained, constant, batch, weights)
-      return value, metrics, grads
-
-    def accumulate(carry: tuple[Array, Any], part: tuple[Batch, Any]) -> tuple[tuple[Array, Any], Metrics]:
-      (value, metrics), grads = differentiate(trained, constant, *part)
-      return jax.tree.map(jnp.add, carry, (value, grads)), metrics
-
-    parts = split_rows((batch, weights), microbatches)
-    (value, _), grads = jax.eval_shape(differentiate, trained, constant, *jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (value, grads))
-    (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
-    return value, metrics_lib.reduce(metrics), grads
+  gradients = _over_microbatches(jax.value_and_grad(loss, has_aux=True), microbatches)
 
   def apply(grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    batch = with_batch_scores(state.params, batch)
+    if objective.needs & {"batch_logp", "batch_entropy"}:
+      batch = _with_batch_scores(score, state.params, batch, microbatches)
     weights = parallel.global_weights(objective.weight, batch.inputs, axis_name)
     trained, constant = split(state.params, frozen)
     value, metrics, grads = gradients(trained, constant, batch, weights)
@@ -133,6 +108,40 @@ def make_train_step(
     return TrainState(join(trained, constant), opt_state, state.step + 1), metrics
 
   return step
+
+
+def _with_batch_scores(score: Callable[[Any, Any], Scores], params: Any, batch: Batch, microbatches: int) -> Batch:
+  """Fills in what is a statistic of the whole batch, from a pass over all of it without a gradient."""
+  parts = split_rows(batch.sequences, microbatches)
+  scores = join_rows(jax.lax.stop_gradient(jax.lax.map(lambda part: score(params, part)[:2], parts)))
+  inputs = batch.inputs._replace(batch_logp=scores[0], batch_entropy=scores[1])
+  if inputs.old_logp is None:
+    inputs = inputs._replace(old_logp=inputs.batch_logp)
+  return batch._replace(inputs=inputs)
+
+
+def _over_microbatches(differentiate: Callable[..., Any], microbatches: int) -> Callable[..., Any]:
+  """Returns `(trained, constant, batch, weights) -> (loss, metrics, gradient)`, summed over slices of the batch.
+
+  `differentiate` gives `(loss, metrics), gradient` of one slice; its weights are those of the whole batch.
+  """
+
+  def gradients(trained: Any, constant: Any, batch: Batch, weights: Any) -> tuple[Array, Metrics, Any]:
+    if microbatches == 1:
+      (value, metrics), grads = differentiate(trained, constant, batch, weights)
+      return value, metrics, grads
+
+    def accumulate(carry: tuple[Array, Any], part: tuple[Batch, Any]) -> tuple[tuple[Array, Any], Metrics]:
+      (value, metrics), grads = differentiate(trained, constant, *part)
+      return jax.tree.map(jnp.add, carry, (value, grads)), metrics
+
+    parts = split_rows((batch, weights), microbatches)
+    (value, _), grads = jax.eval_shape(differentiate, trained, constant, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (value, grads))
+    (value, grads), metrics = jax.lax.scan(accumulate, zeros, parts)
+    return value, metrics_lib.reduce(metrics), grads
+
+  return gradients
 
 
 def split_rows(tree: Any, parts: int) -> Any:
