@@ -5,18 +5,19 @@
     python -m experiments.rlhf --model smollm2 --sft-steps 25 --sft-rate 5e-5 --pairs 600 --reward-steps 30 \
       --reward-rate 2e-5 --ppo-steps 12 --ppo-prompts 16 --ppo-rate 5e-6 --critic-rate 2e-5    # from SmolLM2-135M
 
-Sums such as `7+15=` may be answered in few words or many, rightly or wrongly. A rule says how good an answer is: 1 if
-it ends in the right number, less 0.01 a character. The policy never sees the rule: it learns from demonstrations of all
-styles (SFT), then two sampled answers to a prompt are compared by the rule, a reward model learns from these
-preferences, and PPO raises its score, with a critic that starts from it and a KL to the SFT model in the reward. What
-the rule says of the answers is logged beside the learnt reward, so that over-optimisation shows.
+Prompts such as `max(3,1,4,1,5,2)=` may be answered in few words or many, rightly or wrongly. A rule says how good an
+answer is: 1 if it ends in the right number, less 0.01 a character. The policy never sees the rule: it learns from
+demonstrations of all styles (SFT), then two sampled answers to a prompt are compared by the rule, a reward model learns
+from these preferences, and PPO raises its score, with a critic that starts from it and a KL to the SFT model in the
+reward. Every stage has prompts of its own, which no other one sees. What the rule says of the answers is logged beside
+the learnt reward, so that over-optimisation shows: `--pairs 300` gives a reward model that is easily fooled.
 """
 
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,15 @@ class Config:
   model: str = "small"  # small (from scratch), smollm2, tiny, a folder in Hugging Face's format, or a .gguf file
   run_dir: str = "runs/rlhf"  # data, the stages' runs, tables and figures
   resume: bool = False  # go on in run_dir
-  demonstrations: int = 4000  # of SFT
-  largest: int = 10  # number in a sum
+  demonstrations: int = 10000  # prompts of SFT
   right: float = 0.7  # share of the demonstrations that are right
   sft_steps: int = 800  # updates
   sft_rate: float = 2e-3  # learning rate, about 5e-5 for a model that is trained already
-  pairs: int = 8000  # prompts with two sampled answers each
+  pairs: int = 10000  # prompts of the reward model, with two sampled answers each
   reward_steps: int = 500  # updates of the reward model
   reward_rate: float = 5e-4  # learning rate
-  ppo_steps: int = 150  # rollouts
+  ppo_data: int = 2000  # prompts of PPO, 64 of them held out
+  ppo_steps: int = 100  # rollouts
   ppo_prompts: int = 32  # prompts a rollout
   ppo_rate: float = 1e-4  # learning rate of the policy
   critic_rate: float = 3e-4  # learning rate of the critic
@@ -61,13 +62,15 @@ class Config:
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 10, ("largest",))
+  require_at_least(config, 65, ("ppo_data",))
   require_at_least(config, 1, ("demonstrations", "sft_steps", "pairs", "reward_steps", "ppo_steps"))
   require_at_least(config, 0, ("seed",))
   if config.kl_coef <= 0:
     raise ValueError(f"kl_coef must be positive, got {config.kl_coef}; a tiny one measures the KL and weighs nothing")
   if not 0 < config.right <= 1:
     raise ValueError(f"right must be above 0 and at most 1, got {config.right}")
+  if config.demonstrations + config.pairs + config.ppo_data > 100_000:
+    raise ValueError("demonstrations, pairs and ppo_data must be at most 100000 together: there are no more prompts")
   folder = Path(config.run_dir)
   of_sft, of_reward_model, of_ppo = stages(folder, config)
   sft.check(of_sft)
@@ -78,13 +81,15 @@ def main(config: Config) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   same_settings(folder / "config.json", config)
   rng = np.random.default_rng(config.seed)
-  write(folder / "demonstrations.jsonl", demonstrate(rng, config))
-  write(folder / "prompts.jsonl", every_sum(rng, config))
+  rows = ask(rng, config.demonstrations + config.pairs + config.ppo_data)
+  of_pairs = rows[config.demonstrations :][: config.pairs]
+  write(folder / "demonstrations.jsonl", demonstrate(rng, rows[: config.demonstrations], config))
+  write(folder / "prompts.jsonl", rows[-config.ppo_data :])
 
   try:
     stage(sft, of_sft)
     if not (folder / "preferences.jsonl").exists():
-      write(folder / "preferences.jsonl", compare(of_reward_model.model, rng, config))
+      write(folder / "preferences.jsonl", compare(of_reward_model.model, of_pairs, config))
     stage(reward_model, of_reward_model)
     stage(ppo, of_ppo)
   except SystemExit:  # a stage was stopped, and names the command that goes on with it alone
@@ -106,9 +111,9 @@ def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Confi
   )  # fmt: skip
   of_ppo = ppo_settings.Config(
     model=model, reward_model=judge, critic="reward", run_dir=str(folder / "ppo"), task=str(folder / "prompts.jsonl"),
-    task_options=("evaluation_size=32",), rewards=(f"{MODULE}:rule",), reward_weights=(0.0,), steps=config.ppo_steps,
-    prompts=config.ppo_prompts, max_prompt_tokens=32, max_new_tokens=NEW_TOKENS, learning_rate=config.ppo_rate,
-    critic_rate=config.critic_rate, kl_coef=config.kl_coef, **common,
+    task_options=("evaluation_size=64",), rewards=(f"{MODULE}:rule",), reward_weights=(0.0,),
+    steps=config.ppo_steps, prompts=config.ppo_prompts, max_prompt_tokens=32, max_new_tokens=NEW_TOKENS,
+    learning_rate=config.ppo_rate, critic_rate=config.critic_rate, kl_coef=config.kl_coef, **common,
   )  # fmt: skip
   return of_sft, of_reward_model, of_ppo
 
@@ -134,30 +139,30 @@ def stage(module: Any, config: Any) -> None:
   done.touch()
 
 
-def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
   path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def every_sum(rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
-  """All prompts once, so that those that PPO is evaluated on are not among those that it learns from."""
-  for number in rng.permutation(config.largest**2):
-    a, b = divmod(int(number), config.largest)
-    yield {"prompt": f"{a + 1}+{b + 1}=", "answer": str(a + b + 2)}
+def ask(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
+  """Different prompts, each with its right answer and a wrong one; no number is right much more often than others."""
+  rows = {}
+  while len(rows) < count:
+    largest = int(rng.integers(2, 10))
+    numbers = rng.permutation([largest, *rng.integers(0, largest + 1, 5)]).tolist()
+    others = [number for number in numbers if number != largest]
+    prompt = f"max({','.join(map(str, numbers))})="
+    if others:
+      rows[prompt] = {"prompt": prompt, "answer": str(largest), "wrong": str(rng.choice(others))}
+  return list(rows.values())
 
 
-def ask(rng: np.random.Generator, config: Config, count: int) -> Iterator[dict[str, Any]]:
-  """Prompts with their right answers."""
-  for a, b in rng.integers(1, config.largest + 1, (count, 2)):
-    yield {"prompt": f"{a}+{b}=", "answer": str(a + b)}
-
-
-def demonstrate(rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
+def demonstrate(
+  rng: np.random.Generator, rows: Sequence[dict[str, Any]], config: Config
+) -> Iterator[dict[str, Any]]:
   """Answers in four styles, some of them wrong."""
-  for row in ask(rng, config, config.demonstrations):
-    wrong = rng.random() >= config.right
-    number = int(row["answer"]) + (int(rng.choice([-9, -5, -2, -1, 1, 2, 5, 9])) if wrong else 0)
-    a, b = row["prompt"].rstrip("=").split("+")
-    styles = (f"{number}", f"it is {number}", f"{a} plus {b} is {number}", f"I think that it is {number}")
+  for row in rows:
+    number = row["answer"] if rng.random() < config.right else row["wrong"]
+    styles = (number, f"it is {number}", f"the largest is {number}", f"I think that it is {number}")
     yield {"prompt": row["prompt"], "completion": styles[rng.integers(4)]}
 
 
@@ -172,19 +177,19 @@ def rule(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[fl
   return [round(is_right - 0.01 * len(each), 4) for is_right, each in zip(right, completions, strict=True)]
 
 
-def compare(model_folder: str, rng: np.random.Generator, config: Config) -> Iterator[dict[str, Any]]:
+def compare(model_folder: str, rows: list[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
   """Two sampled answers to each prompt, the better one by the rule first; equally good ones are left out."""
   model = presets.load(model_folder)
   stop_tokens = text.stop_tokens(model.tokenizer, (), model.eos_tokens)
   pad_token = text.pad_token(model.tokenizer)
   generate = jax.jit(make_generate(model.policy, group_size=2, max_new_tokens=NEW_TOKENS, pad_token=pad_token))
-  rows, size = list(ask(rng, config, config.pairs)), 100
-  rows += rows[: -len(rows) % size]  # batches of one size
-  tokens, mask = text.pad([text.encode(model.tokenizer, row["prompt"]) for row in rows], pad_token)
+  size = 100
+  filled = rows + rows[:1] * (-len(rows) % size)  # batches of one size
+  tokens, mask = text.pad([text.encode(model.tokenizer, row["prompt"]) for row in filled], pad_token)
   for start in track(range(0, len(rows), size), description="sampling pairs", transient=True):
     part, key = slice(start, start + size), jax.random.fold_in(jax.random.key(config.seed), start)
     out = jax.device_get(generate(model.params, tokens[part], mask[part], stop_tokens, key, Sampler()))
-    for row, ids, real in zip(rows[part], out.tokens, out.mask, strict=True):
+    for row, ids, real in zip(rows[part], out.tokens, out.mask, strict=False):
       answers = text.decode(model.tokenizer, ids, real)
       first, second = rule(completions=answers, answer=[row["answer"]] * 2)
       if first != second and all(answers):
@@ -213,7 +218,8 @@ def report(folder: Path) -> None:
   plt.close(figure)
   answers = read_lines(folder / "ppo", "evaluation_samples.jsonl")
   end = answers[-1]["step"]
-  table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title="prompts held out from PPO, greedy")
+  title = "greedy answers to prompts that no stage has seen"
+  table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title=title)
   pairs = zip(*([row for row in answers if row["step"] == step] for step in (0, end)), strict=True)
   for before, after in list(pairs)[:8]:
     cells = (before["completion"], f"{before['reward']:.2f}", after["completion"], f"{after['reward']:.2f}")

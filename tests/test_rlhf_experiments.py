@@ -283,8 +283,16 @@ def test_all_stages_of_rlhf_in_one_command(tmp_path):
   assert {"demonstrations.jsonl", "preferences.jsonl", "sft", "reward_model", "ppo", "rlhf.png"} <= {
     path.name for path in (tmp_path / "run").iterdir()
   }
+  of_sft, of_pairs, of_ppo = (
+    {json.loads(line)["prompt"] for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()}
+    for name in ("demonstrations", "preferences", "prompts")
+  )
+  assert len(of_sft) == 1000 and of_pairs and len(of_ppo) == 2000  # every stage has prompts of its own
+  assert not (of_sft & of_pairs or of_sft & of_ppo or of_pairs & of_ppo)
   with pytest.raises(ValueError, match="kl_coef must be positive"):
     rlhf.main(dataclasses.replace(config, kl_coef=0.0))
+  with pytest.raises(ValueError, match="must be at most 100000 together"):
+    rlhf.main(dataclasses.replace(config, pairs=100_000))
   with pytest.raises(ValueError, match="prompts .* must each be a multiple"):  # before any stage has run
     rlhf.main(dataclasses.replace(config, ppo_prompts=7, run_dir=str(tmp_path / "other")))
   assert not (tmp_path / "other").exists()
