@@ -20,6 +20,7 @@ from rl_jax.tasks.base import Task
 from rl_jax.train import answers, estimates, text
 from rl_jax.train.dynamic import Drawn, fill
 from rl_jax.train.estimates import Experience
+from rl_jax.train.passes import Passes, make_passes
 from rl_jax.train.score import RewardModel, Score, Sequences, Values
 from rl_jax.train.shaping import PLAIN, Shaping, normalized, standardized, token_rewards
 from rl_jax.train.state import RLState
@@ -48,15 +49,6 @@ class Rollout(NamedTuple):
   version: Int[Array, ""]
 
 
-class Passes(NamedTuple):
-  """What the models say of a rollout; None where nothing needs it."""
-
-  old_logp: Float[Array, "P G T"] | None
-  ref_logp: Float[Array, "P G T"] | None
-  values: Values | None
-  scores: Float[Array, "P G"] | Float[Array, "P G T"] | None
-
-
 class Collected(NamedTuple):
   """What `collect` gives.
 
@@ -79,6 +71,7 @@ class Collected(NamedTuple):
 
 
 Collect = Callable[[RLState], Collected]
+SHORTEST = 8  # slots of a completion: below it, every length would be a program of its own to compile
 FILLED = frozenset(Inputs._fields) - {"scores", "ratings", "kl_baseline"}
 
 
@@ -142,7 +135,6 @@ def make_collect(
   if min(prompts_per_batch, max_draws) < 1:
     raise ValueError(f"prompts_per_batch and max_draws must be at least 1, got {prompts_per_batch} and {max_draws}")
   estimate = estimates.adapt(estimator)
-  with_values = bool({"values", "old_values"} & (objective.needs | estimate.needs))
   if missing := sorted(objective.needs - FILLED):
     raise ValueError(f"the objective needs {missing[0]}, which no rollout gives")
   if not task.rewards and reward_model is None:
@@ -151,8 +143,11 @@ def make_collect(
     raise ValueError("the estimator compares with greedy completions: pass `answer`, which makes them")
   if max_draws > 1 and reward_model is not None:
     raise ValueError("max_draws above 1 looks at the rewards of the task alone: it does not go with a reward model")
-  if reference is None:
-    reference = _default_reference(score)
+  passes = make_passes(
+    score, objective.needs | estimate.needs | ({"ref_logp"} if shaping.kl is not None else set()),
+    reference=reference, values=values, reward_model=reward_model, on_policy=on_policy,
+    recompute_old_logp=recompute_old_logp,
+  )  # fmt: skip
 
   def sample(state: RLState, position: int) -> tuple[text.PromptBatch, Any]:
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
@@ -162,19 +157,6 @@ def make_collect(
     key = jax.random.fold_in(jax.random.split(state.key)[0], position)
     completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stop_tokens, key, sampler)
     return prompts, jax.device_get(completions)
-
-  def passes(state: RLState, rollout: Rollout) -> Passes:
-    """Dispatches what the models say of a rollout."""
-    params, sequences = state.policy.params, rollout.sequences
-    old, of_critic = None if on_policy else rollout.full_logp, None
-    if with_values and values is None:
-      old, of_critic = _score_with_values(score, params, sequences)
-    elif recompute_old_logp and not on_policy:
-      old = score(params, sequences).logp
-    if with_values and values is not None:
-      of_critic = values(params, sequences)
-    ref = reference(state, sequences) if "ref_logp" in objective.needs or shaping.kl is not None else None
-    return Passes(old, ref, of_critic, None if reward_model is None else reward_model(sequences))
 
   def draw(state: RLState, position: int) -> Drawn:
     prompts, completions = sample(state, position)
@@ -204,7 +186,7 @@ def make_collect(
     prompts, completions = sample(state, position) if filled is None else filled[:2]
     rollout = _rollout(prompts, completions, state, mask_truncated)
     rollout = rollout._replace(sequences=place(rollout.sequences))
-    said = passes(state, rollout)  # dispatched; rewards that are still to be had are computed meanwhile
+    said = passes(state, rollout.sequences, rollout.full_logp)  # dispatched: the host scores meanwhile, if it has to
     scored, samples = _score_on_host(task, tokenizer, prompts, completions) if filled is None else filled[2:]
     rollout = rollout._replace(rewards=_total(scored, said.scores, completions.stopped.shape))
     metrics = _metrics(rollout, scored, said.scores) | {"prompts_skipped": float(prompts.skipped)}
@@ -231,17 +213,6 @@ def make_collect(
     return Collected(state, Batch(rollout.sequences, inputs), metrics, samples, rollout.rewards)
 
   return collect
-
-
-def _default_reference(score: Score) -> Callable[[RLState, Sequences], Any]:
-  return lambda state, sequences: score(state.ref_params, sequences).logp
-
-
-def _score_with_values(score: Score, params: Any, sequences: Sequences) -> tuple[Any, Values]:
-  scores = score(params, sequences)
-  if scores.values is None:
-    raise ValueError("the objective or the estimator needs values: give a score function with a critic")
-  return scores.logp, Values(scores.values)
 
 
 def _total(scored: rewards_lib.Scored, learned: Array | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -306,7 +277,7 @@ def _rollout(
   prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool
 ) -> Rollout:
   longest = int(completions.mask.sum(axis=-1).max())
-  length = min(text.bucketed(longest), completions.mask.shape[-1])
+  length = min(text.bucketed(max(longest, SHORTEST)), completions.mask.shape[-1])
   mask = completions.mask[..., :length]
   return Rollout(
     sequences=Sequences(

@@ -67,19 +67,19 @@ ONE_STEP = partial(returns.gae, gamma=1.0, lam=0.0)
 
 def test_values_rewards_and_masks_stand_at_the_token_that_was_chosen():
   inputs = make(length=4, stop=10, estimator=ONE_STEP).batch.inputs
-  np.testing.assert_array_equal(inputs.mask[0, 0], [True, True, True])  # 8, 9, and 10, which stops
+  np.testing.assert_array_equal(inputs.mask[0, 0], [True, True, True, False])  # 8, 9, and 10, which stops
   # The value at t is that of the state before token t: what was read last is 7, then 8, then 9.
   np.testing.assert_allclose(inputs.old_values[0, 0, :3], [7, 8, 9], atol=1e-4)
   # The reward follows the last token, after which nothing is worth anything: 8 - 7, 9 - 8, 2 - 9.
-  np.testing.assert_allclose(inputs.advantages[0, 0], [1, 1, -7], atol=1e-4)
-  np.testing.assert_allclose(inputs.returns[0, 0], [8, 9, 2], atol=1e-4)
+  np.testing.assert_allclose(inputs.advantages[0, 0], [1, 1, -7, 0], atol=1e-4)
+  np.testing.assert_allclose(inputs.returns[0, 0, :3], [8, 9, 2], atol=1e-4)
 
 
 def test_the_kl_is_paid_where_it_arises():
-  reference = jnp.array([[[-0.5, 0.0, -1.0]] * 2])  # the policy's own log-probs are 0: it is certain
+  reference = jnp.array([[[-0.5, 0.0, -1.0, jnp.nan]] * 2])  # the policy's own log-probs are 0: it is certain
   given = dict(reference=lambda state, sequences: reference, shaping=Shaping(kl=kl.k1), kl_coef=0.1)
   found = make(length=4, stop=10, estimator=ONE_STEP, **given)
-  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [1 - 0.05, 1, -7 - 0.1], atol=1e-4)
+  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [1 - 0.05, 1, -7 - 0.1, 0], atol=1e-4)
   assert found.metrics["kl"] == pytest.approx(0.5) and found.metrics["kl_completion"] == pytest.approx(1.5)
   assert found.metrics["kl_coef"] == pytest.approx(0.1)
   band = dict(control=partial(controllers.kl_band, low=0.1, high=1.0))
@@ -145,9 +145,9 @@ def test_the_greedy_baseline_is_judged_as_the_samples_are():
 
 
 def test_rewards_of_a_process_reward_model_stand_at_their_tokens():
-  steps = jnp.array([[[0.5, 0.0, 0.25]] * 2])
+  steps = jnp.array([[[0.5, 0.0, 0.25, 0.0]] * 2])
   found = make(length=4, stop=10, estimator=ONE_STEP, reward_model=lambda sequences: steps)
-  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [1.5, 1, 0.25 - 7], atol=1e-4)
+  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [1.5, 1, 0.25 - 7, 0], atol=1e-4)
   assert found.metrics["reward"] == pytest.approx(2.75)
 
 
@@ -156,10 +156,10 @@ def test_a_reward_model_judges_steps_at_their_ends():
   given = dict(length=4, stop=10, estimator=ONE_STEP, reward_model=judge, task_rewards=False)
   found = make(**given)
   # 8, 9, 10: the steps end at 9 and at the last token, each worth what was read last; values are 7, 8, 9.
-  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [8 - 7, 9 + 9 - 8, 10 - 9], atol=1e-4)
+  np.testing.assert_allclose(found.batch.inputs.advantages[0, 0], [8 - 7, 9 + 9 - 8, 10 - 9, 0], atol=1e-4)
   assert found.metrics["reward"] == pytest.approx(19, abs=1e-3)
   clipped = make(**given, shaping=Shaping(clip=2.0))
-  np.testing.assert_allclose(clipped.batch.inputs.advantages[0, 0], [8 - 7, 2 + 9 - 8, 2 - 9], atol=1e-4)
+  np.testing.assert_allclose(clipped.batch.inputs.advantages[0, 0], [8 - 7, 2 + 9 - 8, 2 - 9, 0], atol=1e-4)
   with pytest.raises(ValueError, match="spread is for scores of completions"):
     make(**given, shaping=Shaping(spread=0.9))
 
@@ -183,7 +183,7 @@ def test_solved_completions_are_targets():
 
   given = dict(estimator=returns.decoupled_gae, objective=vapo.objective(), solved=solved)
   inputs = make(length=4, stop=10, **given).batch.inputs
-  np.testing.assert_array_equal(inputs.target_mask[0], [[False] * 3, [True] * 3])
+  np.testing.assert_array_equal(inputs.target_mask[0], [[False] * 4, [True] * 3 + [False]])
 
 
 def test_scores_of_a_reward_model_do_not_depend_on_padding():
