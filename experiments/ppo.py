@@ -11,7 +11,8 @@ The reward of a token is minus the KL to the initial model there, and the comple
 `--process` that of each step at the step's end. What is trained together is one dict of parameters: `policy` (or `base`
 and `adapters`), and `critic` or `value_head`.
 
-How it differs from the papers (arXiv:1909.08593, 2203.02155): smaller batches and larger learning rates.
+How it differs from the papers (arXiv:1909.08593, 2203.02155): smaller batches and larger learning rates. Old log-probs
+are those of the sampler, which computes them in float32 of the distribution that it samples from.
 """
 
 import dataclasses
@@ -142,7 +143,7 @@ def train(
       clip=config.reward_clip or None,
     ),
     reference=lambda state, sequences: plain_score(learner.initial(state), sequences).logp,
-    values=None if actors.values is None else jax.jit(actors.values),
+    values=None if actors.values is None else jax.jit(counter.count(actors.values)),
     control=make_controller(config),
     sampler=samplers.Sampler(config.temperature),
     prompts_per_batch=config.prompts,

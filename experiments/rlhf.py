@@ -69,8 +69,8 @@ def main(config: Config) -> None:
     raise ValueError(f"kl_coef must be positive, got {config.kl_coef}; a tiny one measures the KL and weighs nothing")
   if not 0 < config.right <= 1:
     raise ValueError(f"right must be above 0 and at most 1, got {config.right}")
-  if config.demonstrations + config.pairs + config.ppo_data > 100_000:
-    raise ValueError("demonstrations, pairs and ppo_data must be at most 100000 together: there are no more prompts")
+  if config.demonstrations + config.pairs + config.ppo_data > 50_000:  # few prompts have a small right answer
+    raise ValueError("demonstrations, pairs and ppo_data must be at most 50000 together")
   folder = Path(config.run_dir)
   of_sft, of_reward_model, of_ppo = stages(folder, config)
   sft.check(of_sft)
@@ -144,16 +144,17 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def ask(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
-  """Different prompts, each with its right answer and a wrong one; no number is right much more often than others."""
+  """Different prompts in random order, with a right and a wrong answer: 4 to 9 are right about equally often."""
   rows = {}
   while len(rows) < count:
-    largest = int(rng.integers(2, 10))
+    largest = int(rng.integers(4, 10))
     numbers = rng.permutation([largest, *rng.integers(0, largest + 1, 5)]).tolist()
     others = [number for number in numbers if number != largest]
     prompt = f"max({','.join(map(str, numbers))})="
     if others:
       rows[prompt] = {"prompt": prompt, "answer": str(largest), "wrong": str(rng.choice(others))}
-  return list(rows.values())
+  found = list(rows.values())
+  return [found[i] for i in rng.permutation(count)]
 
 
 def demonstrate(

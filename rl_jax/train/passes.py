@@ -14,7 +14,7 @@ class Passes(NamedTuple):
   """One field a model; None where nothing needs it.
 
   Attributes:
-    old_logp: The policy's at the start of its updates; None where that is the learner's own.
+    old_logp: The policy's at the start of its updates; on-policy None, unless `score` ran for the values.
     ref_logp: The reference's.
     values: The critic's.
     scores: The reward model's, of completions or of their tokens.
@@ -45,7 +45,8 @@ def make_passes(
     values: From `make_values`, jitted; by default values come from `score`, with the old log-probs.
     reward_model: Runs where there is one.
     on_policy: Whether the learner's own log-probs are the old ones.
-    recompute_old_logp: Otherwise: whether they come from `score`, or are those of the sampler.
+    recompute_old_logp: Otherwise: whether they come from `score`, or are those of the sampler. Where values come from
+      `score`, they do too.
 
   `passes` raises ValueError if values are needed and `score` gives none.
 
@@ -58,13 +59,13 @@ def make_passes(
   """
   with_values = bool({"values", "old_values"} & needs)
 
-  def of_policy(params: Any, sequences: Sequences, sampled_logp: Array) -> tuple[Any, Values | None]:
+  def of_actors(params: Any, sequences: Sequences, sampled_logp: Array) -> tuple[Any, Values | None]:
     if with_values and values is None:
       scores = score(params, sequences)
       if scores.values is None:
         raise ValueError("the objective or the estimator needs values: give a score function with a critic")
       return scores.logp, Values(scores.values)
-    of_critic = None if not with_values or values is None else values(params, sequences)
+    of_critic = values(params, sequences) if with_values and values is not None else None
     if on_policy:
       return None, of_critic
     return score(params, sequences).logp if recompute_old_logp else sampled_logp, of_critic
@@ -73,7 +74,7 @@ def make_passes(
     return score(state.ref_params, sequences).logp if reference is None else reference(state, sequences)
 
   def passes(state: RLState, sequences: Sequences, sampled_logp: Array) -> Passes:
-    old_logp, of_critic = of_policy(state.policy.params, sequences, sampled_logp)
+    old_logp, of_critic = of_actors(state.policy.params, sequences, sampled_logp)
     ref_logp = of_reference(state, sequences) if "ref_logp" in needs else None
     return Passes(old_logp, ref_logp, of_critic, None if reward_model is None else reward_model(sequences))
 

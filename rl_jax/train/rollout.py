@@ -108,7 +108,8 @@ def make_collect(
     task: Prompts and reward functions.
     tokenizer: A `transformers` tokenizer.
     generate: From `sampling.make_generate`, jitted, on the state's parameters.
-    score: From `train.make_score`, jitted; it gives values where the objective or the estimator needs them.
+    score: From `train.make_score`, jitted; it gives values where the objective or the estimator needs them and there
+      is no `values`.
     objective: Its `needs` decide which passes run. `target_mask` marks the completions that the task says are solved.
     sampler: Temperature and filters; `score` must use the same temperature.
     stop_tokens: `[S]`, from `text.stop_tokens`.

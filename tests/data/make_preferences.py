@@ -61,7 +61,10 @@ def trl_kto(folder: Path):
 
 
 def alone(folder: Path, logp: torch.Tensor, ref: torch.Tensor, mask: torch.Tensor, kl: torch.Tensor) -> dict:
-  """Losses `[pairs, 2, tokens] -> scalar` that are no part of TRL's DPO; `kl` has the log-ratios of KTO's baseline."""
+  """Losses by name, as functions without arguments, that are no part of TRL's DPO.
+
+  Log-probs and mask are `[pairs, 2, tokens]`; `kl` has the log-ratios of KTO's baseline, one an answer.
+  """
   cpo = run(cut(folder, "trl", "trl/experimental/cpo/cpo_trainer.py", ast.FunctionDef, "cpo_loss"))["cpo_loss"]
   file = "trl/experimental/orpo/orpo_trainer.py"
   log1mexp = run(cut(folder, "trl", file, ast.FunctionDef, "log1mexp"))["log1mexp"]

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.actors import assemble, make_learner
 from rl_jax.models import heads, presets
 from rl_jax.models.presets import character_tokenizer
 from rl_jax.objectives import ppo, remax, vapo
@@ -92,6 +93,31 @@ def test_what_was_cut_off_is_worth_what_the_critic_says_if_asked(bootstrap):
   inputs = make(length=2, stop=12, estimator=ONE_STEP, values=values).batch.inputs
   # 8 and 9 were chosen and no stop: the last advantage is reward - 8, and with bootstrapping 9 more.
   np.testing.assert_allclose(inputs.advantages[0, 0], [1, -6 + 9 * bootstrap], atol=1e-4)
+  finished = make(length=4, stop=10, estimator=ONE_STEP, values=values).batch.inputs
+  np.testing.assert_allclose(finished.advantages[0, 0], [1, 1, -7, 0], atol=1e-4)
+
+
+def test_short_completions_have_one_shape():
+  shapes = [make(length=12, stop=stop, estimator=ONE_STEP).batch.inputs.mask.shape for stop in (9, 10, 11)]
+  assert shapes == [(1, 2, 8)] * 3
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("critic", ["own", "fresh", "shared"])
+def test_values_alone_are_those_that_the_update_sees(critic, lora_rank):
+  model = presets.load("tiny")
+  learner = make_learner("tiny", lora_rank, 32.0)
+  actors = assemble(model, learner, critic, None, temperature=1.0, bootstrap=True)
+  params = actors.build(model.params, jax.random.key(0))
+  head = params.get("value_head") or params["critic"]["head"]
+  head["out"]["kernel"] = jax.random.normal(jax.random.key(1), head["out"]["kernel"].shape)  # it begins at 0
+  tokens, mask = jnp.array([[[5, 6, 7], [8, 9, 0]]]), jnp.array([[[1, 1, 1], [1, 1, 0]]], bool)
+  sequences = Sequences(jnp.array([[3, 4]]), jnp.ones((1, 2), bool), tokens, mask)
+  alone = actors.values(params, sequences)
+  np.testing.assert_allclose(alone.tokens * mask, actors.score(params, sequences).values * mask, atol=1e-5)
+  # The value after the last token is the one before a token that would follow.
+  longer = Sequences(*sequences[:2], jnp.pad(tokens, [(0, 0), (0, 0), (0, 1)]), jnp.ones((1, 2, 4), bool))
+  np.testing.assert_allclose(alone.last[0, 0], actors.score(params, longer).values[0, 0, 3], rtol=1e-4)
 
 
 def test_one_pass_gives_the_values_before_each_token_and_after_the_last():
