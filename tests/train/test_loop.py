@@ -209,7 +209,7 @@ def test_failing_reward_saves_what_was_learnt(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish_and_saves(tmp_path, number):
-  calls = []
+  calls, handler = [], signal.getsignal(number)
 
   def interrupting(completions, **_):
     calls.append(1)
@@ -222,7 +222,7 @@ def test_a_signal_lets_the_step_finish_and_saves(tmp_path, number):
   assert done == 2
   with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
     assert checkpoints.latest() == 2
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(number) is handler
 
 
 class TestRunDirectory:
