@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,6 @@ OUT = Path(__file__).parent / "preferences.json"
 LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "apo_zero",
           "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 DIVERGENCES = ("forward_kl", "js_divergence")
-ALONE = ("cpo", "simpo", "orpo", "kto")
 PAIRS, TOKENS = 3, 5
 
 
@@ -42,20 +42,11 @@ def run(node: ast.AST, **names: object) -> dict:
   return scope
 
 
-def trl_loss(folder: Path):
-  """`DPOTrainer._compute_loss` up to the loss, without the metrics behind it."""
-  node = cut(folder, "trl", "trl/trainer/dpo_trainer.py", ast.FunctionDef, "_compute_loss")
-  loop = next(i for i, each in enumerate(node.body) if isinstance(each, ast.For))
-  node.body = [*node.body[: loop + 1], ast.parse("return loss").body[0]]
-  names = dict(is_peft_model=lambda model: False, disable_gradient_checkpointing=lambda *_: nullcontext())
-  return run(node, **names)["_compute_loss"]
-
-
-def trl_kto(folder: Path):
-  """`KTOTrainer._compute_loss` up to the losses of the answers, desirable ones first."""
-  node = cut(folder, "trl", "trl/trainer/kto_trainer.py", ast.FunctionDef, "_compute_loss")
-  end = next(i for i, each in enumerate(node.body) if ast.unparse(each).startswith("losses ="))
-  node.body = [*node.body[: end + 1], ast.parse("return losses").body[0]]
+def trl_loss(folder: Path, trainer: str, is_last: Callable[[ast.stmt], bool], result: str):
+  """A trainer's `_compute_loss` up to a statement, without the metrics behind it."""
+  node = cut(folder, "trl", f"trl/trainer/{trainer}_trainer.py", ast.FunctionDef, "_compute_loss")
+  last = next(i for i, each in enumerate(node.body) if is_last(each))
+  node.body = [*node.body[: last + 1], ast.parse(f"return {result}").body[0]]
   names = dict(is_peft_model=lambda model: False, disable_gradient_checkpointing=lambda *_: nullcontext())
   return run(node, **names)["_compute_loss"]
 
@@ -69,7 +60,7 @@ def alone(folder: Path, logp: torch.Tensor, ref: torch.Tensor, mask: torch.Tenso
   file = "trl/experimental/orpo/orpo_trainer.py"
   log1mexp = run(cut(folder, "trl", file, ast.FunctionDef, "log1mexp"))["log1mexp"]
   orpo = run(cut(folder, "trl", file, ast.FunctionDef, "odds_ratio_loss"), log1mexp=log1mexp)["odds_ratio_loss"]
-  of_answers = trl_kto(folder)
+  of_answers = trl_loss(folder, "kto", lambda each: ast.unparse(each).startswith("losses ="), "losses")
   here = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
   trainer = SimpleNamespace(alpha=0.0, accelerator=here, beta=0.3, label_smoothing=0.0, simpo_gamma=0.5,
                             desirable_weight=1.0, undesirable_weight=1.5)  # fmt: skip
@@ -108,7 +99,7 @@ def main(folder: Path) -> None:
   logp, ref = -rng.exponential(1.0, (2, PAIRS, 2, TOKENS))
   lengths = np.array([[5, 2], [3, 4], [1, 5]])
   mask = (np.arange(TOKENS) < lengths[..., None]).astype(np.int64)
-  compute, cases, others = trl_loss(folder), [], []
+  compute, cases, others = trl_loss(folder, "dpo", lambda each: isinstance(each, ast.For), "loss"), [], []
 
   def model(log_probs: torch.Tensor):
     return lambda **_: SimpleNamespace(log_probs=log_probs)
@@ -135,8 +126,8 @@ def main(folder: Path) -> None:
 
   whole, baseline = torch.tensor(logp).requires_grad_(), rng.normal(0.4, 1.0, 2 * PAIRS)
   losses = alone(folder, whole, torch.tensor(ref), torch.tensor(mask), torch.tensor(baseline))
-  for name in ALONE:
-    value = losses[name]()
+  for name, loss_of in losses.items():
+    value = loss_of()
     (gradient,) = torch.autograd.grad(value, whole, retain_graph=True)
     others.append({"loss": name, "value": value.item(), "gradient": gradient.tolist()})
 
