@@ -10,7 +10,7 @@ import optax
 
 from rl_jax.models import heads, lora, presets
 from rl_jax.train.score import Scores, Sequences, Values, make_score, make_values
-from rl_jax.train.state import RLState
+from rl_jax.train.state import Keys, RLState
 
 
 class Learner(NamedTuple):
@@ -73,8 +73,7 @@ def create_state(
   start: Any, key: jax.Array, *, learner: Learner, tx: optax.GradientTransformation, with_reference: bool
 ) -> RLState:
   """A new run's state around a model's parameters. Its reference is a copy of them, or the base under adapters."""
-  adapters_key = jax.random.fold_in(key, 3)  # the run itself draws from the first three
-  params, copy = learner.build(start, adapters_key), with_reference and not learner.frozen
+  params, copy = learner.build(start, Keys.of(key).adapters), with_reference and not learner.frozen
   return RLState.create(params, tx, key, keep_reference=copy, reference=learner.policy, frozen=learner.frozen)
 
 

@@ -172,7 +172,7 @@ def compiled(
 
   def rollout_and_update(state: RLState, _: None) -> tuple[RLState, dict[str, Array]]:
     state, batch, metrics = collect(state)
-    order_key = jax.random.fold_in(jax.random.split(state.key)[1], state.rollouts)
+    order_key = jax.random.fold_in(state.keys().order, state.rollouts)
     policy, step_metrics = _updates(step, state.policy, batch, order_key, settings)
     return state._replace(policy=policy, rollouts=state.rollouts + 1), metrics | metrics_lib.values(step_metrics)
 

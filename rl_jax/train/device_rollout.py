@@ -115,8 +115,9 @@ def make_collect(
     return Scores(judged.completions.full_logp, None)
 
   def collect(state: RLState) -> tuple[RLState, Batch, dict[str, Array]]:
-    keys = jax.random.split(state.key, 4)
-    sample_key, noise_key, problem_key = (jax.random.fold_in(keys[i], state.position) for i in (0, 2, 3))
+    keys = state.keys()
+    streams = (keys.sample, keys.noise, keys.problems)
+    sample_key, noise_key, problem_key = (jax.random.fold_in(stream, state.position) for stream in streams)
     problems = on_device.sample(task, problem_key, prompts)
     judged = play(state.policy.params, problems, sample_key)
     metrics = summary(judged)

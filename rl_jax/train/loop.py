@@ -106,7 +106,7 @@ def fit(
         start = time.perf_counter()
         collected = collect(state)
         collected_at = time.perf_counter()
-        order_key = jax.random.fold_in(jax.random.split(state.key)[1], done)
+        order_key = jax.random.fold_in(state.keys().order, done)
         parts = _minibatches(collected, order_key, epochs, minibatches)
         policy, metrics, count = _updates(update, state.policy, map(place, parts), enough)
         values = metrics_lib.results(metrics)  # waits for the device

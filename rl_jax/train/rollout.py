@@ -155,7 +155,7 @@ def make_collect(
     prompts = text.draw_prompts(
       task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens
     )
-    key = jax.random.fold_in(jax.random.split(state.key)[0], position)
+    key = jax.random.fold_in(state.keys().sample, position)
     completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stop_tokens, key, sampler)
     return prompts, jax.device_get(completions)
 
@@ -203,7 +203,7 @@ def make_collect(
       **estimate.fields(experience),
     )
     if "noise" in objective.needs:
-      key = jax.random.fold_in(jax.random.split(state.key, 3)[2], position)
+      key = jax.random.fold_in(state.keys().noise, position)
       inputs = inputs._replace(noise=jax.random.uniform(key, inputs.mask.shape))
     metrics |= kl_metrics | _value_metrics(inputs)
     if max_draws > 1:

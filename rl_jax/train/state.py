@@ -45,14 +45,39 @@ def join(trained: Any, constant: dict[str, Any]) -> Any:
   return {**trained, **constant} if constant else trained
 
 
+class Keys(NamedTuple):
+  """The random streams of a run, each folded out of the run's key by its place here.
+
+  Attributes:
+    sample: Tokens; folded with the position in the data.
+    order: Minibatches; folded with the number of the rollout.
+    noise: Uniform numbers for objectives that pick tokens at random; folded with the position in the data.
+    problems: Problems of on-device tasks; folded with the position in the data.
+    adapters: Initial adapters.
+
+  >>> keys = Keys.of(jax.random.key(0))
+  >>> len({tuple(jax.random.key_data(stream).tolist()) for stream in keys})
+  5
+  """
+
+  sample: Array
+  order: Array
+  noise: Array
+  problems: Array
+  adapters: Array
+
+  @classmethod
+  def of(cls, key: Array) -> "Keys":
+    return cls(*(jax.random.fold_in(key, place) for place in range(len(cls._fields))))
+
+
 class RLState(NamedTuple):
   """All that a resume needs.
 
   Attributes:
     policy: The learner; with a critic, the parameters of both.
     ref_params: The frozen reference's parameters; None where no objective needs them, or the learner holds them.
-    key: The PRNG key of the whole run, constant. Of its two halves, sampling folds its position in the data into the
-      first, the order of minibatches the number of the rollout into the second.
+    key: The PRNG key of the whole run, constant; `keys` are the streams that are drawn from it.
     position: Rows drawn from the task so far.
     rollouts: Finished.
     kl_coef: Weight of the KL in the reward, which a controller may change; None where there is none.
@@ -66,6 +91,10 @@ class RLState(NamedTuple):
   rollouts: Int[Array, ""]
   kl_coef: Float[Array, ""] | None = None
   reward_moments: Moments | None = None
+
+  def keys(self) -> Keys:
+    """Returns the run's random streams."""
+    return Keys.of(self.key)
 
   @classmethod
   def create(

@@ -44,7 +44,7 @@ def fit_on_the_host(folder, state, objective, tx, settings):
   place = partial(parallel.shard_rows, mesh=mesh)
   sizes = dict(group_size=settings.group_size, max_new_tokens=TASK.max_new_tokens, pad_token=0)
   collect = make_collect(
-    task=to_host(TASK, key=state.key, batch=settings.prompts),
+    task=to_host(TASK, key=state.keys().problems, batch=settings.prompts),
     tokenizer=tokenizer,
     generate=jax.jit(make_generate(MODEL, **sizes)),
     score=jax.jit(score),
@@ -167,7 +167,7 @@ def test_rewards_stand_where_they_were_earned(process_rewards):
   )  # fmt: skip
   state = RLState.create(model.init(jax.random.key(0)), optax.sgd(0.1), jax.random.key(1), keep_reference=False)
   _, batch, metrics = jax.jit(collect)(state)
-  problems = base.sample(task, jax.random.fold_in(jax.random.split(state.key, 4)[3], 0), 8)
+  problems = base.sample(task, jax.random.fold_in(state.keys().problems, 0), 8)
   tokens, mask = batch.sequences.completions, batch.sequences.completion_mask
   verdict = base.judge(task, problems.data, tokens, mask)
   stopped = np.asarray(jnp.max(tokens == base.EOS, axis=-1))

@@ -19,7 +19,7 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
 
   Args:
     task: On the device.
-    key: The run's key, `RLState.key`.
+    key: The run's stream of problems, `RLState.keys().problems`.
     batch: Prompts a rollout.
     evaluation_size: Problems to evaluate on.
 
@@ -28,7 +28,6 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
   >>> host.row(0)["prompt"], len(host.evaluation)
   ('2:', 256)
   """
-  problem_key = jax.random.split(key, 4)[3]
   draw = jax.jit(lambda key: base.sample(task, key, batch))
   verify = jax.jit(task.verify)
 
@@ -39,7 +38,7 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
 
   def row(index: int) -> Row:
     first = index // batch * batch
-    return rows(draw(jax.random.fold_in(problem_key, first)))[index - first]
+    return rows(draw(jax.random.fold_in(key, first)))[index - first]
 
   def judge(completion_ids: Sequence[Sequence[int]], data: Sequence) -> list[base.Verdict]:
     verdicts = []
