@@ -45,12 +45,7 @@ class Size:
     return f"{self.layers} x {self.width}, {completions}{seeds}"
 
 
-SIZES = (
-  Size(1, 32, 1, 1, 8),
-  Size(1, 64, 4, 8, 8),
-  Size(2, 128, 8, 8, 16),
-  Size(1, 64, 4, 8, 8, seeds=8),
-)
+SIZES = (Size(1, 32, 1, 1, 8), Size(1, 64, 4, 8, 8), Size(2, 128, 8, 8, 16), Size(1, 64, 4, 8, 8, seeds=8))
 
 
 def build(size: Size, steps: int) -> tuple[Callable[[], Any], float, float, float]:
@@ -106,9 +101,14 @@ def main() -> None:
     tokens = size.seeds * size.prompts * size.group_size * size.new_tokens / step
     share = flops / step / ((before + peak()) / 2)
     table.add_row(
-      size.name, f"{step * 1e3:.2f}", f"{size.seeds / step:.0f}", f"{tokens:.0f}", f"{took:.1f}", f"{needed:.3f}",
+      size.name,
+      f"{step * 1e3:.2f}",
+      f"{size.seeds / step:.0f}",
+      f"{tokens:.0f}",
+      f"{took:.1f}",
+      f"{needed:.3f}",
       f"{share:.0%}",
-    )  # fmt: skip
+    )
   console = Console(width=150)
   console.print(f"GRPO steps, float32, jax {jax.__version__}, {jax.devices()[0].device_kind}", markup=False)
   console.print(table)

@@ -61,9 +61,7 @@ def run(name: str) -> list[harness.Row]:
   rng = np.random.default_rng(0)
   prompts = jnp.asarray(rng.integers(3, vocabulary, (case.prompts, case.prompt_tokens)), jnp.int32)
   real = jnp.ones(prompts.shape, bool)
-  generate = jax.jit(
-    make_generate(model, group_size=case.group_size, max_new_tokens=case.new_tokens, pad_token=0)
-  )
+  generate = jax.jit(make_generate(model, group_size=case.group_size, max_new_tokens=case.new_tokens, pad_token=0))
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
   step = make_train_step(make_score(model), grpo.objective(kl_coef=0.0), tx)
   mesh = parallel.make_mesh()

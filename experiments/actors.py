@@ -115,9 +115,14 @@ class Actors(NamedTuple):
 
 
 def assemble(
-  model: presets.Model, learner: Learner, critic: str, reward: RewardModel | None, *, temperature: float,
+  model: presets.Model,
+  learner: Learner,
+  critic: str,
+  reward: RewardModel | None,
+  *,
+  temperature: float,
   bootstrap: bool = False,
-) -> Actors:  # fmt: skip
+) -> Actors:
   """Puts actor and critic together.
 
   Args:

@@ -140,9 +140,8 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
     objective = module.objective(**length, **hyperparameters)
     tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
     return compiled(
-      task, model, objective, tx, settings,
-      estimator=module.estimator, warmup_optimiser=optax.adam(config.warmup_rate),
-    )  # fmt: skip
+      task, model, objective, tx, settings, estimator=module.estimator, warmup_optimiser=optax.adam(config.warmup_rate)
+    )
 
   build({argument: values[0] for argument, values in grid.items()})  # says now what would fail later
   return Variant(name, build, grid)
@@ -150,6 +149,9 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
 
 if __name__ == "__main__":
   run_script(
-    main, Config, module="experiments.compare_objectives", description=__doc__,
+    main,
+    Config,
+    module="experiments.compare_objectives",
+    description=__doc__,
     kept="finished variants are kept, and --resume goes on with the others",
   )

@@ -88,10 +88,17 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
   actor_critic = heads.with_value_head(policy(shape), shape.embed_dim)
   judge = heads.scalar_model(policy(shape), shape.embed_dim)
   settings = Settings(
-    steps=config.rollouts, prompts=config.prompts, group_size=config.group_size, epochs=2, minibatches=2,
-    kl_in_reward=config.kl_coef, warmup_steps=config.warmup_steps, warmup_examples=128,
-    evaluate_every=config.rollouts // 10, evaluation_problems=512,
-  )  # fmt: skip
+    steps=config.rollouts,
+    prompts=config.prompts,
+    group_size=config.group_size,
+    epochs=2,
+    minibatches=2,
+    kl_in_reward=config.kl_coef,
+    warmup_steps=config.warmup_steps,
+    warmup_examples=128,
+    evaluate_every=config.rollouts // 10,
+    evaluation_problems=512,
+  )
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
   last_value = make_last_value(judge)
   learner: Any = dict(estimator=ppo.estimator, warmup_optimiser=optax.adam(2e-3))
@@ -99,19 +106,29 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
   state, first = compiled(task, actor_critic, ppo.objective(), tx, settings, **learner).start(start_key)
   params, right = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
   run = compiled(
-    task, actor_critic, ppo.objective(), tx, settings,
-    reward_model=lambda sequences: last_value(params, sequences), **learner,
-  )  # fmt: skip
+    task,
+    actor_critic,
+    ppo.objective(),
+    tx,
+    settings,
+    reward_model=lambda sequences: last_value(params, sequences),
+    **learner,
+  )
   end, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
   evaluation = {name: jnp.append(first[name], values) for name, values in history.evaluation.items()}
   train = {name: values.reshape(-1) for name, values in history.train.items()}
   problems = base.sample(task, jax.random.key(1), SHOWN)
   answer = make_play(task, actor_critic, group_size=1, temperature=0.0)
-  answers = {f"answers/{name}": answer(each.policy.params, problems, start_key).sequences
-             for name, each in (("SFT", state), ("PPO", end))}  # fmt: skip
-  return {"right": right.total, "pairs": right.count} | answers | {
-    f"evaluation/{k}": v for k, v in evaluation.items()
-  } | {f"train/{k}": v for k, v in train.items()}
+  answers = {
+    f"answers/{name}": answer(each.policy.params, problems, start_key).sequences
+    for name, each in (("SFT", state), ("PPO", end))
+  }
+  return (
+    {"right": right.total, "pairs": right.count}
+    | answers
+    | {f"evaluation/{k}": v for k, v in evaluation.items()}
+    | {f"train/{k}": v for k, v in train.items()}
+  )
 
 
 def train_judge(

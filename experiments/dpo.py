@@ -135,9 +135,7 @@ def train(
   place = partial(parallel.shard_rows, mesh=mesh)
   learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
   rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-  tx = optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
-  )
+  tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay))
   plain_score, pad_token = make_score(model.policy), text.pad_token(model.tokenizer)
   score = learner.on(plain_score)
   step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
@@ -173,13 +171,21 @@ def train(
   model = model._replace(params=None)
   collect = supervised.make_collect(
     lambda state, numbers: prepare(state, examples.ranking_sequences([seen[i] for i in numbers], pad_token)),
-    rows=len(seen), batch_size=config.pairs, seed=config.seed,
-  )  # fmt: skip
+    rows=len(seen),
+    batch_size=config.pairs,
+    seed=config.seed,
+  )
   state, done = loop.train(
-    state, run=run, test=measure, steps=config.steps, collect=collect,
-    update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
-    place=place, compiles=counter.total,
-  )  # fmt: skip
+    state,
+    run=run,
+    test=measure,
+    steps=config.steps,
+    collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh),
+    checkpoint_every=config.checkpoint_every,
+    place=place,
+    compiles=counter.total,
+  )
   exit_if_stopped(MODULE, config, done)
   learner.save(run.folder, model, state.policy.params)
   supervised.show(run.folder)

@@ -98,8 +98,16 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together."""
-  positive = ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "max_draws", "epochs", "minibatches",
-              "microbatches")  # fmt: skip
+  positive = (
+    "steps",
+    "prompts",
+    "max_prompt_tokens",
+    "max_new_tokens",
+    "max_draws",
+    "epochs",
+    "minibatches",
+    "microbatches",
+  )
   require_at_least(config, 1, positive)
   not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "weight_decay", "kl_coef")
   require_at_least(config, 0, not_negative)

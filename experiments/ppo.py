@@ -84,9 +84,14 @@ def make_stream(config: Config, model: presets.Model) -> pretraining.Stream:
       raise ValueError(f"{config.ptx_data}, {place}: no column 'text'")
   first = text.one_token(model.tokenizer, config.ptx_start, "ptx_start") if config.ptx_start else None
   return pretraining.make_stream(
-    [row["text"] for _, row in rows], model.tokenizer, prompts=config.ptx_prompts, group_size=config.group_size,
-    length=config.ptx_tokens, seed=config.seed, first=first,
-  )  # fmt: skip
+    [row["text"] for _, row in rows],
+    model.tokenizer,
+    prompts=config.ptx_prompts,
+    group_size=config.group_size,
+    length=config.ptx_tokens,
+    seed=config.seed,
+    first=first,
+  )
 
 
 def make_judge(
@@ -101,10 +106,16 @@ def make_judge(
 
 
 def train(
-  config: Config, objective: Objective, estimate: estimates.Estimate, task: tasks.Task,
-  stream: pretraining.Stream | None, model: presets.Model, reward: RewardModel | None,
-  judge: Callable[[Sequences], jax.Array] | None, run: RunDirectory,
-) -> Path:  # fmt: skip
+  config: Config,
+  objective: Objective,
+  estimate: estimates.Estimate,
+  task: tasks.Task,
+  stream: pretraining.Stream | None,
+  model: presets.Model,
+  reward: RewardModel | None,
+  judge: Callable[[Sequences], jax.Array] | None,
+  run: RunDirectory,
+) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   critic = config.critic if {"values", "old_values"} & (objective.needs | estimate.needs) else "none"
@@ -126,8 +137,9 @@ def train(
     for group in (config.group_size, 1)
   )
   stop_tokens = text.stop_tokens(model.tokenizer, config.stop or task.stop, model.eos_tokens)
-  shared: Any = dict(tokenizer=model.tokenizer, stop_tokens=stop_tokens, max_prompt_tokens=config.max_prompt_tokens,
-                     reward_model=judge)  # fmt: skip
+  shared: Any = dict(
+    tokenizer=model.tokenizer, stop_tokens=stop_tokens, max_prompt_tokens=config.max_prompt_tokens, reward_model=judge
+  )
   kl_in_reward = config.kl_coef > 0 and config.kl_place == "reward"
   collect = rollout.make_collect(
     task=task,
@@ -164,11 +176,15 @@ def train(
   def create(start: Any, key: jax.Array) -> RLState:
     build_key, run_key = jax.random.split(key)
     return RLState.create(
-      actors.build(start, build_key), tx, run_key, reference=learner.policy, frozen=learner.frozen,
+      actors.build(start, build_key),
+      tx,
+      run_key,
+      reference=learner.policy,
+      frozen=learner.frozen,
       keep_reference=not learner.frozen and ("ref_logp" in objective.needs or kl_in_reward),
       kl_coef=config.kl_coef if kl_in_reward else None,
       reward_moments=Moments.zero() if config.normalize_rewards else None,
-    )  # fmt: skip
+    )
 
   # Everything runs; the state takes the place of the model's parameters.
   state = parallel.build_replicated(create, mesh)(model.params, jax.random.key(config.seed))

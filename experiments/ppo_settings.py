@@ -80,20 +80,47 @@ class Config:
 
 def check(config: Config) -> None:
   """Raises ValueError for settings that cannot work, alone or together, and for those that nothing would read."""
-  positive = ("steps", "prompts", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches",
-              "microbatches", "ptx_prompts", "ptx_tokens", "kl_horizon")  # fmt: skip
+  positive = (
+    "steps",
+    "prompts",
+    "group_size",
+    "max_prompt_tokens",
+    "max_new_tokens",
+    "epochs",
+    "minibatches",
+    "microbatches",
+    "ptx_prompts",
+    "ptx_tokens",
+    "kl_horizon",
+  )
   require_at_least(config, 1, positive)
-  not_negative = ("warmup", "checkpoint_every", "seed", "learning_rate", "critic_rate", "kl_coef", "spread",
-                  "reward_clip", "missing_eos_penalty", "max_kl", "kl_low")  # fmt: skip
+  not_negative = (
+    "warmup",
+    "checkpoint_every",
+    "seed",
+    "learning_rate",
+    "critic_rate",
+    "kl_coef",
+    "spread",
+    "reward_clip",
+    "missing_eos_penalty",
+    "max_kl",
+    "kl_low",
+  )
   optional = tuple(name for name in ("value_coef", "value_clip", "ptx_coef") if getattr(config, name) is not None)
   require_at_least(config, 0, not_negative + optional)
   require_positive(config, ("temperature", "max_grad_norm", "kl_target"))
   if config.clip is not None:
     require_positive(config, ("clip",))
-  require_one_of(config, {
-    "critic": ("own", "reward", "fresh", "shared"), "kl_place": ("reward", "loss"), "kl_estimator": ("k1", "k2", "k3"),
-    "kl_control": ("fixed", "adaptive", "band"),
-  })  # fmt: skip
+  require_one_of(
+    config,
+    {
+      "critic": ("own", "reward", "fresh", "shared"),
+      "kl_place": ("reward", "loss"),
+      "kl_estimator": ("k1", "k2", "k3"),
+      "kl_control": ("fixed", "adaptive", "band"),
+    },
+  )
   check_adapters(config)
   if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1 and config.spread <= 1):
     raise ValueError(f"gamma, lam and spread must be at most 1, got {config.gamma}, {config.lam} and {config.spread}")
@@ -168,8 +195,19 @@ def choose(config: Config) -> tuple[Objective, estimates.Estimate]:
     used |= {"critic", "critic_rate", "whiten", "bootstrap", "spread"}
   if arguments[0] == "token_rewards":
     used |= {"spread"}
-  optional = {"value_coef", "value_clip", "ptx_coef", "clip", "critic", "critic_rate", "whiten", "bootstrap", "gamma",
-              "lam", "spread"}  # fmt: skip
+  optional = {
+    "value_coef",
+    "value_clip",
+    "ptx_coef",
+    "clip",
+    "critic",
+    "critic_rate",
+    "whiten",
+    "bootstrap",
+    "gamma",
+    "lam",
+    "spread",
+  }
   refuse(config, optional - used, f"objective {config.objective!r}")
   if config.kl_place == "loss":
     divergence = kl_penalty(getattr(kl, config.kl_estimator), aggregation.token_mean())

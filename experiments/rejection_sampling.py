@@ -84,8 +84,11 @@ class Config:
 
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
-  require_at_least(config, 1, ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches",
-                               "microbatches", "best"))  # fmt: skip
+  require_at_least(
+    config,
+    1,
+    ("steps", "prompts", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches", "microbatches", "best"),
+  )
   require_at_least(config, 0, ("warmup", "checkpoint_every", "seed", "learning_rate"))
   require_positive(config, ("temperature", "beta", "max_grad_norm"))
   check_adapters(config)
@@ -114,9 +117,7 @@ def main(config: Config) -> Path:
     return train(config, task, model, judge, run)
 
 
-def train(
-  config: Config, task: tasks.Task, model: presets.Model, judge: RewardModel | None, run: RunDirectory
-) -> Path:
+def train(config: Config, task: tasks.Task, model: presets.Model, judge: RewardModel | None, run: RunDirectory) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   objective = sft.objective() if config.method == "imitate" else dpo.objective(beta=config.beta)

@@ -98,17 +98,13 @@ def check(config: Config) -> None:
   check_parts(config.rankings, config.microbatches, "rankings")
 
 
-def train(
-  config: Config, model: presets.Model, seen: Rankings, test: Rankings, run: RunDirectory
-) -> Path:
+def train(config: Config, model: presets.Model, seen: Rankings, test: Rankings, run: RunDirectory) -> Path:
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   scalar = heads.scalar_model(model.policy, model.config.embed_dim)
   objective = reward_model.objective(centering=config.centering, margins=config.margins)
   rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-  tx = optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
-  )
+  tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay))
   learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
   last_value, pad_token = make_last_value(scalar), text.pad_token(model.tokenizer)
 
@@ -137,10 +133,15 @@ def train(
     ratings = examples.ratings_of(test)
     if ratings is not None:  # equally rated ones are no pair
       margins = margins[(ratings[:, better] != ratings[:, worse]).ravel()]
-    return Measured({
-      "accuracy": float(np.heaviside(margins, 0.5).mean()), "calibration error": calibration_error(margins),
-      "margin": float(margins.mean()), "score": float(found.mean()), "pairs": margins.size,
-    })  # fmt: skip
+    return Measured(
+      {
+        "accuracy": float(np.heaviside(margins, 0.5).mean()),
+        "calibration error": calibration_error(margins),
+        "margin": float(margins.mean()),
+        "score": float(found.mean()),
+        "pairs": margins.size,
+      }
+    )
 
   def create(backbone: Any, key: jax.Array) -> RLState:
     head_key, learner_key, run_key = jax.random.split(key, 3)
@@ -151,10 +152,16 @@ def train(
   model = model._replace(params=None)
   collect = supervised.make_collect(make_batch, rows=len(seen), batch_size=config.rankings, seed=config.seed)
   state, done = loop.train(
-    state, run=run, test=measure, steps=config.steps, collect=collect,
-    update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
-    place=place, compiles=counter.total,
-  )  # fmt: skip
+    state,
+    run=run,
+    test=measure,
+    steps=config.steps,
+    collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh),
+    checkpoint_every=config.checkpoint_every,
+    place=place,
+    compiles=counter.total,
+  )
   exit_if_stopped(MODULE, config, done)
   learner.save(run.folder, model, state.policy.params)
   heads.save_head(run.folder / "model", state.policy.params["head"])

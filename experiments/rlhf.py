@@ -102,19 +102,43 @@ def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Confi
   model, judge = str(folder / "sft" / "model"), str(folder / "reward_model" / "model")
   common: Any = dict(checkpoint_every=0, seed=config.seed, resume=True)
   of_sft = sft.Config(
-    data=str(folder / "demonstrations.jsonl"), model=config.model, run_dir=str(folder / "sft"), steps=config.sft_steps,
-    rows=16, row_tokens=128, learning_rate=config.sft_rate, **common,
-  )  # fmt: skip
+    data=str(folder / "demonstrations.jsonl"),
+    model=config.model,
+    run_dir=str(folder / "sft"),
+    steps=config.sft_steps,
+    rows=16,
+    row_tokens=128,
+    learning_rate=config.sft_rate,
+    **common,
+  )
   of_reward_model = reward_model.Config(
-    data=str(folder / "preferences.jsonl"), model=model, run_dir=str(folder / "reward_model"),
-    steps=config.reward_steps, rankings=32, max_tokens=64, learning_rate=config.reward_rate, **common,
-  )  # fmt: skip
+    data=str(folder / "preferences.jsonl"),
+    model=model,
+    run_dir=str(folder / "reward_model"),
+    steps=config.reward_steps,
+    rankings=32,
+    max_tokens=64,
+    learning_rate=config.reward_rate,
+    **common,
+  )
   of_ppo = ppo_settings.Config(
-    model=model, reward_model=judge, critic="reward", run_dir=str(folder / "ppo"), task=str(folder / "prompts.jsonl"),
-    task_options=("evaluation_size=64",), rewards=(f"{MODULE}:rule",), reward_weights=(0.0,),
-    steps=config.ppo_steps, prompts=config.ppo_prompts, max_prompt_tokens=32, max_new_tokens=NEW_TOKENS,
-    learning_rate=config.ppo_rate, critic_rate=config.critic_rate, kl_coef=config.kl_coef, **common,
-  )  # fmt: skip
+    model=model,
+    reward_model=judge,
+    critic="reward",
+    run_dir=str(folder / "ppo"),
+    task=str(folder / "prompts.jsonl"),
+    task_options=("evaluation_size=64",),
+    rewards=(f"{MODULE}:rule",),
+    reward_weights=(0.0,),
+    steps=config.ppo_steps,
+    prompts=config.ppo_prompts,
+    max_prompt_tokens=32,
+    max_new_tokens=NEW_TOKENS,
+    learning_rate=config.ppo_rate,
+    critic_rate=config.critic_rate,
+    kl_coef=config.kl_coef,
+    **common,
+  )
   return of_sft, of_reward_model, of_ppo
 
 
@@ -157,9 +181,7 @@ def ask(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
   return [found[i] for i in rng.permutation(count)]
 
 
-def demonstrate(
-  rng: np.random.Generator, rows: Sequence[dict[str, Any]], config: Config
-) -> Iterator[dict[str, Any]]:
+def demonstrate(rng: np.random.Generator, rows: Sequence[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
   """Answers in four styles, some of them wrong."""
   for row in rows:
     number = row["answer"] if rng.random() < config.right else row["wrong"]
@@ -235,6 +257,9 @@ def report(folder: Path) -> None:
 
 if __name__ == "__main__":
   run_script(
-    main, Config, module=MODULE, description=__doc__,
+    main,
+    Config,
+    module=MODULE,
+    description=__doc__,
     kept="finished stages are kept, and --resume goes on with the others",
   )

@@ -79,9 +79,7 @@ def main(config: Config) -> Path:
   places = ((f"{path}, {place}", row) for place, row in files.read(path))
   data, problems = examples.encode_demonstrations(model.tokenizer, places, max_tokens=config.row_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
-  seen, test = supervised.hold_out(
-    data, config.held_out, seed=config.seed, key=lambda example: tuple(example.tokens)
-  )
+  seen, test = supervised.hold_out(data, config.held_out, seed=config.seed, key=lambda example: tuple(example.tokens))
   packing: Any = dict(length=config.row_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing)
   packed = pack(seen, **packing)
   supervised.check_size(len(packed[1]), config.rows)
@@ -107,9 +105,7 @@ def train(
   mesh, counter = parallel.make_mesh(), CompileCounter()
   place = partial(parallel.shard_rows, mesh=mesh)
   rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-  tx = optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay)
-  )
+  tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(rate, weight_decay=config.weight_decay))
   learner = make_learner(config.model, config.lora_rank, config.lora_alpha)
   score = learner.on(make_packed_score(model.policy))
   step = make_train_step(score, objective, tx, microbatches=config.microbatches, frozen=learner.frozen)
@@ -132,10 +128,16 @@ def train(
   model = model._replace(params=None)
   collect = supervised.make_collect(make_batch, rows=len(labels), batch_size=config.rows, seed=config.seed)
   state, done = loop.train(
-    state, run=run, test=perplexity, steps=config.steps, collect=collect,
-    update=parallel.jit_step(counter.count(step), mesh), checkpoint_every=config.checkpoint_every,
-    place=place, compiles=counter.total,
-  )  # fmt: skip
+    state,
+    run=run,
+    test=perplexity,
+    steps=config.steps,
+    collect=collect,
+    update=parallel.jit_step(counter.count(step), mesh),
+    checkpoint_every=config.checkpoint_every,
+    place=place,
+    compiles=counter.total,
+  )
   exit_if_stopped(MODULE, config, done)
   learner.save(run.folder, model, state.policy.params)
   supervised.show(run.folder)

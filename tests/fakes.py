@@ -21,9 +21,7 @@ def bigram() -> SimpleNamespace:
     return Output(params["table"][tokens], jnp.zeros(()) if cache is None else cache)
 
   return SimpleNamespace(
-    apply=apply,
-    unembed=lambda params: params["unembedding"],
-    empty_cache=lambda batch, size: jnp.zeros(()),
+    apply=apply, unembed=lambda params: params["unembedding"], empty_cache=lambda batch, size: jnp.zeros(())
   )
 
 

@@ -23,8 +23,12 @@ ENVIRONMENT = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": st
 def start(folder, *arguments):
   return subprocess.Popen(
     [sys.executable, "-m", "experiments.grpo", *arguments],
-    cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-  )  # fmt: skip
+    cwd=folder,
+    env=ENVIRONMENT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def run(folder, *arguments):
@@ -99,9 +103,22 @@ def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
   code = "async def reward(completions, target, **_):\n  return [len(c) / t for c, t in zip(completions, target)]\n"
   (tmp_path / "mine.py").write_text(code)
   process, output = run(
-    tmp_path, "--model", "first/model", "--task", "rows.jsonl", "--task-options", "evaluation_size=4",
-    "--rewards", "mine:reward", "--steps", "1", "--prompts", "4", "--run-dir", "second",
-  )  # fmt: skip
+    tmp_path,
+    "--model",
+    "first/model",
+    "--task",
+    "rows.jsonl",
+    "--task-options",
+    "evaluation_size=4",
+    "--rewards",
+    "mine:reward",
+    "--steps",
+    "1",
+    "--prompts",
+    "4",
+    "--run-dir",
+    "second",
+  )
   assert process.returncode == 0, output
   assert "mean reward" in output
 
@@ -168,9 +185,12 @@ def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
   resumed = compare("--objectives", "ppo", "--resume")
   assert resumed.returncode == 0 and (tmp_path / "cmp" / "results" / "ppo.npz").stat().st_mtime_ns == written
   shown = subprocess.run(
-    [sys.executable, "-m", "rl_jax.analysis.comparison", "cmp"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
+    [sys.executable, "-m", "rl_jax.analysis.comparison", "cmp"],
+    cwd=tmp_path,
+    env=ENVIRONMENT,
+    capture_output=True,
     text=True,
-  )  # fmt: skip
+  )
   assert shown.returncode == 0 and "| ppo | " in shown.stdout
   assert (tmp_path / "cmp" / "curves.png").exists() and (tmp_path / "cmp" / "comparison.md").exists()
 

@@ -80,11 +80,22 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   "settings",
   [
     dict(critic="own", spread=0.9, kl_control="band"),
-    dict(critic="shared", lora_rank=2, kl_estimator="k3", learning_rate=1e-2,
-         rewards=("tests.test_rlhf_experiments:digits",)),
+    dict(
+      critic="shared",
+      lora_rank=2,
+      kl_estimator="k3",
+      learning_rate=1e-2,
+      rewards=("tests.test_rlhf_experiments:digits",),
+    ),
     dict(critic="fresh", kl_place="loss", kl_estimator="k2"),
-    dict(objective="vapo", critic="own", lora_rank=2, learning_rate=1e-2, max_new_tokens=8,
-         rewards=("tests.test_rlhf_experiments:digits",)),
+    dict(
+      objective="vapo",
+      critic="own",
+      lora_rank=2,
+      learning_rate=1e-2,
+      max_new_tokens=8,
+      rewards=("tests.test_rlhf_experiments:digits",),
+    ),
     dict(objective="remax", epochs=1, minibatches=1, kl_coef=0.0),
     dict(objective="reinforce_plus_plus"),
     dict(objective="rloo", epochs=1, minibatches=1),
@@ -142,12 +153,11 @@ def test_relatives_of_dpo_learn(tmp_path, pairs, settings):
     assert before["loss"] == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-  ("method", "lora_rank"), [("prefer", 2), pytest.param("imitate", 0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("method", "lora_rank"), [("prefer", 2), pytest.param("imitate", 0, marks=pytest.mark.slow)])
 def test_learning_from_ones_own_samples(tmp_path, method, lora_rank):
-  settings = dict(rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"),
-                  lora_rank=lora_rank)  # fmt: skip
+  settings = dict(
+    rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"), lora_rank=lora_rank
+  )
   rejection_sampling.main(rejection_sampling.Config(**SMALL, **ROLLOUTS, **settings))
   rows = read_lines(tmp_path / "run", "metrics.jsonl")
   assert len(rows) == 2 and all(0 < row["kept"] <= 1 for row in rows)
@@ -287,9 +297,15 @@ def test_prompts_of_rlhf_differ_and_every_stage_has_as_many_of_each_answer():
 @pytest.mark.slow
 def test_all_stages_of_rlhf_in_one_command(tmp_path):
   config = rlhf.Config(
-    model="tiny", run_dir=str(tmp_path / "run"), demonstrations=1000, sft_steps=2, pairs=100, reward_steps=2,
-    ppo_steps=2, ppo_prompts=8,
-  )  # fmt: skip
+    model="tiny",
+    run_dir=str(tmp_path / "run"),
+    demonstrations=1000,
+    sft_steps=2,
+    pairs=100,
+    reward_steps=2,
+    ppo_steps=2,
+    ppo_prompts=8,
+  )
   rlhf.main(config)
   assert {"demonstrations.jsonl", "preferences.jsonl", "sft", "reward_model", "ppo", "rlhf.png"} <= {
     path.name for path in (tmp_path / "run").iterdir()

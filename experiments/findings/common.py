@@ -89,6 +89,10 @@ def run(main: Callable[[Config], None], module: str, **defaults: Any) -> None:
   """The command line of a study; keyword arguments replace the defaults of `Config`."""
   name = module.rpartition(".")[2]
   run_script(
-    main, Config, module=module, description=main.__doc__, default=Config(run_dir=f"runs/findings/{name}", **defaults),
+    main,
+    Config,
+    module=module,
+    description=main.__doc__,
+    default=Config(run_dir=f"runs/findings/{name}", **defaults),
     kept="finished variants are kept, and --resume goes on with the others",
-  )  # fmt: skip
+  )

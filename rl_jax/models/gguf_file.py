@@ -105,9 +105,7 @@ def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
   )
 
 
-def load_weights(
-  reader: gguf.GGUFReader, config: TransformerConfig, *, where: str, dtype: Any = np.float32
-) -> dict:
+def load_weights(reader: gguf.GGUFReader, config: TransformerConfig, *, where: str, dtype: Any = np.float32) -> dict:
   """Dequantises the weights of a GGUF file into parameters. Raises ValueError as `weights.assemble`."""
   kind = _field(reader, "general.architecture")
   architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)

@@ -53,9 +53,7 @@ class Peft(NamedTuple):
   base_model: str
 
 
-def init(
-  key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)
-) -> dict[str, Adapter]:
+def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)) -> dict[str, Adapter]:
   """Returns adapters that change nothing yet: A is uniform in `+-sqrt(1 / in)` (PEFT's), B is 0.
 
   Args:

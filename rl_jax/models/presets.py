@@ -220,6 +220,4 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
   tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
   tokenizer.decoder = decoders.Fuse()
-  return PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-  )
+  return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")

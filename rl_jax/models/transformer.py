@@ -39,9 +39,7 @@ class TransformerConfig:
   num_kv_heads: int
   head_dim: int
   rms_norm_eps: float = 1e-6
-  rope: Mapping[str, Any] = dataclasses.field(
-    default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0}
-  )
+  rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
   tie_embeddings: bool = True
   qkv_bias: bool = False  # Qwen2
   output_bias: bool = False  # Llama with attention_bias
@@ -154,6 +152,7 @@ class Layer(nn.Module):
       return nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
 
     h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
+
     def heads(y: Array) -> Array:
       return y.reshape(*shared.cos.shape[:3], y.shape[-1] // c.head_dim, c.head_dim)
 

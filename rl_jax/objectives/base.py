@@ -137,11 +137,7 @@ def weighted_sum(weights: Array, values: Array) -> Float[Array, ""]:
 
 
 def policy_gradient(
-  ratio: Ratio,
-  surrogate: Surrogate,
-  aggregate: Aggregate,
-  *,
-  needs: Iterable[str] = ("logp", "old_logp", "advantages"),
+  ratio: Ratio, surrogate: Surrogate, aggregate: Aggregate, *, needs: Iterable[str] = ("logp", "old_logp", "advantages")
 ) -> Objective:
   """`sum_t w_t surrogate(log_ratio_t, A_t)`, the policy's part of an objective.
 

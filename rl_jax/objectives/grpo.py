@@ -34,7 +34,5 @@ def objective(
   >>> sorted(objective().needs)
   ['advantages', 'logp', 'old_logp', 'ref_logp']
   """
-  policy = policy_gradient(
-    ratios.token(), surrogates.clip(low=clip_low, high=clip_high), aggregation.sequence_mean()
-  )
+  policy = policy_gradient(ratios.token(), surrogates.clip(low=clip_low, high=clip_high), aggregation.sequence_mean())
   return add(policy=policy, kl=scale(kl_coef, kl_penalty(kl.k3, aggregation.sequence_mean())))

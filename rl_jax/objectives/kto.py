@@ -24,10 +24,7 @@ from rl_jax.ops.metrics import Metrics
 
 
 def objective(
-  *,
-  beta: float | Array = 0.1,
-  desirable_weight: float | Array = 1.0,
-  undesirable_weight: float | Array = 1.0,
+  *, beta: float | Array = 0.1, desirable_weight: float | Array = 1.0, undesirable_weight: float | Array = 1.0
 ) -> Objective:
   """Returns the KTO objective.
 

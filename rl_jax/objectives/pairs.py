@@ -133,9 +133,7 @@ def sequencewise(
   return Objective(weight, loss, frozenset({"logp", "ref_logp"}) | frozenset(needs), (("surrogate", losses.__name__),))
 
 
-def ranking(
-  compare: Callable[[Array], Array], *, centering: float | Array = 0.0, margins: bool = False
-) -> Objective:
+def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0, margins: bool = False) -> Objective:
   """The mean over rankings `[..., K]` of a loss of every pair of scores in it, `1 / (pairs of the ranking)` each.
 
   Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there are

@@ -93,9 +93,7 @@ def group_normalized(
   return centred / jnp.where(variance > 0, std + eps, 1)
 
 
-def leave_one_out(
-  rewards: Float[Array, "*batch G"], mask: Array | None = None
-) -> Float[Array, "*batch G"]:
+def leave_one_out(rewards: Float[Array, "*batch G"], mask: Array | None = None) -> Float[Array, "*batch G"]:
   """`A_i = s_i - mean of the other G - 1 rewards of the group` (RLOO). Groups of one get 0.
 
   Args:
@@ -114,9 +112,7 @@ def leave_one_out(
   rewards = zero_masked(rewards, mask)
   live = as_bool(mask) & ~_is_constant(rewards, mask)
   count = masked_count(mask, axis=-1)[..., None]
-  return zero_masked(
-    (rewards - _group_mean(rewards, mask)) * (count / jnp.maximum(count - 1, 1)), live
-  )
+  return zero_masked((rewards - _group_mean(rewards, mask)) * (count / jnp.maximum(count - 1, 1)), live)
 
 
 def baseline(
@@ -181,9 +177,7 @@ def remax(
   return baseline(rewards, mask, value=greedy_rewards[..., None])
 
 
-def opo(
-  rewards: Float[Array, "*batch G"], lengths: Array, mask: Array | None = None
-) -> Float[Array, "*batch G"]:
+def opo(rewards: Float[Array, "*batch G"], lengths: Array, mask: Array | None = None) -> Float[Array, "*batch G"]:
   """`A_i = s_i - sum(n s) / sum(n)` over the group: the optimal baseline if gradients grow with the length.
 
   Args:
@@ -232,11 +226,7 @@ def gpg(
 
 
 def pass_at_k(
-  rewards: Float[Array, "*batch G"],
-  mask: Array | None = None,
-  *,
-  normalize: bool = False,
-  eps: float | Array = 1e-6,
+  rewards: Float[Array, "*batch G"], mask: Array | None = None, *, normalize: bool = False, eps: float | Array = 1e-6
 ) -> Float[Array, "*batch G"]:
   """Only the best of a group learns: `(max - second max) [/ (std_G + eps)]` for it, 0 for the others.
 

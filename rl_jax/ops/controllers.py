@@ -31,12 +31,7 @@ def adaptive_kl(
 
 
 def kl_band(
-  coef: Float[Array, ""],
-  kl: Float[Array, ""],
-  *,
-  low: float | Array,
-  high: float | Array,
-  factor: float | Array = 2.0,
+  coef: Float[Array, ""], kl: Float[Array, ""], *, low: float | Array, high: float | Array, factor: float | Array = 2.0
 ) -> Float[Array, ""]:
   """Multiplies the coefficient by `factor` where `kl > high`, divides where `kl < low`.
 

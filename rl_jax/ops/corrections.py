@@ -199,9 +199,7 @@ def keep_close(
   elif statistic == "sequence_max":
     divergence = jnp.max(jnp.where(as_bool(mask), divergence, -jnp.inf), axis=-1, keepdims=True)
   elif statistic != "token":
-    raise ValueError(
-      f"statistic must be 'token', 'sequence_sum', 'sequence_mean' or 'sequence_max', got {statistic!r}"
-    )
+    raise ValueError(f"statistic must be 'token', 'sequence_sum', 'sequence_mean' or 'sequence_max', got {statistic!r}")
   return jnp.broadcast_to((divergence >= low) & (divergence <= high), mask.shape) & as_bool(mask)
 
 

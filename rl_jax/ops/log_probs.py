@@ -34,10 +34,7 @@ def predictors(
 
 
 def gather_log_probs(
-  logits: Float[Array, "*batch T V"],
-  tokens: Int[Array, "*batch T"],
-  *,
-  temperature: float | Array = 1.0,
+  logits: Float[Array, "*batch T V"], tokens: Int[Array, "*batch T"], *, temperature: float | Array = 1.0
 ) -> Float[Array, "*batch T"]:
   """`log softmax(logits_t / temperature)[token_t]`: the plain form, which holds all logits.
 
@@ -58,9 +55,7 @@ def gather_log_probs(
   return chosen - jax.nn.logsumexp(scaled, axis=-1)
 
 
-def entropy(
-  logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.0
-) -> Float[Array, "*batch"]:
+def entropy(logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.0) -> Float[Array, "*batch"]:
   """`H = -sum_v p_v log p_v` of `p = softmax(logits / temperature)`, in nats. Logits of -inf have no share in it.
 
   >>> print(entropy(jnp.array([0.0, 0.0, -jnp.inf])).round(4))
@@ -125,10 +120,7 @@ def token_log_probs(
 
 
 def sum_squared_probs(
-  hidden: Float[Array, "*batch T D"],
-  unembedding: Float[Array, "D V"],
-  *,
-  temperature: float | Array = 1.0,
+  hidden: Float[Array, "*batch T D"], unembedding: Float[Array, "D V"], *, temperature: float | Array = 1.0
 ) -> Float[Array, "*batch T"]:
   """`sum_v p_v^2` of `p = softmax(hidden W / temperature)`, one step of time at a time, without a gradient.
 

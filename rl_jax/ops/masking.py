@@ -106,9 +106,7 @@ def is_constant(x: Array, mask: Array, *, axis: int | None = None) -> Bool[Array
   return highest <= jnp.min(jnp.where(chosen, x, jnp.inf), axis=axis)
 
 
-def masked_whiten(
-  x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float | Array = 1e-8
-) -> Array:
+def masked_whiten(x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float | Array = 1e-8) -> Array:
   """Returns `(x - mean) / sqrt(var + eps)` over all selected entries, and 0 elsewhere and where they are all equal.
 
   It is a statistic of the batch: call it on the global batch, before the update, never inside a micro-batch.

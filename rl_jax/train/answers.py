@@ -52,9 +52,7 @@ def score(task: Task, tokenizer: Any, rows: Sequence[Row], tokens: np.ndarray, m
   return Answers(texts, replies, scored)
 
 
-def solved(
-  task: Task, rows: Sequence[Row], replies: Sequence[Any], tokens: np.ndarray, mask: np.ndarray
-) -> list[bool]:
+def solved(task: Task, rows: Sequence[Row], replies: Sequence[Any], tokens: np.ndarray, mask: np.ndarray) -> list[bool]:
   """Returns which completions the task says are right.
 
   Raises:

@@ -49,8 +49,9 @@ class Settings:
   evaluation_problems: int = 256  # problems an evaluation, one completion each
 
   def __post_init__(self):
-    require_at_least(self, 1, ("steps", "prompts", "group_size", "epochs", "minibatches", "warmup_examples",
-                               "evaluation_problems"))  # fmt: skip
+    require_at_least(
+      self, 1, ("steps", "prompts", "group_size", "epochs", "minibatches", "warmup_examples", "evaluation_problems")
+    )
     require_at_least(self, 0, ("warmup_steps", "evaluate_every"))
     if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
       raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
@@ -143,7 +144,11 @@ def compiled(
     raise ValueError("the objective or the estimator needs values: give a model with a value head (models.heads)")
   score = make_score(model, temperature=settings.temperature, value=critic)
   collect = device_rollout.make_collect(
-    task, model, score, objective, estimate,
+    task,
+    model,
+    score,
+    objective,
+    estimate,
     prompts=settings.prompts,
     group_size=settings.group_size,
     temperature=settings.temperature,
@@ -152,7 +157,7 @@ def compiled(
     process_rewards=settings.process_rewards,
     mask_truncated=settings.mask_truncated,
     reward_model=reward_model,
-  )  # fmt: skip
+  )
   step = make_train_step(score, objective, optimiser)
   evaluate = device_rollout.make_evaluate(
     task, model, score, problems=settings.evaluation_problems, temperature=settings.temperature

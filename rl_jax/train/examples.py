@@ -66,9 +66,7 @@ def _ended(tokenizer: Any, tokens: list[int]) -> list[int]:
   return [*tokens, end]
 
 
-def encode_rankings(
-  tokenizer: Any, preferences: Preferences, *, max_tokens: int
-) -> tuple[list[Answers], Counter[str]]:
+def encode_rankings(tokenizer: Any, preferences: Preferences, *, max_tokens: int) -> tuple[list[Answers], Counter[str]]:
   """Returns rankings as tokens, and what was wrong with how many of them; too long ones are left out.
 
   Raises:

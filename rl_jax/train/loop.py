@@ -137,10 +137,7 @@ def fit(
 
 
 def _updates(
-  update: TrainStep,
-  policy: TrainState,
-  parts: Iterable[Batch],
-  enough: Callable[[dict[str, float]], bool] | None,
+  update: TrainStep, policy: TrainState, parts: Iterable[Batch], enough: Callable[[dict[str, float]], bool] | None
 ) -> tuple[TrainState, Metrics, int]:
   """Updates with one part after the other, until all were used or one says that it is enough."""
   collected = []

@@ -18,8 +18,8 @@ _LOCK = ".lock"
 class RunDirectory:
   """One run's folder; a context manager.
 
-    config.json   metrics.jsonl   samples.jsonl   evaluation.jsonl   evaluation_samples.jsonl
-    tensorboard/   checkpoints/   model/   curves.png
+  config.json   metrics.jsonl   samples.jsonl   evaluation.jsonl   evaluation_samples.jsonl
+  tensorboard/   checkpoints/   model/   curves.png
   """
 
   def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool):

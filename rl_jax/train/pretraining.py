@@ -73,9 +73,11 @@ def make_stream(
       tokens[slot, : len(piece)], mask[slot, : len(piece)] = piece, True
     shape = (prompts, group_size, length)
     return Sequences(
-      jnp.full((prompts, 1), first, jnp.int32), jnp.ones((prompts, 1), bool),
-      jnp.asarray(tokens.reshape(shape)), jnp.asarray(mask.reshape(shape)),
-    )  # fmt: skip
+      jnp.full((prompts, 1), first, jnp.int32),
+      jnp.ones((prompts, 1), bool),
+      jnp.asarray(tokens.reshape(shape)),
+      jnp.asarray(mask.reshape(shape)),
+    )
 
   return stream
 

@@ -41,9 +41,14 @@ class LiveTable:
     self.console = console or Console()
     self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=_ROWS)
     self._bar = Progress(
-      TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-      TimeRemainingColumn(), console=self.console,
-    )  # fmt: skip
+      TextColumn("step"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TimeElapsedColumn(),
+      TextColumn("left"),
+      TimeRemainingColumn(),
+      console=self.console,
+    )
     self._task = self._bar.add_task("steps", total=steps, completed=first)
     self._live = Live(self._view(), console=self.console, auto_refresh=False)
 

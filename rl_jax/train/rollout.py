@@ -145,16 +145,18 @@ def make_collect(
   if max_draws > 1 and reward_model is not None:
     raise ValueError("max_draws above 1 looks at the rewards of the task alone: it does not go with a reward model")
   passes = make_passes(
-    score, objective.needs | estimate.needs | ({"ref_logp"} if shaping.kl is not None else set()),
-    reference=reference, values=values, reward_model=reward_model, on_policy=on_policy,
+    score,
+    objective.needs | estimate.needs | ({"ref_logp"} if shaping.kl is not None else set()),
+    reference=reference,
+    values=values,
+    reward_model=reward_model,
+    on_policy=on_policy,
     recompute_old_logp=recompute_old_logp,
-  )  # fmt: skip
+  )
 
   def sample(state: RLState, position: int) -> tuple[text.PromptBatch, Any]:
     """Returns prompts and their completions, as NumPy arrays: waits for the device."""
-    prompts = text.draw_prompts(
-      task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens
-    )
+    prompts = text.draw_prompts(task, tokenizer, position, prompts_per_batch, max_prompt_tokens=max_prompt_tokens)
     key = jax.random.fold_in(state.keys().sample, position)
     completions = generate(state.policy.params, *place((prompts.tokens, prompts.mask)), stop_tokens, key, sampler)
     return prompts, jax.device_get(completions)
@@ -274,16 +276,12 @@ def _value_metrics(inputs: Inputs) -> dict[str, float]:
   return {"explained_variance": float(explained), "value": float(masked_mean(inputs.old_values, inputs.mask))}
 
 
-def _rollout(
-  prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool
-) -> Rollout:
+def _rollout(prompts: text.PromptBatch, completions: Any, state: RLState, mask_truncated: bool) -> Rollout:
   longest = int(completions.mask.sum(axis=-1).max())
   length = min(text.bucketed(max(longest, SHORTEST)), completions.mask.shape[-1])
   mask = completions.mask[..., :length]
   return Rollout(
-    sequences=Sequences(
-      jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), completions.tokens[..., :length], mask
-    ),
+    sequences=Sequences(jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask), completions.tokens[..., :length], mask),
     mask=mask & completions.stopped[..., None] if mask_truncated else mask,
     behaviour_logp=completions.logp[..., :length],
     full_logp=completions.full_logp[..., :length],

@@ -12,9 +12,14 @@ import tyro
 
 
 def run_script(
-  main: Callable[[Any], Any], config: type, *, module: str, description: str | None, default: Any = None,
+  main: Callable[[Any], Any],
+  config: type,
+  *,
+  module: str,
+  description: str | None,
+  default: Any = None,
   kept: str = "finished checkpoints are kept, and --resume goes on from the last one",
-) -> None:  # fmt: skip
+) -> None:
   """Runs `main` with settings from the command line; a ValueError and Ctrl-C end the process with one line.
 
   Args:

@@ -92,9 +92,7 @@ def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray,
   return padded, mask
 
 
-def draw_prompts(
-  task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int
-) -> PromptBatch:
+def draw_prompts(task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int) -> PromptBatch:
   """Takes the next `count` rows of a task from `position` on; prompts over the limit are passed over and counted.
 
   Raises:

@@ -27,9 +27,19 @@ from rl_jax.train.step import Batch, make_train_step
 
 NAMES = objectives.names()
 TOKENS = (
-  "logp", "entropy", "old_logp", "ref_logp", "behaviour_logp", "batch_logp", "batch_entropy", "advantages", "values",
-  "old_values", "returns", "noise",
-)  # fmt: skip
+  "logp",
+  "entropy",
+  "old_logp",
+  "ref_logp",
+  "behaviour_logp",
+  "batch_logp",
+  "batch_entropy",
+  "advantages",
+  "values",
+  "old_values",
+  "returns",
+  "noise",
+)
 ROWS = ("scores", "ratings", "kl_baseline")
 SHAPE = (4, 2, 6)
 

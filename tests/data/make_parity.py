@@ -13,14 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-  AutoModelForCausalLM,
-  AutoTokenizer,
-  LlamaConfig,
-  MistralConfig,
-  Qwen2Config,
-  Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 OUT = Path(__file__).parent / "parity"
 SIZES = dict(
@@ -33,9 +26,13 @@ SIZES = dict(
   max_position_embeddings=64,
 )
 LLAMA3 = dict(
-  rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+  rope_type="llama3",
+  rope_theta=10000.0,
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
   original_max_position_embeddings=16,
-)  # fmt: skip
+)
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
   "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
@@ -47,11 +44,7 @@ FAMILIES = {
   "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
   "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
 }
-PROMPTS = (
-  "The capital of France is",
-  "def fibonacci(n):\n",
-  "1 + 2 = 3\n20 + 15 = 35\n17 + 25 =",
-)
+PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "1 + 2 = 3\n20 + 15 = 35\n17 + 25 =")
 
 
 def random_model(config) -> torch.nn.Module:

@@ -23,8 +23,21 @@ import torch
 import torch.nn.functional as F
 
 OUT = Path(__file__).parent / "preferences.json"
-LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "apo_zero",
-          "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
+LOSSES = (
+  "sigmoid",
+  "hinge",
+  "ipo",
+  "exo_pair",
+  "nca_pair",
+  "robust",
+  "bco_pair",
+  "sppo_hard",
+  "aot",
+  "apo_zero",
+  "apo_down",
+  "discopop",
+  "sigmoid_norm",
+)
 DIVERGENCES = ("forward_kl", "js_divergence")
 PAIRS, TOKENS = 3, 5
 
@@ -62,8 +75,15 @@ def alone(folder: Path, logp: torch.Tensor, ref: torch.Tensor, mask: torch.Tenso
   orpo = run(cut(folder, "trl", file, ast.FunctionDef, "odds_ratio_loss"), log1mexp=log1mexp)["odds_ratio_loss"]
   of_answers = trl_loss(folder, "kto", lambda each: ast.unparse(each).startswith("losses ="), "losses")
   here = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
-  trainer = SimpleNamespace(alpha=0.0, accelerator=here, beta=0.3, label_smoothing=0.0, simpo_gamma=0.5,
-                            desirable_weight=1.0, undesirable_weight=1.5)  # fmt: skip
+  trainer = SimpleNamespace(
+    alpha=0.0,
+    accelerator=here,
+    beta=0.3,
+    label_smoothing=0.0,
+    simpo_gamma=0.5,
+    desirable_weight=1.0,
+    undesirable_weight=1.5,
+  )
   totals, counts = (logp * mask).sum(-1), mask.sum(-1)
   means = totals / counts
 
@@ -75,11 +95,17 @@ def alone(folder: Path, logp: torch.Tensor, ref: torch.Tensor, mask: torch.Tenso
     batch = {"label": torch.tensor([True, False] * PAIRS), "input_ids": ids, "completion_mask": ids}
     policy, reference = model(logp * mask), model(ref * mask)
     given = SimpleNamespace(
-      **vars(trainer), model=SimpleNamespace(training=True), aux_loss_enabled=False, precompute_ref_logps=False,
-      ref_model=reference, calculate_KL=True, loss_type="kto",
-      args=SimpleNamespace(gradient_checkpointing_kwargs=None), _metrics={"train": {"kl": []}},
+      **vars(trainer),
+      model=SimpleNamespace(training=True),
+      aux_loss_enabled=False,
+      precompute_ref_logps=False,
+      ref_model=reference,
+      calculate_KL=True,
+      loss_type="kto",
+      args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+      _metrics={"train": {"kl": []}},
       _compute_kl_logps=lambda model, batch: kl if model is policy else torch.zeros_like(kl),
-    )  # fmt: skip
+    )
     return of_answers(given, policy, batch, False).mean()
 
   def of_pairs(loss_type: str, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
@@ -111,11 +137,20 @@ def main(folder: Path) -> None:
     for tail in (None, 0.5):
       given = rows(logp * mask).requires_grad_()
       trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True), accelerator=SimpleNamespace(device="cpu"), aux_loss_enabled=False,
-        ld_alpha=tail, precompute_ref_logps=False, ref_model=model(rows(ref * mask)),
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05), f_divergence_type=divergence,
-        loss_types=[loss], loss_weights=[1.0], beta=0.3, label_smoothing=0.1, use_weighting=False,
-      )  # fmt: skip
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu"),
+        aux_loss_enabled=False,
+        ld_alpha=tail,
+        precompute_ref_logps=False,
+        ref_model=model(rows(ref * mask)),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
+        f_divergence_type=divergence,
+        loss_types=[loss],
+        loss_weights=[1.0],
+        beta=0.3,
+        label_smoothing=0.1,
+        use_weighting=False,
+      )
       # Its first column is the token that predicts the first completion token.
       completion = torch.cat([torch.zeros(2 * PAIRS, 1, dtype=torch.int64), rows(mask)], dim=1)
       value = compute(trainer, model(given), {"completion_mask": completion, "input_ids": completion}, False)
@@ -137,8 +172,17 @@ def main(folder: Path) -> None:
     each = controller["AdaptiveKLController"](0.2, target_kl=6.0, horizon=1000)
     each.update(kl, samples)
     steps.append({"kl": kl, "samples": samples, "coef": float(each.value)})
-  data = {"beta": 0.3, "label_smoothing": 0.1, "logp": logp.tolist(), "ref_logp": ref.tolist(), "mask": mask.tolist(),
-          "kl_baseline": baseline.tolist(), "cases": cases, "others": others, "controller": steps}  # fmt: skip
+  data = {
+    "beta": 0.3,
+    "label_smoothing": 0.1,
+    "logp": logp.tolist(),
+    "ref_logp": ref.tolist(),
+    "mask": mask.tolist(),
+    "kl_baseline": baseline.tolist(),
+    "cases": cases,
+    "others": others,
+    "controller": steps,
+  }
   OUT.write_text(json.dumps(data) + "\n")
 
 

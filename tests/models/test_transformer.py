@@ -46,9 +46,8 @@ def test_one_token_at_a_time_equals_the_whole():
   cache = MODEL.empty_cache((2, 1), 5)
   for t in range(4, 9):
     out = APPLY(
-      PARAMS, TOKENS[:, None, t : t + 1], POSITIONS[:, None, t : t + 1],
-      prefix=prefix, cache=cache, cache_index=t - 4,
-    )  # fmt: skip
+      PARAMS, TOKENS[:, None, t : t + 1], POSITIONS[:, None, t : t + 1], prefix=prefix, cache=cache, cache_index=t - 4
+    )
     cache = out.kv
     np.testing.assert_allclose(out.hidden[:, 0, 0], hidden()[:, t], rtol=1e-4, atol=1e-5)
 
@@ -120,6 +119,4 @@ def test_layers_are_stacked_and_compiled_once():
 
 def test_heads_must_divide():
   with pytest.raises(ValueError, match="multiple of num_kv_heads"):
-    TransformerConfig(
-      vocab_size=1, num_layers=1, embed_dim=1, mlp_dim=1, num_heads=3, num_kv_heads=2, head_dim=2
-    )
+    TransformerConfig(vocab_size=1, num_layers=1, embed_dim=1, mlp_dim=1, num_heads=3, num_kv_heads=2, head_dim=2)

@@ -32,9 +32,19 @@ SUM = MASK / 6
 
 def inputs(**changes):
   fields = dict(
-    mask=MASK, advantages=A, old_logp=OLD, ref_logp=REF, behaviour_logp=MU, batch_logp=L, old_values=OLD_VALUES,
-    returns=RETURNS, noise=NOISE, target_mask=TARGET, ratings=RATINGS, kl_baseline=KL_BASELINE,
-  )  # fmt: skip
+    mask=MASK,
+    advantages=A,
+    old_logp=OLD,
+    ref_logp=REF,
+    behaviour_logp=MU,
+    batch_logp=L,
+    old_values=OLD_VALUES,
+    returns=RETURNS,
+    noise=NOISE,
+    target_mask=TARGET,
+    ratings=RATINGS,
+    kl_baseline=KL_BASELINE,
+  )
   return Inputs(**{name: jnp.asarray(value) for name, value in (fields | changes).items()})
 
 
@@ -450,10 +460,7 @@ def test_mistakes_are_named(name, arguments, message):
 def test_the_accuracy_of_equals_is_a_half():
   logp = jnp.log(jnp.array([[[0.5], [0.25]], [[0.5], [0.5]], [[0.25], [0.5]], [[0.5], [0.5]]]))
   inputs = Inputs(jnp.ones(logp.shape), ref_logp=jnp.zeros(logp.shape), logp=logp)
-  for objective, given in (
-    (build("dpo"), inputs),
-    (build("reward_model"), inputs._replace(scores=logp[..., 0])),
-  ):
+  for objective, given in ((build("dpo"), inputs), (build("reward_model"), inputs._replace(scores=logp[..., 0]))):
     metrics = objective.loss(given, objective.weight(given))[1]
     np.testing.assert_allclose(metrics["accuracy"].total / metrics["accuracy"].count, (1 + 0.5 + 0 + 0.5) / 4)
 

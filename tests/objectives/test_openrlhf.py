@@ -7,17 +7,7 @@ import numpy as np
 import pytest
 
 from rl_jax.objectives.base import Inputs, policy_gradient, reweigh, value_regression
-from rl_jax.ops import (
-  advantages,
-  aggregation,
-  corrections,
-  kl,
-  masking,
-  ratios,
-  returns,
-  rewards,
-  surrogates,
-)
+from rl_jax.ops import advantages, aggregation, corrections, kl, masking, ratios, returns, rewards, surrogates
 from rl_jax.ops.masking import masked_mean, zero_masked
 from tests import systems
 from tests.systems import assert_agrees, value_and_gradient

@@ -55,9 +55,11 @@ def test_preference_losses_of_other_names_are_trls(case):
   shape = arrays["mask"].shape
   sides = jnp.broadcast_to(jnp.array([1.0, -1.0])[:, None], shape)  # chosen answers are desirable
   inputs = Inputs(
-    arrays["mask"], ref_logp=arrays["ref_logp"], advantages=sides,
+    arrays["mask"],
+    ref_logp=arrays["ref_logp"],
+    advantages=sides,
     kl_baseline=jnp.asarray(DATA["kl_baseline"]).reshape(shape[:-1]),
-  )  # fmt: skip
+  )
   value, gradient = value_and_gradient(OTHERS[case["loss"]], inputs, logp=arrays["logp"])
   tolerance = 1e-6 if case["loss"] == "orpo" else 1e-12  # TRL's odds are in float32
   assert_agrees(value, case["value"], tolerance)

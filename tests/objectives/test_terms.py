@@ -44,8 +44,7 @@ def test_terms_keep_their_own_denominators():
   # Two rows of 3 and 1 tokens: the bonus by sequence, the penalty by token.
   mask = jnp.array([[1, 1, 1], [1, 0, 0]])
   both = add(
-    entropy=scale(0.1, entropy_bonus(aggregation.sequence_mean())),
-    kl=kl_penalty(kl.k1, aggregation.token_mean()),
+    entropy=scale(0.1, entropy_bonus(aggregation.sequence_mean())), kl=kl_penalty(kl.k1, aggregation.token_mean())
   )
   inputs = Inputs(mask, ref_logp=jnp.zeros((2, 3)), entropy=jnp.array([[3.0, 3.0, 3.0], [1.0, 9.0, 9.0]]))
   value, _ = value_and_slope(both, inputs, logp=[[-1.0, -1.0, -1.0], [-5.0, 0.0, 0.0]])

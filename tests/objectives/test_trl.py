@@ -36,9 +36,7 @@ def surrogate(config):
   if kind == "vespo":
     names = ("k_pos", "lambda_pos", "k_neg", "lambda_neg")
     return surrogates.vespo(**{name: config[f"vespo_{name}"] for name in names if f"vespo_{name}" in config})
-  return surrogates.clip(
-    low=config["epsilon"], high=config["epsilon_high"] or config["epsilon"], delta=config["delta"]
-  )
+  return surrogates.clip(low=config["epsilon"], high=config["epsilon_high"] or config["epsilon"], delta=config["delta"])
 
 
 def objective(config):

@@ -89,9 +89,14 @@ def test_aggregation(name):
 
 CLAMPED_K3 = partial(kl.k3, max_log_ratio=20.0, max_value=10.0)
 ESTIMATORS = {
-  "kl": kl.k1, "k1": kl.k1, "abs": kl.absolute, "mse": kl.k2, "k2": kl.k2,
-  "low_var_kl": CLAMPED_K3, "k3": CLAMPED_K3,
-}  # fmt: skip
+  "kl": kl.k1,
+  "k1": kl.k1,
+  "abs": kl.absolute,
+  "mse": kl.k2,
+  "k2": kl.k2,
+  "low_var_kl": CLAMPED_K3,
+  "k3": CLAMPED_K3,
+}
 
 
 @cases("verl/kl_penalty/")
@@ -208,10 +213,15 @@ def check_optimal_token_baseline(name, by_place):
   config, given, expected = systems.load(name)
   split = {key: x.reshape(2, 4, -1) for key, x in given.items() if x.ndim == 2}
   actual, to_go = token_advantages.optimal_token_baseline(
-    split["token_level_rewards"], split["old_log_prob"], split["sum_pi_squared"], split["response_mask"],
+    split["token_level_rewards"],
+    split["old_log_prob"],
+    split["sum_pi_squared"],
+    split["response_mask"],
     importance=split["rollout_is_weights"] if config["use_rollout_is_weights"] else None,
-    zero_tail=config["handle_zero_tail"], by_place=by_place, eps=config["epsilon"],
-  )  # fmt: skip
+    zero_tail=config["handle_zero_tail"],
+    by_place=by_place,
+    eps=config["epsilon"],
+  )
   assert_agrees(actual.reshape(8, -1), expected["advantages"])
   assert_agrees(to_go.reshape(8, -1) * given["response_mask"], expected["returns"] * given["response_mask"], 1e-12)
 
@@ -237,7 +247,9 @@ def policy_term(kind, config, aggregate):
       ratios.sequence_token(), surrogates.clip(low=low, high=high), aggregation.sequence_mean()
     ),
     "sapo": lambda: policy_gradient(
-      token, surrogates.sapo(tau_pos=1.0, tau_neg=1.05), aggregation.sequence_mean()  # verl's defaults, and ours
+      token,
+      surrogates.sapo(tau_pos=1.0, tau_neg=1.05),
+      aggregation.sequence_mean(),  # verl's defaults, and ours
     ),
     "cispo": lambda: policy_gradient(token, surrogates.cispo(low=low, high=high), aggregate),
     "dppo_tv": lambda: policy_gradient(token, surrogates.dppo_tv(low=low, high=high, cap=c), aggregate),
@@ -251,10 +263,13 @@ def policy_term(kind, config, aggregate):
       fraction=config["policy_loss"].get("kl_cov_ratio", 2e-4), kl_coef=config["policy_loss"].get("ppo_kl_coef", 0.1)
     ),
     "clip_cov": lambda: clip_cov.objective(
-      fraction=config["policy_loss"]["clip_cov_ratio"], lowest=config["policy_loss"]["clip_cov_lb"],
-      highest=config["policy_loss"]["clip_cov_ub"], clip_low=low, clip_high=high,
+      fraction=config["policy_loss"]["clip_cov_ratio"],
+      lowest=config["policy_loss"]["clip_cov_lb"],
+      highest=config["policy_loss"]["clip_cov_ub"],
+      clip_low=low,
+      clip_high=high,
     ),
-  }[kind]()  # fmt: skip
+  }[kind]()
 
 
 @cases("verl/policy/")
@@ -323,9 +338,14 @@ def keep(config, old, mu, mask):
     if estimator == "k1":  # verl gives bounds on exp(k1); one number stands for itself and its inverse
       low, high = np.log(1 / high if low is None else low), np.log(high)
     kept &= corrections.keep_close(
-      old, mu, mask, estimator=estimator, statistic=statistic.replace("seq", "sequence"),
-      low=-jnp.inf if low is None else low, high=high,
-    )  # fmt: skip
+      old,
+      mu,
+      mask,
+      estimator=estimator,
+      statistic=statistic.replace("seq", "sequence"),
+      low=-jnp.inf if low is None else low,
+      high=high,
+    )
   return kept
 
 
@@ -357,9 +377,7 @@ def test_bypass(name):
   logp = given["log_prob"] if "log_prob" in given else given["old_log_prob"]
   aggregate = AGGREGATES[config.get("loss_agg_mode", "token-mean")]
   if config["loss_type"] == "reinforce":
-    objective = policy_gradient(
-      ratios.on_policy(), surrogates.reinforce(), aggregate, needs=("logp", "advantages")
-    )
+    objective = policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate, needs=("logp", "advantages"))
 
     def weights(inputs):
       return importance(config, inputs.batch_logp, inputs.old_logp, inputs.mask)

@@ -39,17 +39,21 @@ CASES = {
   ),
   "leave_self_out": (
     lambda: advantages.group_normalized(DIRTY, MASK, leave_self_out=True, eps=0.1),
-    lambda r, row, p: np.zeros(len(r)) if constant(r) else np.array([
-      (r[i] - np.delete(r, i).mean()) / (np.delete(r, i).std(ddof=1) + 0.1) for i in range(len(r))
-    ]),
+    lambda r, row, p: (
+      np.zeros(len(r))
+      if constant(r)
+      else np.array([(r[i] - np.delete(r, i).mean()) / (np.delete(r, i).std(ddof=1) + 0.1) for i in range(len(r))])
+    ),
   ),
   "pass_at_k": (
     lambda: advantages.pass_at_k(DIRTY, MASK, normalize=True, eps=0.1),
-    lambda r, row, p: np.zeros(len(r)) if len(r) < 2 or constant(r) else np.where(
-      np.arange(len(r)) == r.argmax(), (np.sort(r)[-1] - np.sort(r)[-2]) / (r.std(ddof=1) + 0.1), 0
+    lambda r, row, p: (
+      np.zeros(len(r))
+      if len(r) < 2 or constant(r)
+      else np.where(np.arange(len(r)) == r.argmax(), (np.sort(r)[-1] - np.sort(r)[-2]) / (r.std(ddof=1) + 0.1), 0)
     ),
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

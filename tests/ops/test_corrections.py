@@ -36,9 +36,7 @@ def test_truncation_and_icepop():
     corrections.truncated(*DIRTY, MASK, low=0.5, high=1.5), np.where(MASK, RHO.clip(0.5, 1.5), 0), rtol=1e-12
   )
   inside = MASK & (RHO >= 0.5) & (RHO <= 1.5)
-  np.testing.assert_allclose(
-    corrections.icepop(*DIRTY, MASK, low=0.5, high=1.5), np.where(inside, RHO, 0), rtol=1e-12
-  )
+  np.testing.assert_allclose(corrections.icepop(*DIRTY, MASK, low=0.5, high=1.5), np.where(inside, RHO, 0), rtol=1e-12)
 
 
 def test_normalized_weights_average_one():

@@ -32,12 +32,15 @@ def loop(rewards, values, mask, gamma, lam, last, holes):
 def test_matches_a_loop(form, holes, gamma, lam, x64):
   last = np.array([0.7, -0.4, 0.3])
   actual = form(
-    jnp.asarray(REWARDS), jnp.asarray(VALUES), jnp.asarray(MASK),
-    gamma=gamma, lam=lam, last_value=jnp.asarray(last), holes=holes,
-  )  # fmt: skip
-  rows = [
-    loop(*row, gamma, lam, final, holes) for *row, final in zip(REWARDS, VALUES, MASK, last, strict=True)
-  ]
+    jnp.asarray(REWARDS),
+    jnp.asarray(VALUES),
+    jnp.asarray(MASK),
+    gamma=gamma,
+    lam=lam,
+    last_value=jnp.asarray(last),
+    holes=holes,
+  )
+  rows = [loop(*row, gamma, lam, final, holes) for *row, final in zip(REWARDS, VALUES, MASK, last, strict=True)]
   np.testing.assert_allclose(actual[0], [row[0] for row in rows], rtol=1e-10, atol=1e-12)
   np.testing.assert_allclose(actual[1], [row[1] for row in rows], rtol=1e-10, atol=1e-12)
 

@@ -41,10 +41,12 @@ def exact(right, text, stopped):
 def countdown(prompt, text, stopped):
   digits, target = prompt.rstrip("=").split(":")
   well_formed = (
-    stopped and len(text) == 5
-    and all(c in "0123456789" for c in text[::2]) and all(c in "+-*" for c in text[1::2])
+    stopped
+    and len(text) == 5
+    and all(c in "0123456789" for c in text[::2])
+    and all(c in "+-*" for c in text[1::2])
     and sorted(text[::2]) == sorted(digits.split(","))
-  )  # fmt: skip
+  )
   solved = well_formed and eval(text) == int(target)
   return (1.0 if solved else 0.1 if well_formed else 0.0), solved
 

@@ -25,8 +25,10 @@ def length(completions, **_):
 def test_functions_get_keywords_and_columns():
   def check(prompts, completions, completion_ids, answer, **rest):
     assert rest == {}
-    return [p == "q" and len(c) == len(ids) and a == 2 for p, c, ids, a in zip(
-      prompts, completions, completion_ids, answer, strict=True)]  # fmt: skip
+    return [
+      p == "q" and len(c) == len(ids) and a == 2
+      for p, c, ids, a in zip(prompts, completions, completion_ids, answer, strict=True)
+    ]
 
   np.testing.assert_array_equal(score(check, columns={"answer": [1, 2, 3]}).total, [0, 1, 0])
 
@@ -117,8 +119,9 @@ def test_dotted_paths(tmp_path, monkeypatch):
     rewards.from_paths(["my_rewards:reward", "my_rewards:reward"])
   (tmp_path / "others.py").write_text("from my_rewards import reward")
   assert [r.name for r in rewards.from_paths(["my_rewards:reward", "others:reward"])] == [
-    "my_rewards:reward", "others:reward",
-  ]  # fmt: skip
+    "my_rewards:reward",
+    "others:reward",
+  ]
   (tmp_path / "broken.py").write_text("def reward(:\n")
   with pytest.raises(ValueError, match="cannot be imported: SyntaxError"):
     rewards.from_paths(["broken:reward"])

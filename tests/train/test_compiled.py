@@ -162,9 +162,16 @@ def test_rewards_stand_where_they_were_earned(process_rewards):
   as_they_are = Estimate(lambda experience: {"advantages": experience.token_rewards})
   objective = rpp.objective()
   collect = device_rollout.make_collect(
-    task, model, make_score(model), objective, as_they_are,
-    prompts=8, group_size=4, process_rewards=process_rewards, mask_truncated=not process_rewards,
-  )  # fmt: skip
+    task,
+    model,
+    make_score(model),
+    objective,
+    as_they_are,
+    prompts=8,
+    group_size=4,
+    process_rewards=process_rewards,
+    mask_truncated=not process_rewards,
+  )
   state = RLState.create(model.init(jax.random.key(0)), optax.sgd(0.1), jax.random.key(1), keep_reference=False)
   _, batch, metrics = jax.jit(collect)(state)
   problems = base.sample(task, jax.random.fold_in(state.keys().problems, 0), 8)
@@ -194,9 +201,17 @@ def test_completions_left_out_of_the_loss_keep_their_rewards_beside_a_kl():
 
   def rewards(kl_in_reward):
     collect = device_rollout.make_collect(
-      task, model, make_score(model), rpp.objective(), totals,
-      prompts=8, group_size=4, kl_in_reward=kl_in_reward, mask_truncated=True, process_rewards=True,
-    )  # fmt: skip
+      task,
+      model,
+      make_score(model),
+      rpp.objective(),
+      totals,
+      prompts=8,
+      group_size=4,
+      kl_in_reward=kl_in_reward,
+      mask_truncated=True,
+      process_rewards=True,
+    )
     state = RLState.create(model.init(jax.random.key(0)), optax.sgd(0.1), jax.random.key(1), keep_reference=True)
     _, batch, _ = jax.jit(collect)(state)
     cut_off = ~jnp.any(batch.inputs.mask, axis=-1)

@@ -128,8 +128,21 @@ def test_it_learns_and_writes(tmp_path):
   rows = read_lines(tmp_path / "run", "metrics.jsonl")
   assert [row["step"] for row in rows] == list(range(1, 41))
   assert np.mean([row["reward"] for row in rows[-5:]]) > np.mean([row["reward"] for row in rows[:5]]) + 0.3
-  assert {"reward", "reward_std", "zero_variance", "completion_tokens", "entropy", "grad_norm", "policy/clip_low",
-          "tokens_per_second", "seconds", "seconds/rollout", "stopped", "skipped", "loss"} <= set(rows[0])  # fmt: skip
+  assert {
+    "reward",
+    "reward_std",
+    "zero_variance",
+    "completion_tokens",
+    "entropy",
+    "grad_norm",
+    "policy/clip_low",
+    "tokens_per_second",
+    "seconds",
+    "seconds/rollout",
+    "stopped",
+    "skipped",
+    "loss",
+  } <= set(rows[0])
   sample = read_lines(tmp_path / "run", "samples.jsonl")[0]
   assert set(sample) == {"step", "prompt", "completion", "reward", "rewards", "tokens"}
   assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()
@@ -145,9 +158,7 @@ def test_off_policy_updates_have_ratios(tmp_path):
 
 
 def test_recomputed_old_log_probs_agree_with_the_samplers(tmp_path):
-  batches = [
-    make(epochs=2, collect_kwargs={"recompute_old_logp": recompute}) for recompute in (False, True)
-  ]
+  batches = [make(epochs=2, collect_kwargs={"recompute_old_logp": recompute}) for recompute in (False, True)]
   one, other = (parts.collect(parts.state).batch.inputs.old_logp for parts in batches)
   mask = np.asarray(batches[0].collect(batches[0].state).batch.inputs.mask)
   np.testing.assert_allclose(np.asarray(one)[mask], np.asarray(other)[mask], rtol=1e-4, atol=1e-5)

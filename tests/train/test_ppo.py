@@ -278,10 +278,14 @@ def test_text_is_learnt_beside_the_rollout_and_not_by_the_policy_gradient():
   assert not inputs.mask[1:].any() and not inputs.target_mask[:1].any()
   np.testing.assert_array_equal(inputs.target_mask[1:], sequences.completion_mask[1:])
   np.testing.assert_array_equal(sequences.prompts[1:, 0], TOKENIZER.eos_token_id)
-  seen = {tuple(row[real].tolist()) for row, real in zip(
-    np.asarray(sequences.completions[1:]).reshape(-1, 5), np.asarray(sequences.completion_mask[1:]).reshape(-1, 5),
-    strict=True,
-  )}  # fmt: skip
+  seen = {
+    tuple(row[real].tolist())
+    for row, real in zip(
+      np.asarray(sequences.completions[1:]).reshape(-1, 5),
+      np.asarray(sequences.completion_mask[1:]).reshape(-1, 5),
+      strict=True,
+    )
+  }
   assert seen == {(3, 4, 5), (6, 7, 8, 9, 10), (11, 12)}  # all pieces of both texts
 
 
@@ -323,22 +327,43 @@ def learner(folder, *, steps, resume=False, enough=None):
   objective = ppo.objective(value_coef=1.0)
   generate = make_generate(model.policy, group_size=4, max_new_tokens=6, pad_token=0)
   collect = make_collect(
-    task=task, tokenizer=tokenizer, generate=jax.jit(lambda params, *rest: generate(params["policy"], *rest)),
-    score=jax.jit(score), objective=objective, sampler=Sampler(), stop_tokens=np.array([1]), prompts_per_batch=8,
-    max_prompt_tokens=8, estimator=partial(returns.gae, lam=0.95), shaping=Shaping(kl=kl.k1),
-    reference=lambda state, sequences: jax.jit(plain)(state.ref_params, sequences).logp, on_policy=False,
+    task=task,
+    tokenizer=tokenizer,
+    generate=jax.jit(lambda params, *rest: generate(params["policy"], *rest)),
+    score=jax.jit(score),
+    objective=objective,
+    sampler=Sampler(),
+    stop_tokens=np.array([1]),
+    prompts_per_batch=8,
+    max_prompt_tokens=8,
+    estimator=partial(returns.gae, lam=0.95),
+    shaping=Shaping(kl=kl.k1),
+    reference=lambda state, sequences: jax.jit(plain)(state.ref_params, sequences).logp,
+    on_policy=False,
     control=partial(controllers.adaptive_kl, target=20.0, horizon=1000, samples=32),
-  )  # fmt: skip
+  )
   params = {"policy": model.params, "critic": critic.init(jax.random.key(1))}
   state = RLState.create(
-    params, tx, jax.random.key(0), keep_reference=True, reference=lambda params: params["policy"], kl_coef=0.002,
+    params,
+    tx,
+    jax.random.key(0),
+    keep_reference=True,
+    reference=lambda params: params["policy"],
+    kl_coef=0.002,
     reward_moments=Moments.zero(),
-  )  # fmt: skip
+  )
   with RunDirectory(folder, {}, resume=resume) as run, open_checkpoints(folder / "checkpoints") as checkpoints:
     return loop.fit(
-      checkpoints.resume(state), steps=steps, collect=collect, update=jax.jit(make_train_step(score, objective, tx)),
-      run=run, checkpoints=checkpoints, epochs=2, minibatches=2, enough=enough,
-    )  # fmt: skip
+      checkpoints.resume(state),
+      steps=steps,
+      collect=collect,
+      update=jax.jit(make_train_step(score, objective, tx)),
+      run=run,
+      checkpoints=checkpoints,
+      epochs=2,
+      minibatches=2,
+      enough=enough,
+    )
 
 
 @pytest.mark.slow
