@@ -1,13 +1,12 @@
 """The table of objectives, built from their modules: `python -m rl_jax.objectives`."""
 
-import importlib
 import inspect
 import re
 
 from rich.console import Console
 from rich.table import Table
 
-from rl_jax.objectives import names
+from rl_jax.objectives import find, names
 from rl_jax.objectives.base import Objective
 
 COLUMNS = ("ratio", "surrogate", "aggregation", "kl")
@@ -19,8 +18,8 @@ def build(name: str) -> Objective:
   >>> sorted(build("dr_grpo").needs)
   ['advantages', 'logp', 'old_logp']
   """
-  module = importlib.import_module(f"rl_jax.objectives.{name}")
-  return module.objective(**getattr(module, "example", {}))
+  module, factory = find(name)
+  return factory(**getattr(module, "example", {}))
 
 
 def row(name: str) -> list[str]:
@@ -29,7 +28,7 @@ def row(name: str) -> list[str]:
   >>> row("grpo")
   ['grpo', '2402.03300', 'token', 'clip', 'sequence_mean', 'k3 to ref', 'advantages, old_logp, ref_logp']
   """
-  module = importlib.import_module(f"rl_jax.objectives.{name}")
+  module, _ = find(name)
   source = inspect.getdoc(module) or ""
   reference = source.partition("Reference:")[2]
   paper = re.search(r"arXiv:(\d+\.\d+)", reference) or re.search(r"\((\d{4})\)", reference)

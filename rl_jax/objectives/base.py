@@ -5,7 +5,7 @@ on the global batch. `loss` is then a plain sum of `weight * something`, so addi
 split of the batch into micro-batches or devices gives the loss of the whole.
 
 Terms (`policy_gradient`, `kl_penalty`, `entropy_bonus`, `value_regression`, `likelihood`, and those of `pairs`) are
-added by `add`, weighed by `scale`, corrected token by token by `reweigh`, and narrowed to some tokens by `restrict`.
+added by `add`, weighed by `scale`, corrected token by token by `weighted`, and narrowed to some tokens by `masked`.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,19 +16,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rl_jax.ops import kl as kl_lib
+from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops import ratios, surrogates
 from rl_jax.ops.aggregation import Aggregate
 from rl_jax.ops.masking import as_bool, zero_masked
 from rl_jax.ops.metrics import Mean, Metrics
 from rl_jax.ops.numerics import largest_exponent, safe_exp
 from rl_jax.ops.ratios import Ratio
-from rl_jax.ops.surrogates import Surrogate, is_stopped
+from rl_jax.ops.surrogates import NEVER_STOP, Surrogate, is_stopped
 
 
 class Inputs(NamedTuple):
   """What a loss may read; all `[..., T]` unless said otherwise. A field that no term needs may be None.
 
-  The learner's fields, which carry the gradient, are `logp`, `entropy`, `values` and `scores`. All others are
+  The learner's fields, which carry the gradient, are `logp`, `entropy`, `values` and `reward_scores`. All others are
   parameter-free: finished before the update, on the global batch.
 
   Attributes:
@@ -38,14 +39,14 @@ class Inputs(NamedTuple):
     entropy: The learner's entropies.
     old_logp: The policy's log-probs at the start of the update.
     ref_logp: The reference policy's log-probs.
-    behaviour_logp: The log-probs of the distribution that the tokens were sampled from.
+    behavior_logp: The log-probs of the distribution that the tokens were sampled from.
     batch_logp: The learner's log-probs of the global batch at this update, held constant: for what is a statistic of
       the whole batch, such as a covariance. `make_train_step` fills it where an objective needs it.
     batch_entropy: The learner's entropies, likewise.
     values: The critic's value of the state before each token.
     old_values: Those at the start of the update.
     returns: What values should be.
-    scores: `[...]`, a reward model's score of each sequence.
+    reward_scores: `[...]`, a reward model's score of each sequence.
     target_mask: 1 where the token is a label to imitate (rows of demonstrations or pretraining text in the batch).
     noise: Uniform random numbers in [0, 1), for objectives that pick tokens at random.
     ratings: `[...]`, how good raters found each sequence, for margins between them.
@@ -58,20 +59,20 @@ class Inputs(NamedTuple):
   entropy: Float[Array, "*batch T"] | None = None
   old_logp: Float[Array, "*batch T"] | None = None
   ref_logp: Float[Array, "*batch T"] | None = None
-  behaviour_logp: Float[Array, "*batch T"] | None = None
+  behavior_logp: Float[Array, "*batch T"] | None = None
   batch_logp: Float[Array, "*batch T"] | None = None
   batch_entropy: Float[Array, "*batch T"] | None = None
   values: Float[Array, "*batch T"] | None = None
   old_values: Float[Array, "*batch T"] | None = None
   returns: Float[Array, "*batch T"] | None = None
-  scores: Float[Array, "*batch"] | None = None
+  reward_scores: Float[Array, "*batch"] | None = None
   target_mask: Float[Array, "*batch T"] | Bool[Array, "*batch T"] | None = None
   noise: Float[Array, "*batch T"] | None = None
   ratings: Float[Array, "*batch"] | None = None
   kl_baseline: Float[Array, "*batch"] | None = None
 
 
-LEARNER = ("logp", "entropy", "values", "scores")
+LEARNER = ("logp", "entropy", "values", "reward_scores")
 Weights = Any
 
 
@@ -118,7 +119,7 @@ def field(inputs: Inputs, name: str) -> Array:
 def present(inputs: Inputs, name: str) -> Array:
   """Returns a field as it is, or says that it is missing.
 
-  >>> print(present(Inputs(mask=jnp.array([[1]]), scores=jnp.array([2.0])), "scores"))
+  >>> print(present(Inputs(mask=jnp.array([[1]]), reward_scores=jnp.array([2.0])), "reward_scores"))
   [2.]
   """
   value = getattr(inputs, name)
@@ -147,8 +148,9 @@ def policy_gradient(
     aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
     needs: Without "old_logp" the ratio gets None for it, as `ratios.on_policy` allows.
 
-  Metrics: `ratio` and `approx_kl` (k3 of old against new), `clip_low` and `clip_high`: the fractions of tokens with
-  negative and with positive advantage whose gradient the surrogate stops.
+  Metrics, where there is an old policy: `ratio` and `approx_kl` (k3 of old against new), and where the surrogate can
+  stop a gradient `clip_low` and `clip_high`: the fractions of tokens with negative and with positive advantage whose
+  gradient it stops.
 
   >>> from rl_jax.ops import aggregation, ratios, surrogates
   >>> objective = policy_gradient(ratios.token(), surrogates.clip(), aggregation.token_mean())
@@ -162,16 +164,15 @@ def policy_gradient(
     logp, advantages = field(inputs, "logp"), field(inputs, "advantages")
     log_ratio = ratio(logp, field(inputs, "old_logp") if "old_logp" in needs else None, inputs.mask)
     context = dict(logp=logp, mask=inputs.mask)
-    # Computed once and kept, rather than again in the reduction of every metric.
-    stopped, r = jax.lax.optimization_barrier(
-      (is_stopped(surrogate, log_ratio, advantages, **context), jax.lax.stop_gradient(safe_exp(log_ratio)))
-    )
-    metrics: Metrics = {
-      "ratio": Mean.of(r, inputs.mask),
-      "approx_kl": Mean.of(r - 1 - log_ratio, inputs.mask),
-      "clip_low": Mean.of(stopped & (advantages < 0), inputs.mask),
-      "clip_high": Mean.of(stopped & (advantages > 0), inputs.mask),
-    }
+    metrics: Metrics = {}
+    if "old_logp" in needs:
+      # Computed once and kept, rather than again in the reduction of every metric.
+      r = jax.lax.optimization_barrier(jax.lax.stop_gradient(safe_exp(log_ratio)))
+      metrics |= {"ratio": Mean.of(r, inputs.mask), "approx_kl": Mean.of(r - 1 - log_ratio, inputs.mask)}
+    if name_of(surrogate) not in NEVER_STOP:
+      stopped = jax.lax.optimization_barrier(is_stopped(surrogate, log_ratio, advantages, **context))
+      metrics["clip_low"] = Mean.of(stopped & (advantages < 0), inputs.mask)
+      metrics["clip_high"] = Mean.of(stopped & (advantages > 0), inputs.mask)
     return weighted_sum(weights, surrogate(log_ratio, advantages, **context)), metrics
 
   parts = (("ratio", name_of(ratio)), ("surrogate", name_of(surrogate)), ("aggregation", name_of(aggregate)))
@@ -197,8 +198,11 @@ def kl_penalty(
   ratio_to: str = "old_logp",
   max_log_ratio: float | Array | None = None,
   max_value: float | Array | None = None,
+  metric: str | None = None,
 ) -> Objective:
-  """`sum_t w_t kl_t(policy || reference)`, or `sum_t w_t r_t kl_t` with importance weights. Metric: `kl`.
+  """`sum_t w_t kl_t(policy || reference)`, or `sum_t w_t r_t kl_t` with importance weights.
+
+  Metric: `kl_ref`, the mean over tokens; `kl_old` and `kl_behavior` where it is compared with those.
 
   Args:
     estimator: `(logp, ref_logp) -> [..., T]`, from `ops.kl`; `functools.partial` sets its clamp.
@@ -206,10 +210,11 @@ def kl_penalty(
     reference: The field to compare with; "old_logp" gives PPO's penalty on the update itself.
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
       the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
-    ratio_to: The field that the ratio is taken against; "behaviour_logp" corrects for the sampler.
+    ratio_to: The field that the ratio is taken against; "behavior_logp" corrects for the sampler.
     max_log_ratio: Clamp of that log-ratio from above; `numerics.largest_exponent` by default. Where the ratio exceeds
       1 the estimate is bounded further, so that their product stays finite.
     max_value: Clamp of each token's penalty, weighted by its ratio (slime's 10); none by default.
+    metric: The metric's name, where the estimator is none of a KL.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> objective = kl_penalty(kl.k2, aggregation.token_mean())
@@ -218,9 +223,11 @@ def kl_penalty(
   0.125
   """
 
+  name = metric or f"kl_{reference.removesuffix('_logp')}"
+
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
     divergence = estimator(field(inputs, "logp"), field(inputs, reference))
-    metrics: Metrics = {"kl": Mean.of(divergence, inputs.mask)}
+    metrics: Metrics = {name: Mean.of(divergence, inputs.mask)}
     if ratio is not None:
       log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
       limit = largest_exponent(log_ratio)
@@ -325,10 +332,10 @@ def likelihood(
   return Objective(lambda inputs: aggregate(present(inputs, on)), loss, frozenset(needs), parts)
 
 
-def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
+def weighted(objective: Objective, factor: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
   """Multiplies an objective's per-token weights by a factor that carries no gradient, such as an importance weight.
 
-  The denominators stay those of all tokens: see `restrict` for the other convention.
+  The denominators stay those of all tokens: see `masked` for the other convention.
 
   Args:
     objective: Its weights are arrays `[..., T]`: a term, or a sum of terms.
@@ -336,7 +343,7 @@ def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: I
     needs: The fields that it reads.
 
   >>> from rl_jax.ops import aggregation
-  >>> halved = reweigh(entropy_bonus(aggregation.token_mean()), lambda inputs: 0.5 * inputs.mask, needs=())
+  >>> halved = weighted(entropy_bonus(aggregation.token_mean()), lambda inputs: 0.5 * inputs.mask, needs=())
   >>> inputs = Inputs(jnp.ones(2), entropy=jnp.array([1.0, 3.0]))
   >>> float(halved.loss(inputs, halved.weight(inputs))[0])
   -1.0
@@ -346,14 +353,14 @@ def reweigh(objective: Objective, factor: Callable[[Inputs], Array], *, needs: I
     factors = zero_masked(jax.lax.stop_gradient(factor(inputs)), inputs.mask)
     weights = objective.weight(inputs)
     if any(leaf.shape != factors.shape for leaf in jax.tree.leaves(weights)):
-      raise ValueError("reweigh needs an objective with a weight per token; one that compares sequences has none")
+      raise ValueError("weighted needs an objective with a weight per token; one that compares sequences has none")
     return jax.tree.map(lambda leaf: leaf * factors, weights)
 
   parts = (*objective.parts, ("correction", name_of(factor)))
   return Objective(weight, objective.loss, objective.needs | frozenset(needs), parts)
 
 
-def restrict(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
+def masked(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
   """Narrows a term to some tokens, with the denominators of those alone: its weights come from `mask & keep`
   (and `target_mask & keep`).
 
@@ -363,7 +370,7 @@ def restrict(objective: Objective, keep: Callable[[Inputs], Array], *, needs: It
     needs: The fields that it reads.
 
   >>> from rl_jax.ops import aggregation
-  >>> first = restrict(entropy_bonus(aggregation.token_mean()), lambda inputs: jnp.array([True, False]), needs=())
+  >>> first = masked(entropy_bonus(aggregation.token_mean()), lambda inputs: jnp.array([True, False]), needs=())
   >>> inputs = Inputs(jnp.ones(2), entropy=jnp.array([1.0, 3.0]))
   >>> float(first.loss(inputs, first.weight(inputs))[0])
   -1.0
@@ -404,7 +411,9 @@ def scale(coefficient: float | Array, objective: Objective) -> Objective:
 
 
 def add(**terms: Objective) -> Objective:
-  """Sums objectives; each keeps its own weights, and its metrics get its name in front.
+  """Sums objectives; each keeps its own weights.
+
+  A metric has one name whatever the composition. Where two terms measure the same, it is over the tokens of both.
 
   >>> from rl_jax.ops import aggregation, kl
   >>> both = add(kl=kl_penalty(kl.k3, aggregation.token_mean()), entropy=entropy_bonus(aggregation.token_mean()))
@@ -416,11 +425,11 @@ def add(**terms: Objective) -> Objective:
     return {name: term.weight(inputs) for name, term in terms.items()}
 
   def loss(inputs: Inputs, weights: dict[str, Weights]) -> tuple[Array, Metrics]:
-    total, metrics = jnp.zeros(()), {}
+    total, metrics = jnp.zeros(()), dict[str, metrics_lib.Metric]()
     for name, term in terms.items():
       value, its_metrics = term.loss(inputs, weights[name])
       total = total + value
-      metrics |= {f"{name}/{key}": metric for key, metric in its_metrics.items()}
+      metrics = metrics_lib.merge(metrics, its_metrics)
     return total, metrics
 
   parts = tuple(part for term in terms.values() for part in term.parts)

@@ -11,12 +11,14 @@ Reference: MiniMax, "MiniMax-M1: Scaling Test-Time Compute Efficiently with Ligh
 paper gives no value for the upper bound; 4 is the one recommended with TRL's implementation.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, clip_low: float | Array = 1.0, clip_high: float | Array = 4.0) -> Objective:

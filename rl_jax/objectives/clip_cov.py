@@ -13,14 +13,16 @@ Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for R
 arXiv:2505.22617.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rl_jax.objectives.base import Inputs, Objective, field, policy_gradient, reweigh
-from rl_jax.ops import advantages, aggregation, ratios, selection, surrogates
+from rl_jax.objectives.base import Inputs, Objective, field, policy_gradient, weighted
+from rl_jax.ops import advantages, aggregation, estimates, ratios, selection, surrogates
 from rl_jax.ops.masking import as_bool
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(
@@ -34,9 +36,9 @@ def objective(
   """Returns the Clip-Cov objective.
 
   Args:
-    fraction: Of the batch's tokens that are left out; at least one is, if there is a candidate.
-    lowest: Candidates have a larger covariance,
-    highest: and a smaller one.
+    fraction: Share of the batch's tokens that are left out; at least one is, if there is a candidate.
+    lowest: Candidates have a covariance above this.
+    highest: Candidates have a covariance below this.
     clip_low: The ratio's gradient stops below `1 - clip_low` where the advantage is negative.
     clip_high: It stops above `1 + clip_high` where the advantage is positive.
 
@@ -55,4 +57,4 @@ def objective(
     return ~selection.random_fraction(field(inputs, "noise"), candidates, inputs.mask, fraction=fraction)
 
   policy = policy_gradient(ratio, surrogates.clip(low=clip_low, high=clip_high), aggregation.token_mean())
-  return reweigh(policy, drop_covariance, needs=("batch_logp", "noise"))
+  return weighted(policy, drop_covariance, needs=("batch_logp", "noise"))

@@ -2,7 +2,7 @@
 
     loss = 1/N sum_it max(-A_i r_it, -A_i clip(r_it, 1 - 0.2, 1 + 0.28))
 
-Its other two parts are not in the loss: dynamic sampling (`train.rollout.make_collect(max_draws=...)`, which keeps
+Its other two parts are not in the loss: dynamic sampling (`rollouts.dynamic.play_until_full`, which keeps
 `ops.advantages.keep_groups`) and the soft punishment of overlong completions (`ops.rewards.overlong_penalty`).
 
 How the defaults differ elsewhere:
@@ -12,12 +12,14 @@ How the defaults differ elsewhere:
 Reference: Q. Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", arXiv:2503.14476.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, clip_low: float | Array = 0.2, clip_high: float | Array = 0.28) -> Objective:

@@ -25,7 +25,7 @@ How the defaults differ elsewhere:
   - verl has no DPO in its core.
 
 Reference: R. Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
-arXiv:2305.18290; f-divergences: C. Wang et al., "Beyond Reverse KL", arXiv:2309.16240; length-desensitised: W. Liu et
+arXiv:2305.18290; f-divergences: C. Wang et al., "Beyond Reverse KL", arXiv:2309.16240; length-desensitized: W. Liu et
 al., "Length Desensitization in Direct Preference Optimization", arXiv:2409.06411.
 """
 
@@ -140,13 +140,13 @@ def objective(
     loss: One of the names above.
     beta: Strength of the pull towards the reference.
     label_smoothing: e above, the share of pairs that may be the wrong way round; `exo` needs it positive.
-    divergence: The f-divergence that the pull minimises: "reverse_kl" (`f(u) = u`), "forward_kl" (`1 - exp(-u)`), "js"
+    divergence: The f-divergence that the pull minimizes: "reverse_kl" (`f(u) = u`), "forward_kl" (`1 - exp(-u)`), "js"
       (`log 2 + log S(u)`), or "alpha" (`(exp((alpha - 1) u) - 1) / (alpha - 1)`); exponents stay below
       overflow.
-    alpha: Of the alpha-divergence, in TRL's convention, which is one minus that of the paper on f-divergences; not 1,
-      where the limit is "reverse_kl".
+    alpha: Parameter of the alpha-divergence, in TRL's convention, which is one minus that of the paper on
+      f-divergences; not 1, where the limit is "reverse_kl".
     length_normalized: Whether log-ratios are divided by the numbers of tokens.
-    tail_weight: Weight of the log-probs beyond the shorter answer's length; below 1 it desensitises to length.
+    tail_weight: Weight of the log-probs beyond the shorter answer's length; below 1 it desensitizes to length.
     tau: Temperature of `discopop`.
     delta: Shift of `bco`, usually a running mean of the rewards.
 
@@ -167,7 +167,7 @@ def objective(
   if loss == "exo" and isinstance(label_smoothing, int | float) and label_smoothing <= 0:
     raise ValueError(f"loss 'exo' needs a positive label_smoothing, got {label_smoothing}")
   if loss == "aot" and (divergence != "reverse_kl" or length_normalized):
-    raise ValueError("loss 'aot' takes neither another divergence nor length normalisation")
+    raise ValueError("loss 'aot' takes neither another divergence nor length normalization")
   if loss == "aot":
     return _aot(beta, label_smoothing, tail_weight)
   compare, f = LOSSES[loss], _DIVERGENCES[divergence]

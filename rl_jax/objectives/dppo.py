@@ -12,14 +12,15 @@ at `clip_ratio_c`, 3 unless set; TRL 1.16 has none.
 Reference: "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
 """
 
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 _DIVERGENCES = {"tv": (surrogates.dppo_tv, 0.15), "kl": (surrogates.dppo_kl, 0.05)}
 
 
@@ -34,9 +35,9 @@ def objective(
 
   Args:
     divergence: "tv", a change of probability, or "kl", in nats.
-    low: Its bound where the advantage is not positive: 0.15 for "tv" and 0.05 for "kl" by default.
-    high: Its bound where the advantage is positive, likewise.
-    cap: Of the importance weight.
+    low: Bound of the divergence where the advantage is not positive: 0.15 for "tv" and 0.05 for "kl" by default.
+    high: Bound of the divergence where the advantage is positive, likewise.
+    cap: Largest importance weight.
 
   Raises:
     ValueError: For another divergence.

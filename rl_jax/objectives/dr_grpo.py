@@ -2,7 +2,7 @@
 
     loss = 1/(B length) sum_i sum_t max(-A_i r_it, -A_i clip(r_it, 1 - low, 1 + high)),   A_i = s_i - mean_G s
 
-Dividing by a constant instead of by each completion's length stops long wrong answers from being favoured; dropping the
+Dividing by a constant instead of by each completion's length stops long wrong answers from being favored; dropping the
 standard deviation stops very easy and very hard prompts from weighing more.
 
 How the defaults differ elsewhere:
@@ -17,9 +17,9 @@ from functools import partial
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = partial(advantages.group_normalized, scale="none")
+advantage = partial(estimates.per_completion, partial(advantages.group_normalized, scale="none"))
 example = {"length": 512}
 
 

@@ -5,16 +5,18 @@
 How the defaults differ elsewhere: verl is the same, with beta required; TRL 1.16 has none. The paper learns a value per
 prompt and pulls towards the reference on whole sequences.
 
-Reference: P. H. Richemond et al., "Offline Regularised Reinforcement Learning for Large Language Models Alignment",
+Reference: P. H. Richemond et al., "Offline Regularized Reinforcement Learning for Large Language Models Alignment",
 arXiv:2405.19107.
 """
+
+from functools import partial
 
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, beta: float | Array = 0.1) -> Objective:

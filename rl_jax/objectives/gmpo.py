@@ -9,12 +9,14 @@ How the defaults differ elsewhere:
 Reference: Y. Zhao et al., "Geometric-Mean Policy Optimization", arXiv:2507.20673.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, clip_low: float | Array = 0.4, clip_high: float | Array = 0.4) -> Objective:

@@ -10,10 +10,12 @@ Reference: X. Chu et al., "GPG: A Simple and Strong Reinforcement Learning Basel
 arXiv:2504.02546.
 """
 
-from rl_jax.objectives.base import Objective, on_policy_gradient
-from rl_jax.ops import advantages, aggregation
+from functools import partial
 
-estimator = advantages.gpg
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation, estimates
+
+advantage = partial(estimates.per_completion, advantages.gpg)
 
 
 def objective() -> Objective:

@@ -13,12 +13,14 @@ Reference: Z. Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Rea
 arXiv:2402.03300 (eq. 3 and 4).
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, add, kl_penalty, policy_gradient, scale
-from rl_jax.ops import advantages, aggregation, kl, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, kl, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(

@@ -9,14 +9,15 @@ How the defaults differ elsewhere:
 Reference: C. Zheng et al., "Group Sequence Policy Optimization", arXiv:2507.18071 (section 5.1: 3e-4 and 4e-4).
 """
 
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(

@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from rl_jax.objectives import ppo
 from rl_jax.objectives.base import Objective, add, likelihood, scale
-from rl_jax.ops import aggregation, returns
+from rl_jax.ops import aggregation
 
-estimator = returns.gae
+advantage = ppo.advantage
 
 
 def objective(

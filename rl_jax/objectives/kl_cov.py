@@ -13,19 +13,21 @@ Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for R
 arXiv:2505.22617.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
-from rl_jax.objectives.base import Inputs, Objective, add, field, kl_penalty, policy_gradient, reweigh, scale
-from rl_jax.ops import advantages, aggregation, kl, ratios, selection, surrogates
+from rl_jax.objectives.base import Inputs, Objective, add, field, kl_penalty, policy_gradient, scale, weighted
+from rl_jax.ops import advantages, aggregation, estimates, kl, ratios, selection, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, fraction: float | Array = 2e-4, kl_coef: float | Array = 1.0) -> Objective:
   """Returns the KL-Cov objective.
 
   Args:
-    fraction: Of the batch's tokens that are penalised; at least one is.
+    fraction: Share of the batch's tokens that are penalized; at least one is.
     kl_coef: Weight of their penalty.
 
   >>> sorted(objective().needs)
@@ -37,8 +39,8 @@ def objective(*, fraction: float | Array = 2e-4, kl_coef: float | Array = 1.0) -
     return selection.top_fraction(covariance, inputs.mask, fraction=fraction)
 
   mean = aggregation.token_mean()
-  penalty = kl_penalty(kl.absolute, mean, reference="old_logp")
+  penalty = kl_penalty(kl.absolute, mean, reference="old_logp", metric="abs_log_ratio")
   return add(
     policy=policy_gradient(ratios.token(), surrogates.importance(), mean),
-    kl=scale(kl_coef, reweigh(penalty, top_covariance, needs=("batch_logp", "advantages"))),
+    kl=scale(kl_coef, weighted(penalty, top_covariance, needs=("batch_logp", "advantages"))),
   )

@@ -11,12 +11,14 @@ has none.
 Reference: "Length-Unbiased Sequence Policy Optimization", arXiv:2602.05261.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, clip_low: float | Array = 3e-4, clip_high: float | Array = 4e-4) -> Objective:

@@ -42,7 +42,7 @@ def pairwise(
   Args:
     compare: `(Pair, constants) -> (loss [...], margin [...])`.
     reference: Whether log-ratios to a reference are needed.
-    tail_weight: Weight of the log-probs beyond the shorter side's length, 1 for plain sums; below 1 it desensitises
+    tail_weight: Weight of the log-probs beyond the shorter side's length, 1 for plain sums; below 1 it desensitizes
       the loss to length (LD-DPO, arXiv:2409.06411).
     constants: `(Inputs, pair weights) -> pytree` with the pairs' leading axes, computed with the weights on the global
       batch and handed to `compare`.
@@ -136,9 +136,9 @@ def sequencewise(
 def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0, margins: bool = False) -> Objective:
   """The mean over rankings `[..., K]` of a loss of every pair of scores in it, `1 / (pairs of the ranking)` each.
 
-  Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there are
-  `ratings`, equally rated ones are no pair. Metrics: `accuracy` (share of pairs in the right order; equal
-  scores count half), `margin`, `score`.
+  Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there
+  are `ratings`, equally rated ones are no pair. Metrics: `accuracy` (share of pairs in the right order; equal scores
+  count half), `margin`, `score`.
 
   Args:
     compare: `score difference (better minus worse) -> loss`, elementwise.
@@ -147,7 +147,7 @@ def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0
 
   >>> import jax
   >>> objective = ranking(lambda difference: -jax.nn.log_sigmoid(difference))
-  >>> inputs = Inputs(jnp.ones((2, 1)), scores=jnp.array([2.0, 2.0]))
+  >>> inputs = Inputs(jnp.ones((2, 1)), reward_scores=jnp.array([2.0, 2.0]))
   >>> f"{objective.loss(inputs, objective.weight(inputs))[0]:.4f}"
   '0.6931'
   """
@@ -164,7 +164,7 @@ def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0
 
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
     exists = jnp.any(as_bool(inputs.mask), axis=-1)
-    scores = zero_masked(present(inputs, "scores"), exists)
+    scores = zero_masked(present(inputs, "reward_scores"), exists)
     difference = scores[..., :, None] - scores[..., None, :]
     wanted = difference
     if margins:
@@ -178,5 +178,5 @@ def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0
     }
     return weighted_sum(weights, losses), metrics
 
-  needs = frozenset({"scores"} | ({"ratings"} if margins else set()))
+  needs = frozenset({"reward_scores"} | ({"ratings"} if margins else set()))
   return Objective(weight, loss, needs, (("surrogate", compare.__name__), ("compares", "rankings")))

@@ -9,18 +9,33 @@ with advantages and returns from `ops.returns.gae`; on language models the rewar
 How the defaults differ elsewhere:
   - the paper: no clip of the value, weights of value and entropy depend on the task.
   - TRL's last PPO trainer: `vf_coef = 0.1`, `cliprange_value = 0.2`, no entropy bonus, as here.
-  - verl: dual clip with 3, the critic has its own optimiser, `cliprange_value = 0.5`.
+  - verl: dual clip with 3, the critic has its own optimizer, `cliprange_value = 0.5`.
 
 Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347; D. M. Ziegler et al.,
 "Fine-Tuning Language Models from Human Preferences", arXiv:1909.08593 (weights).
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, add, entropy_bonus, policy_gradient, scale, value_regression
-from rl_jax.ops import aggregation, ratios, returns, surrogates
+from rl_jax.ops import aggregation, estimates, ratios, returns, surrogates
+from rl_jax.ops.estimates import Advantage
 
-estimator = returns.gae
+
+def advantage(*, gamma: float | Array = 1.0, lam: float | Array = 0.95, whiten: bool = True) -> Advantage:
+  """Returns generalized advantage estimation with a critic.
+
+  Args:
+    gamma: Discount a token.
+    lam: 1 gives Monte Carlo advantages, 0 one-step TD errors.
+    whiten: Whether the advantages are whitened over the batch.
+
+  >>> sorted(advantage().needs)
+  ['token_rewards', 'values']
+  """
+  return estimates.with_critic(partial(returns.gae, gamma=gamma, lam=lam), whiten=whiten)
 
 
 def objective(

@@ -6,17 +6,19 @@
 adapts beta between updates: `ops.controllers.kl_band` doubles it above 1.5 times a target, and halves it below the
 target over 1.5.
 
-How the defaults differ elsewhere: neither TRL nor verl has it (verl's `use_kl_loss` penalises the KL to the reference).
+How the defaults differ elsewhere: neither TRL nor verl has it (verl's `use_kl_loss` penalizes the KL to the reference).
 
 Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (eq. 8).
 """
 
 from jaxtyping import Array
 
+from rl_jax.objectives import ppo
 from rl_jax.objectives.base import Objective, add, kl_penalty, policy_gradient, scale, value_regression
-from rl_jax.ops import aggregation, kl, ratios, returns, surrogates
+from rl_jax.ops import aggregation, kl, ratios, surrogates
 
-estimator = returns.gae
+advantage = ppo.advantage
+several_updates = True  # with one update a rollout the KL between old and new policy is 0
 
 
 def objective(

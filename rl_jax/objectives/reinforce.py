@@ -13,12 +13,14 @@ Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms for
 Machine Learning 8 (1992).
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, add, entropy_bonus, on_policy_gradient, scale
-from rl_jax.ops import advantages, aggregation
+from rl_jax.ops import advantages, aggregation, estimates
 
-estimator = advantages.baseline
+advantage = partial(estimates.per_completion, advantages.baseline)
 
 
 def objective(*, entropy_coef: float | Array = 0.0) -> Objective:

@@ -14,12 +14,25 @@ Reference: J. Hu et al., "REINFORCE++: Stabilizing Critic-Free Policy Optimizati
 Normalization", arXiv:2501.03262.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import aggregation, ratios, surrogates, token_advantages
+from rl_jax.ops import aggregation, estimates, ratios, surrogates, token_advantages
+from rl_jax.ops.estimates import Advantage
 
-estimator = token_advantages.reinforce_plus_plus
+
+def advantage(*, gamma: float | Array = 1.0) -> Advantage:
+  """Returns the token returns, whitened over the batch.
+
+  Args:
+    gamma: Discount a token.
+
+  >>> advantage().needs
+  frozenset({'token_rewards'})
+  """
+  return estimates.per_token(partial(token_advantages.reinforce_plus_plus, gamma=gamma))
 
 
 def objective(*, clip_low: float | Array = 0.2, clip_high: float | Array = 0.2) -> Objective:

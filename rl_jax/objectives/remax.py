@@ -10,10 +10,12 @@ Reference: Z. Li et al., "ReMax: A Simple, Effective, and Efficient Reinforcemen
 Language Models", arXiv:2310.10505.
 """
 
-from rl_jax.objectives.base import Objective, on_policy_gradient
-from rl_jax.ops import advantages, aggregation
+from functools import partial
 
-estimator = advantages.remax
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation, estimates
+
+advantage = partial(estimates.against_greedy, advantages.remax)
 
 
 def objective() -> Objective:

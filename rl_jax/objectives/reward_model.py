@@ -3,7 +3,8 @@
     loss = mean over rankings of 1/(K choose 2) sum_{i better than j} [ -log sigmoid(s_i - s_j - margin_ij)
                                                                         + centering (s_i + s_j)^2 ]
 
-`scores [..., K]` are the learner's, best first. All pairs of a ranking are in one batch: taking them apart overfits.
+`reward_scores [..., K]` are the learner's, best first. All pairs of a ranking are in one batch: taking them apart
+overfits.
 
 How the defaults differ elsewhere: TRL 1.16: pairs only; the same margin and centering. verl trains none.
 
@@ -27,7 +28,7 @@ def objective(*, centering: float | Array = 0.0, margins: bool = False) -> Objec
     margins: Whether `ratings` (higher is better) set the margin between two answers, as their difference.
 
   >>> sorted(objective().needs)
-  ['scores']
+  ['reward_scores']
   """
 
   def bradley_terry(difference: Array) -> Array:

@@ -13,10 +13,12 @@ Reference: A. Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optim
 in LLMs", arXiv:2402.14740.
 """
 
-from rl_jax.objectives.base import Objective, on_policy_gradient
-from rl_jax.ops import advantages, aggregation
+from functools import partial
 
-estimator = advantages.leave_one_out
+from rl_jax.objectives.base import Objective, on_policy_gradient
+from rl_jax.ops import advantages, aggregation, estimates
+
+advantage = partial(estimates.per_completion, advantages.leave_one_out)
 
 
 def objective() -> Objective:

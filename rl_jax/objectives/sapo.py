@@ -7,12 +7,14 @@ How the defaults differ elsewhere: TRL 1.16 and verl use the same temperatures; 
 Reference: C. Gao et al., "Soft Adaptive Policy Optimization", arXiv:2511.20347.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(*, tau_pos: float | Array = 1.0, tau_neg: float | Array = 1.05) -> Objective:

@@ -1,4 +1,4 @@
-"""SimPO: preference optimisation with the mean log-prob as the reward and a margin; no reference.
+"""SimPO: preference optimization with the mean log-prob as the reward and a margin; no reference.
 
     loss = mean over pairs of -log sigmoid( beta (1/n_c log pi(y_c) - 1/n_r log pi(y_r)) - gamma )
 

@@ -11,12 +11,27 @@ Reference: Y. Yue et al., "VAPO: Efficient and Reliable Reinforcement Learning f
 arXiv:2504.05118 (clip 0.2 and 0.28, mu = 0.1).
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, add, likelihood, policy_gradient, scale, value_regression
-from rl_jax.ops import aggregation, ratios, returns, surrogates
+from rl_jax.ops import aggregation, estimates, ratios, returns, surrogates
+from rl_jax.ops.estimates import Advantage
 
-estimator = returns.decoupled_gae
+
+def advantage(*, gamma: float | Array = 1.0, alpha: float | Array = 0.05, whiten: bool = True) -> Advantage:
+  """Returns the decoupled, length-adaptive estimates.
+
+  Args:
+    gamma: Discount a token.
+    alpha: Lambda of a completion of n tokens is `1 - 1 / (alpha n)`.
+    whiten: Whether the advantages are whitened over the batch.
+
+  >>> sorted(advantage().needs)
+  ['token_rewards', 'values']
+  """
+  return estimates.with_critic(partial(returns.decoupled_gae, gamma=gamma, alpha=alpha), whiten=whiten)
 
 
 def objective(

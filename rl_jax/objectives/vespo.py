@@ -8,12 +8,14 @@ verl has none.
 Reference: "VESPO: Variational Sequence-level Soft Policy Optimization", arXiv:2602.10693.
 """
 
+from functools import partial
+
 from jaxtyping import Array
 
 from rl_jax.objectives.base import Objective, policy_gradient
-from rl_jax.ops import advantages, aggregation, ratios, surrogates
+from rl_jax.ops import advantages, aggregation, estimates, ratios, surrogates
 
-estimator = advantages.group_normalized
+advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(

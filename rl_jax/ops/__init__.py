@@ -1,1 +1,5 @@
 """Pure array functions on `[..., T]`, time last. They import jax and chex only and never touch a model."""
+
+from rl_jax import lazy
+
+__getattr__ = lazy.submodules(__name__, __path__)

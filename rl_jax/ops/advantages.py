@@ -11,11 +11,9 @@ from typing import Any, Literal
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from rl_jax.ops.masking import as_bool, is_constant, masked_count, masked_mean, masked_sum, masked_variance, zero_masked
-
-Estimator = Callable[..., Array]
 
 
 def _group_mean(rewards: Array, mask: Array) -> Array:
@@ -23,12 +21,12 @@ def _group_mean(rewards: Array, mask: Array) -> Array:
 
 
 def _is_constant(rewards: Array, mask: Array) -> Array:
-  """Of each group, `[..., 1]`."""
+  """Whether the rewards of each group are equal, `[..., 1]`."""
   return is_constant(rewards, mask, axis=-1)[..., None]
 
 
 def _variance(rewards: Array, mask: Array, ddof: int) -> Array:
-  """Of each group, `[..., 1]`; exactly 0 where all its rewards are equal."""
+  """Variance of each group, `[..., 1]`; exactly 0 where all its rewards are equal."""
   deviation = zero_masked(rewards - _group_mean(rewards, mask), as_bool(mask) & ~_is_constant(rewards, mask))
   degrees = jnp.maximum(masked_count(mask, axis=-1) - ddof, 1)[..., None]
   return jnp.sum(jnp.square(deviation), axis=-1, keepdims=True) / degrees
@@ -51,7 +49,7 @@ def group_normalized(
     rewards: One scalar a completion, groups on the last axis.
     mask: Which entries exist (uneven groups) or have a reward; all by default.
     scale: Divide by the standard deviation of the `"group"`, of the whole `"batch"` (TRL's option), or by
-      nothing, `"none"` (Dr. GRPO, arXiv:2503.20783, whose authors show that the division favours prompts that are
+      nothing, `"none"` (Dr. GRPO, arXiv:2503.20783, whose authors show that the division favors prompts that are
       almost always or almost never solved).
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
@@ -76,9 +74,9 @@ def group_normalized(
   mask = jnp.ones_like(rewards) if mask is None else mask
   rewards = zero_masked(rewards, mask)
   live = as_bool(mask) & ~_is_constant(rewards, mask)
-  centred = leave_one_out(rewards, mask) if leave_self_out else zero_masked(rewards - _group_mean(rewards, mask), live)
+  centered = leave_one_out(rewards, mask) if leave_self_out else zero_masked(rewards - _group_mean(rewards, mask), live)
   if scale == "none":
-    return centred
+    return centered
   if scale == "batch":
     variance = masked_variance(rewards, mask, ddof=ddof)
   elif leave_self_out is True:
@@ -90,7 +88,7 @@ def group_normalized(
     variance = _variance(rewards, mask, ddof)
   # The gradient of a root at 0 is infinite.
   std = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-  return centred / jnp.where(variance > 0, std + eps, 1)
+  return centered / jnp.where(variance > 0, std + eps, 1)
 
 
 def leave_one_out(rewards: Float[Array, "*batch G"], mask: Array | None = None) -> Float[Array, "*batch G"]:
@@ -126,7 +124,7 @@ def baseline(
     value: The baseline, such as a running mean (`running_mean`); a scalar or of the rewards' shape.
 
   Returns:
-    Of the rewards' shape, 0 where the mask is 0.
+    An array of the rewards' shape, 0 where the mask is 0.
 
   Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms" (1992).
 
@@ -285,9 +283,9 @@ def normalize_then_sum(
 ) -> Float[Array, "*batch G"]:
   """`A_i = sum_k w_k (s_ki - mean_G(s_k)) / (std_G(s_k) + eps)` of several rewards (GDPO), before whitening.
 
-  Normalising each reward by itself keeps one with a large spread from drowning the others. The result is whitened over
-  the batch next: by samples (`whitened`: TRL, NeMo-RL) or by tokens (`masking.masked_whiten` after `per_token`: verl).
-  The other order, sum then normalise, is `group_normalized` of the weighted sum.
+  Normalizing each reward by itself keeps one with a large spread from drowning the others. The result is whitened over
+  the batch next: by samples (`whitened`: TRL, NeMo-RL) or by tokens (`masking.masked_whiten` after
+  `broadcast_to_tokens`: verl). The other order, sum then normalize, is `group_normalized` of the weighted sum.
 
   Args:
     rewards: K rewards a completion, on the first axis.
@@ -331,7 +329,7 @@ def whitened(
   return flat.reshape(advantages.shape)
 
 
-def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) -> Callable[..., Array]:
+def by_group_ids(estimator: Callable[..., Array], *, num_groups: int, max_group_size: int) -> Callable[..., Array]:
   """Turns an estimator on `[groups, G]` into one on flat rewards with a group id each.
 
   Args:
@@ -349,7 +347,7 @@ def by_group_ids(estimator: Estimator, *, num_groups: int, max_group_size: int) 
   [-1.5 -4.  -1.5  3.   4. ]
   """
 
-  def estimate(rewards: Float[Array, " N"], group_ids: Int[Array, " N"], *others: Array) -> Float[Array, " N"]:
+  def estimate(rewards: Float[Array, " N"], group_ids: Int[Array, " N"], *others: Array) -> Shaped[Array, " N"]:
     chex.assert_equal_shape([rewards, group_ids, *others])
     group_ids = jnp.where(group_ids < 0, num_groups, group_ids)  # a negative index would count from the end
     order = jnp.argsort(group_ids, stable=True)

@@ -125,7 +125,7 @@ def constant_length(*, length: int | Array, count_empty_rows: bool = True) -> Ag
   """Divides by a constant instead of by each row's length: `w_it = m_it / (length B)`.
 
   Args:
-    length: The normaliser, usually the longest completion allowed. It is required, because an array's size
+    length: The normalizer, usually the longest completion allowed. It is required, because an array's size
       would follow the padding of the batch.
     count_empty_rows: Whether B counts rows without tokens.
 

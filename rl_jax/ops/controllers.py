@@ -15,11 +15,11 @@ def adaptive_kl(
   """Ziegler's proportional controller: `coef (1 + clip(kl / target - 1, -0.2, 0.2) samples / horizon)`.
 
   Args:
-    coef: Before.
-    kl: Measured, in the units of `target` (nats a sequence in the paper, nats a token in verl).
-    target: Wanted.
+    coef: The coefficient so far.
+    kl: The measured KL, in the units of `target` (nats a sequence in the paper, nats a token in verl).
+    target: The KL wanted.
     horizon: Samples over which the coefficient may change by a fifth.
-    samples: Seen since the last call.
+    samples: Samples seen since the last call.
 
   Reference: D. M. Ziegler et al., "Fine-Tuning Language Models from Human Preferences", arXiv:1909.08593 (eq. 4).
 
@@ -38,11 +38,11 @@ def kl_band(
   PPO's rule for a target d is `low = d / 1.5, high = 1.5 d, factor = 2`.
 
   Args:
-    coef: Before.
-    kl: Measured.
-    low: KL_min.
-    high: KL_max.
-    factor: Above 1.
+    coef: The coefficient so far.
+    kl: The measured KL.
+    low: The KL below which the coefficient falls.
+    high: The KL above which the coefficient rises.
+    factor: Factor of a change, above 1.
 
   Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (section 4).
 
@@ -64,10 +64,10 @@ def adaptive_entropy(
   """Raises the weight of the entropy bonus by `delta` where the entropy is at or below its target, lowers it elsewhere.
 
   Args:
-    coef: Before.
-    entropy: Measured, in nats a token.
+    coef: The coefficient so far.
+    entropy: The measured entropy, in nats a token.
     target: The least entropy wanted.
-    delta: Step.
+    delta: Step of a change.
     low: Least coefficient.
     high: Largest coefficient.
 

@@ -1,12 +1,12 @@
 """Corrections for tokens that another policy sampled than the one that is trained: weights, and what to keep.
 
-The sampler's log-probs `mu` (behaviour) differ from the learner's own at the start of the update, `old`, because the
+The sampler's log-probs `mu` (behavior) differ from the learner's own at the start of the update, `old`, because the
 sampler is another program, or older, or truncates. With `rho = exp(old - mu)`, importance weights multiply a token's
 loss and rejection masks drop tokens; they are separate results, and whether the denominators count what was dropped is
-decided by the objective: `objectives.base.reweigh` keeps the original ones, `restrict` counts what is kept.
+decided by the objective: `objectives.base.weighted` keeps the original ones, `masked` counts what is kept.
 
 All are parameter-free: computed once, on the global batch. To correct at every update rather than once a batch, pass
-`batch_logp` for `old_logp`; to do without the `old` pass ("bypass"), pass the behaviour's log-probs for `old`.
+`batch_logp` for `old_logp`; to do without the `old` pass ("bypass"), pass the behavior's log-probs for `old`.
 Log-ratios are clamped to +-`max_log_ratio` before exp, by default to the 20 of verl; NeMo-RL and AReaL do not clamp.
 
 Reference: F. Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025, TIS).
@@ -21,20 +21,20 @@ from jaxtyping import Array, Bool, Float
 
 from rl_jax.ops import kl
 from rl_jax.ops.masking import as_bool, masked_count, masked_mean, masked_sum, zero_masked
-from rl_jax.ops.metrics import Max, Mean, Metrics
+from rl_jax.ops.metrics import EffectiveSize, Max, Mean, Metrics
 from rl_jax.ops.numerics import largest_exponent
 
 Level = Literal["token", "sequence", "geometric"]
 
 
-def log_ratio(old_logp: Array, behaviour_logp: Array, mask: Array) -> Float[Array, "*batch T"]:
+def log_ratio(old_logp: Array, behavior_logp: Array, mask: Array) -> Float[Array, "*batch T"]:
   """Returns `old - mu`, 0 where the mask is 0, without a gradient.
 
   >>> print(log_ratio(jnp.array([-1.0, 0.0]), jnp.array([-1.5, jnp.nan]), jnp.array([1, 0])))
   [0.5 0. ]
   """
-  chex.assert_equal_shape([old_logp, behaviour_logp, mask])
-  return jax.lax.stop_gradient(zero_masked(old_logp, mask) - zero_masked(behaviour_logp, mask))
+  chex.assert_equal_shape([old_logp, behavior_logp, mask])
+  return jax.lax.stop_gradient(zero_masked(old_logp, mask) - zero_masked(behavior_logp, mask))
 
 
 def _clamped(ratio: Array, limit: float | Array | None) -> Array:
@@ -44,7 +44,7 @@ def _clamped(ratio: Array, limit: float | Array | None) -> Array:
 
 def importance(
   old_logp: Array,
-  behaviour_logp: Array,
+  behavior_logp: Array,
   mask: Array,
   *,
   level: Level = "token",
@@ -54,7 +54,7 @@ def importance(
 
   Args:
     old_logp: Log-probs `[..., T]` of the policy at the start of the update.
-    behaviour_logp: Those of the distribution that was sampled from.
+    behavior_logp: Those of the distribution that was sampled from.
     mask: 1 for tokens that are trained on.
     level: "token": `exp(old_t - mu_t)`; "sequence": their product over the sequence, unbiased and of high variance;
       "geometric": their geometric mean.
@@ -70,7 +70,7 @@ def importance(
   >>> print(importance(old, mu, jnp.ones(2)), importance(old, mu, jnp.ones(2), level="sequence"))
   [2. 1.] [2. 2.]
   """
-  ratio = log_ratio(old_logp, behaviour_logp, mask)
+  ratio = log_ratio(old_logp, behavior_logp, mask)
   if level == "sequence":
     ratio = jnp.broadcast_to(jnp.sum(ratio, axis=-1, keepdims=True), mask.shape)
   elif level == "geometric":
@@ -82,7 +82,7 @@ def importance(
 
 def truncated(
   old_logp: Array,
-  behaviour_logp: Array,
+  behavior_logp: Array,
   mask: Array,
   *,
   level: Level = "token",
@@ -93,7 +93,7 @@ def truncated(
 
   Args:
     old_logp: As for `importance`.
-    behaviour_logp: As for `importance`.
+    behavior_logp: As for `importance`.
     mask: As for `importance`.
     level: As for `importance`.
     low: The smallest weight; OpenRLHF also truncates from below.
@@ -102,12 +102,12 @@ def truncated(
   >>> print(truncated(jnp.array([0.0, -1.0]), jnp.array([-5.0, -1.0]), jnp.ones(2)))
   [2. 1.]
   """
-  return zero_masked(jnp.clip(importance(old_logp, behaviour_logp, mask, level=level), low, high), mask)
+  return zero_masked(jnp.clip(importance(old_logp, behavior_logp, mask, level=level), low, high), mask)
 
 
 def icepop(
   old_logp: Array,
-  behaviour_logp: Array,
+  behavior_logp: Array,
   mask: Array,
   *,
   level: Level = "token",
@@ -122,12 +122,12 @@ def icepop(
   >>> print(icepop(jnp.array([0.0, -1.0]), jnp.array([-5.0, -1.0]), jnp.ones(2)))
   [0. 1.]
   """
-  weights = importance(old_logp, behaviour_logp, mask, level=level)
+  weights = importance(old_logp, behavior_logp, mask, level=level)
   return jnp.where((weights >= low) & (weights <= high), weights, 0)
 
 
-def normalized(weights: Array, mask: Array, *, level: Level = "token") -> Float[Array, "*batch T"]:
-  """Divides weights by their mean over the batch, so that they average 1 (self-normalised importance sampling).
+def self_normalized(weights: Array, mask: Array, *, level: Level = "token") -> Float[Array, "*batch T"]:
+  """Divides weights by their mean over the batch, so that they average 1 (self-normalized importance sampling).
 
   Args:
     weights: `[..., T]`, from `truncated` and the like.
@@ -137,7 +137,7 @@ def normalized(weights: Array, mask: Array, *, level: Level = "token") -> Float[
   Returns:
     `[..., T]`; unchanged where the mean is 0.
 
-  >>> print(normalized(jnp.array([1.0, 3.0]), jnp.ones(2)))
+  >>> print(self_normalized(jnp.array([1.0, 3.0]), jnp.ones(2)))
   [0.5 1.5]
   """
   if level == "token":
@@ -153,7 +153,7 @@ Statistic = Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]
 
 def keep_close(
   old_logp: Array,
-  behaviour_logp: Array,
+  behavior_logp: Array,
   mask: Array,
   *,
   estimator: Literal["k1", "k2", "k3"] = "k1",
@@ -166,14 +166,14 @@ def keep_close(
 
   Args:
     old_logp: Log-probs `[..., T]` of the policy at the start of the update.
-    behaviour_logp: Those of the distribution that was sampled from.
+    behavior_logp: Those of the distribution that was sampled from.
     mask: 1 for tokens that are trained on.
-    estimator: Of `mu` against `old`: `k1 = mu - old`, `k2 = k1^2 / 2`, `k3 = expm1(-k1) + k1`, in nats. verl gives its
+    estimator: Estimator of the KL: `k1 = mu - old`, `k2 = k1^2 / 2`, `k3 = expm1(-k1) + k1`, in nats. verl gives its
       bounds on k1 as ratios `exp(k1)`: its "0.5_2.0" is `low=log(0.5), high=log(2)` here.
     statistic: Each token by itself, or the sum, mean (for k1: the log of the geometric mean ratio) or maximum over the
       sequence, which is then kept or rejected as a whole.
     low: Smallest value that is kept.
-    high: Largest.
+    high: Largest value that is kept.
     max_log_ratio: Clamp of each token's log-ratio; None for none but that of `numerics.largest_exponent`.
 
   Returns:
@@ -190,7 +190,7 @@ def keep_close(
   """
   if estimator not in _ESTIMATORS:
     raise ValueError(f"estimator must be one of {sorted(_ESTIMATORS)}, got {estimator!r}")
-  ratio = _clamped(log_ratio(old_logp, behaviour_logp, mask), max_log_ratio)
+  ratio = _clamped(log_ratio(old_logp, behavior_logp, mask), max_log_ratio)
   divergence = _ESTIMATORS[estimator](jnp.zeros_like(ratio), ratio)
   if statistic == "sequence_sum":
     divergence = masked_sum(divergence, mask, axis=-1)[..., None]
@@ -204,13 +204,13 @@ def keep_close(
 
 
 def keep_without_outliers(
-  old_logp: Array, behaviour_logp: Array, mask: Array, *, low: float | Array = 1e-4, high: float | Array = 1e4
+  old_logp: Array, behavior_logp: Array, mask: Array, *, low: float | Array = 1e-4, high: float | Array = 1e4
 ) -> Bool[Array, "*batch T"]:
   """Rejects whole sequences that hold a token with `rho` outside `[low, high]` (a token veto).
 
   Args:
     old_logp: As for `keep_close`.
-    behaviour_logp: As for `keep_close`.
+    behavior_logp: As for `keep_close`.
     mask: As for `keep_close`.
     low: Smallest token ratio.
     high: Largest token ratio.
@@ -218,13 +218,13 @@ def keep_without_outliers(
   >>> print(keep_without_outliers(jnp.array([[-20.0, -1.0]]), jnp.array([[-1.0, -1.0]]), jnp.ones((1, 2))))
   [[False False]]
   """
-  ratio = log_ratio(old_logp, behaviour_logp, mask)
+  ratio = log_ratio(old_logp, behavior_logp, mask)
   inside = (ratio >= jnp.log(low)) & (ratio <= jnp.log(high)) | ~as_bool(mask)
   return jnp.all(inside, axis=-1, keepdims=True) & as_bool(mask)
 
 
 def keep_on_policy_failures(
-  logp: Array, behaviour_logp: Array, advantages: Array, mask: Array, *, delta: float | Array
+  logp: Array, behavior_logp: Array, advantages: Array, mask: Array, *, delta: float | Array
 ) -> Bool[Array, "*batch T"]:
   """Off-policy sequence masking: drops what has a negative advantage and a mean `mu - logp` above `delta`.
 
@@ -232,7 +232,7 @@ def keep_on_policy_failures(
 
   Args:
     logp: The learner's log-probs `[..., T]`, at the start of the update or, as `batch_logp`, at this one.
-    behaviour_logp: Those of the distribution that was sampled from.
+    behavior_logp: Those of the distribution that was sampled from.
     advantages: One a token.
     mask: 1 for tokens that are trained on.
     delta: Threshold in nats a token.
@@ -245,13 +245,13 @@ def keep_on_policy_failures(
   [[ True]
    [False]]
   """
-  gap = masked_mean(-log_ratio(logp, behaviour_logp, mask), mask, axis=-1)[..., None]
+  gap = masked_mean(-log_ratio(logp, behavior_logp, mask), mask, axis=-1)[..., None]
   return ((zero_masked(advantages, mask) >= 0) | (gap <= delta)) & as_bool(mask)
 
 
 def keep_second_moment(
   logp: Array,
-  behaviour_logp: Array,
+  behavior_logp: Array,
   advantages: Array,
   mask: Array,
   *,
@@ -264,10 +264,10 @@ def keep_second_moment(
 
   Args:
     logp: The learner's log-probs `[..., T]`, at the start of the update or, as `batch_logp`, at this one.
-    behaviour_logp: Those of the distribution that was sampled from.
+    behavior_logp: Those of the distribution that was sampled from.
     advantages: One a token.
     mask: 1 for tokens that are trained on.
-    limit: Of the second moment, in nats squared.
+    limit: Largest second moment, in nats squared.
     only_at_risk: Whether only tokens that a clip could stop are dropped: `A > 0` with `rho > 1`, `A < 0` with
       `rho < 1`. AReaL drops any.
 
@@ -278,10 +278,11 @@ def keep_second_moment(
   >>> print(keep_second_moment(logp, mu, jnp.ones(3), jnp.ones(3)))
   [ True  True False]
   """
-  ratio = log_ratio(logp, behaviour_logp, mask)
+  ratio = log_ratio(logp, behavior_logp, mask)
   at_risk = as_bool(mask)
   if only_at_risk:
     at_risk &= ratio * zero_masked(advantages, mask) > 0
+  # Candidates by their squared log-ratio, largest first; what may not be dropped counts as 0 here.
   squared = jnp.where(at_risk, jnp.square(ratio), 0)
   descending = -jnp.sort(-squared, axis=None)
   # Row k: the mean of what stays when the k largest are dropped, with what cannot be dropped counted in full.
@@ -290,57 +291,57 @@ def keep_second_moment(
   mean = left / jnp.maximum(masked_count(mask) - jnp.arange(squared.size), 1)
   drop = jnp.argmax(jnp.concatenate([mean <= limit, jnp.ones(1, bool)]))  # the smallest k that is enough, or all
   drop = jnp.minimum(drop, jnp.sum(at_risk))
+  # The rank of each token in that order; those of the first `drop` ranks go.
   order = jnp.argsort(-squared, axis=None, stable=True)
   rank = jnp.zeros(squared.size, drop.dtype).at[order].set(jnp.arange(squared.size, dtype=drop.dtype))
   return as_bool(mask) & ~(at_risk & (rank.reshape(mask.shape) < drop))
 
 
-def mismatch(old_logp: Array, behaviour_logp: Array, mask: Array) -> Metrics:
+def mismatch(old_logp: Array, behavior_logp: Array, mask: Array) -> Metrics:
   """Metrics of how far the sampler is from the learner.
 
-  `abs` and `max`: mean and largest `|old - mu|`; `k3`: KL(mu || old); `ess`: the effective sample size
-  `mean(rho)^2 / mean(rho^2)` can be read off `rho` and `rho_squared`, chi-squared is `rho_squared - 1`.
+  `mismatch_mean` and `mismatch_max`: mean and largest `|old - mu|`, in nats; `mismatch_kl`: KL(mu || old) by k3, in
+  nats; `ess`: the effective sample size `mean(rho)^2 / mean(rho^2)`.
 
   Args:
     old_logp: Log-probs `[..., T]` of the policy at the start of the update.
-    behaviour_logp: Those of the distribution that was sampled from.
+    behavior_logp: Those of the distribution that was sampled from.
     mask: 1 for tokens that are trained on.
 
   >>> from rl_jax.ops import metrics
   >>> seen = metrics.results(mismatch(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -1.5]), jnp.ones(2)))
-  >>> seen["abs"], seen["max"]
+  >>> seen["mismatch_mean"], seen["mismatch_max"]
   (0.25, 0.5)
   """
-  ratio = log_ratio(old_logp, behaviour_logp, mask)
+  ratio = log_ratio(old_logp, behavior_logp, mask)
   rho = jnp.exp(_clamped(ratio, 20.0))
   return {
-    "abs": Mean.of(jnp.abs(ratio), mask),
-    "max": Max.of(jnp.abs(ratio), mask),
-    "k3": Mean.of(rho - 1 - ratio, mask),
-    "rho": Mean.of(rho, mask),
-    "rho_squared": Mean.of(jnp.square(rho), mask),
+    "mismatch_mean": Mean.of(jnp.abs(ratio), mask),
+    "mismatch_max": Max.of(jnp.abs(ratio), mask),
+    "mismatch_kl": Mean.of(rho - 1 - ratio, mask),
+    "ess": EffectiveSize.of(rho, mask),
   }
 
 
-def effective_sample_size(old_logp: Array, behaviour_logp: Array, mask: Array) -> Float[Array, ""]:
+def effective_sample_size(old_logp: Array, behavior_logp: Array, mask: Array) -> Float[Array, ""]:
   """Returns `mean(rho)^2 / mean(rho^2)` over tokens, in (0, 1]: the fraction of them that the weights leave in effect.
 
   >>> float(effective_sample_size(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -1.0]), jnp.ones(2)))
   1.0
   """
-  rho = importance(old_logp, behaviour_logp, mask)
+  rho = importance(old_logp, behavior_logp, mask)
   return jnp.square(masked_mean(rho, mask)) / jnp.maximum(masked_mean(jnp.square(rho), mask), 1e-30)
 
 
 def chi_squared(
-  old_logp: Array, behaviour_logp: Array, mask: Array, *, level: Literal["token", "sequence"] = "token"
+  old_logp: Array, behavior_logp: Array, mask: Array, *, level: Literal["token", "sequence"] = "token"
 ) -> Float[Array, ""]:
   """Returns the chi-squared divergence estimate `mean(rho^2) - 1`, over tokens or over sequences that have tokens.
 
   >>> float(chi_squared(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -1.0]), jnp.ones(2)))
   0.0
   """
-  rho = importance(old_logp, behaviour_logp, mask, level=level)
+  rho = importance(old_logp, behavior_logp, mask, level=level)
   if level == "token":
     return masked_mean(jnp.square(rho), mask) - 1
   return masked_mean(jnp.square(jnp.max(rho, axis=-1)), jnp.any(as_bool(mask), axis=-1)) - 1

@@ -136,9 +136,9 @@ def categorical(
   """Returns the exact `KL(policy || reference) = sum_v p_v (log p_v - log q_v)` of two next-token distributions.
 
   Args:
-    logits: The policy's `[..., V]`. Tokens with a logit of -inf have no share.
-    ref_logits: The reference's.
-    temperature: Of both.
+    logits: The policy's logits `[..., V]`. Tokens with a logit of -inf have no share.
+    ref_logits: The reference's logits.
+    temperature: Temperature of both distributions.
 
   Returns:
     `[...]`, in nats, at least 0.

@@ -14,8 +14,8 @@ from rl_jax.ops.masking import upcast
 
 
 def predictors(
-  prompt_hidden: Float[Array, "*batch D"], completion_hidden: Float[Array, "*batch T D"]
-) -> Float[Array, "*batch T D"]:
+  prompt_hidden: Float[Array, "*batch D"], completion_hidden: Float[Array, "*batch S D"]
+) -> Float[Array, "*batch S+1 D"]:
   """Returns the hidden states that predict a completion: the shift by one, done here and nowhere else.
 
   The first token is predicted by the prompt's last token, the next by the first token, and so on.

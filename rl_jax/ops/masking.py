@@ -7,10 +7,10 @@ exp or log follows, in the gradient.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 
-def as_bool(mask: Array) -> Bool[Array, "*batch T"]:
+def as_bool(mask: Array) -> Bool[Array, "..."]:
   """Returns `mask != 0` as booleans; accepts float, integer or boolean masks.
 
   >>> print(as_bool(jnp.array([1.0, 0.0])))
@@ -28,7 +28,7 @@ def upcast(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def zero_masked(x: Float[Array, "*batch T"], mask: Array) -> Float[Array, "*batch T"]:
+def zero_masked(x: Shaped[Array, "*shape"], mask: Array) -> Float[Array, "*shape"]:
   """Returns `x` where the mask is set and 0 elsewhere, in float32 at least.
 
   Args:
@@ -89,8 +89,8 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   1.0
   """
   x = zero_masked(x, mask)
-  centred = zero_masked(x - masked_mean(x, mask), mask)
-  return jnp.sum(jnp.square(centred)) / jnp.maximum(masked_count(mask) - ddof, 1)
+  centered = zero_masked(x - masked_mean(x, mask), mask)
+  return jnp.sum(jnp.square(centered)) / jnp.maximum(masked_count(mask) - ddof, 1)
 
 
 def is_constant(x: Array, mask: Array, *, axis: int | None = None) -> Bool[Array, "..."]:
@@ -123,6 +123,6 @@ def masked_whiten(x: Array, mask: Array, *, shift_mean: bool = True, ddof: int =
   """
   x = zero_masked(x, mask)
   mean = masked_mean(x, mask)
-  centred = jnp.where(is_constant(x, mask), 0, x - mean)
-  whitened = centred * jax.lax.rsqrt(masked_variance(x, mask, ddof=ddof) + eps)
+  centered = jnp.where(is_constant(x, mask), 0, x - mean)
+  whitened = centered * jax.lax.rsqrt(masked_variance(x, mask, ddof=ddof) + eps)
   return zero_masked(whitened if shift_mean else whitened + mean, mask)

@@ -80,7 +80,35 @@ class Min(NamedTuple):
     return float(self.value)
 
 
-Metric = Mean | Max | Min
+class EffectiveSize(NamedTuple):
+  """The effective sample size `mean(w)^2 / mean(w^2)` of importance weights, in (0, 1]; 1 when nothing is selected.
+
+  >>> f"{EffectiveSize.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).result():.2f}"
+  '0.80'
+  """
+
+  total: Float[Array, "*stack"]
+  squares: Float[Array, "*stack"]
+  count: Float[Array, "*stack"]
+
+  @classmethod
+  def of(cls, weights: Array, mask: Array) -> "EffectiveSize":
+    weights = upcast(jax.lax.stop_gradient(weights))
+    return cls(masked_sum(weights, mask), masked_sum(jnp.square(weights), mask), masked_count(mask))
+
+  @property
+  def value(self) -> Float[Array, "*stack"]:
+    whole = self.count * self.squares
+    return jnp.where(whole > 0, jnp.square(self.total) / jnp.where(whole > 0, whole, 1), 1)
+
+  def reduce(self) -> "EffectiveSize":
+    return EffectiveSize(self.total.sum(0), self.squares.sum(0), self.count.sum(0))
+
+  def result(self) -> float:
+    return float(np.asarray(self.value))
+
+
+Metric = Mean | Max | Min | EffectiveSize
 Metrics = dict[str, Metric]
 
 
@@ -92,6 +120,17 @@ def reduce(metrics: Metrics) -> Metrics:
   {'x': 2.0}
   """
   return {name: metric.reduce() for name, metric in metrics.items()}
+
+
+def merge(one: Metrics, other: Metrics) -> Metrics:
+  """Puts metrics together; those of one name are combined, as if they had been measured at one time.
+
+  >>> parts = {"x": Mean(jnp.array(1.0), jnp.array(1.0))}, {"x": Mean(jnp.array(5.0), jnp.array(2.0))}
+  >>> results(merge(*parts))
+  {'x': 2.0}
+  """
+  both = {name: jax.tree.map(lambda a, b: jnp.stack([a, b]), one[name], other[name]) for name in one if name in other}
+  return one | other | reduce(both)
 
 
 def values(metrics: Metrics) -> dict[str, Array]:

@@ -29,8 +29,8 @@ def update(moments: Moments, x: Float[Array, "*batch"], mask: Array) -> Moments:
   """Adds a batch, `M <- M + M_b + (m_b - m)^2 n n_b / (n + n_b)`.
 
   Args:
-    moments: Before.
-    x: Any shape.
+    moments: The moments so far.
+    x: New numbers, of any shape.
     mask: Which entries exist.
 
   Reference: T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample

@@ -1,4 +1,4 @@
-"""Returns and generalised advantage estimation over time, right to left.
+"""Returns and generalized advantage estimation over time, right to left.
 
 Both forms of GAE solve the same linear recurrence `x_t = a_t x_{t+1} + b_t`: `gae` by a sequential scan, which reads
 like the paper, `gae_associative` in parallel over time.
@@ -133,7 +133,7 @@ def gae(
   last_value: float | Array = 0.0,
   holes: Holes = "carry",
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
-  """Generalised advantage estimation.
+  """Generalized advantage estimation.
 
     d_t = R_t + gamma V_{t+1} - V_t
     A_t = d_t + gamma lam A_{t+1}
@@ -286,13 +286,16 @@ def _geometric_recurrence(decay: Array, b: Array) -> Array:
   place = jnp.arange(_BLOCK)
   ahead = place[:, None] - place[None, :]  # from column t to row s, for x_t = sum_{s >= t} decay^(s - t) b_s
   powers = jnp.where(ahead >= 0, _power(decay, jnp.maximum(ahead, 0)), 0)
+  # Within a block the recurrence is a product with a triangle of powers.
   local = jnp.matmul(padded, powers, precision=jax.lax.Precision.HIGHEST)
 
   def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
     return later[0] * earlier[0], earlier[0] * later[1] + earlier[1]
 
+  # Between blocks it is the same recurrence, of blocks' first values, with decay^64 for decay.
   starts = jnp.broadcast_to(_power(decay, jnp.array([_BLOCK])), local.shape[:-1]), local[..., 0]
   _, firsts = jax.lax.associative_scan(join, starts, reverse=True, axis=local.ndim - 2)
+  # What comes after a block reaches each of its places, faded by the distance.
   after = jnp.concatenate([firsts[..., 1:], jnp.zeros_like(firsts[..., :1])], axis=-1)
   fading = _power(decay, _BLOCK - place)[..., None, :]
   total = local + after[..., None] * jnp.broadcast_to(fading, local.shape)

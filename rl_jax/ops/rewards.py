@@ -88,7 +88,7 @@ def with_kl(
     ref_logp: The reference's, at the same temperature.
     mask: 1 where a token was chosen.
     coef: Weight of the KL.
-    estimator: From `ops.kl`; k1 is unbiased and, in a reward, has the right gradient.
+    estimator: An estimator from `ops.kl`; k1 is unbiased and, in a reward, has the right gradient.
 
   Reference: D. M. Ziegler et al., "Fine-Tuning Language Models from Human Preferences", arXiv:1909.08593.
 
@@ -131,12 +131,12 @@ def overlong_penalty(
 def missing_eos_penalty(
   rewards: Float[Array, "*batch"], stopped: Bool[Array, "*batch"], *, penalty: float | Array, replace: bool = False
 ) -> Float[Array, "*batch"]:
-  """Takes `penalty` from completions that were cut off.
+  """Takes `penalty` from completions that were truncated.
 
   Args:
     rewards: `[...]`.
     stopped: Whether an end-of-sequence token ended the completion.
-    penalty: Positive.
+    penalty: What is taken, a positive number.
     replace: Whether `-penalty` takes the reward's place (InstructGPT's summaries, `non_eos_penalty`).
 
   >>> print(missing_eos_penalty(jnp.array([1.0, 1.0]), jnp.array([True, False]), penalty=1.0))
@@ -146,7 +146,7 @@ def missing_eos_penalty(
 
 
 def mask_truncated(mask: Array, stopped: Bool[Array, "*batch"]) -> Array:
-  """Leaves completions that were cut off out of the loss (DAPO's overlong filtering).
+  """Leaves completions that were truncated out of the loss (DAPO's overlong filtering).
 
   >>> print(mask_truncated(jnp.ones((2, 2)), jnp.array([True, False])))
   [[1. 1.]

@@ -40,7 +40,7 @@ def top_fraction(values: Array, mask: Array, *, fraction: float | Array) -> Bool
   Args:
     values: `[..., T]`.
     mask: 1 where a token is selected.
-    fraction: Of the selected tokens, rounded down. A Python number is faster than a traced one, which sorts all.
+    fraction: Share of the selected tokens, rounded down. A Python number is faster than a traced one, which sorts all.
 
   >>> print(top_fraction(jnp.array([1.0, 3.0, 2.0, 9.0]), jnp.array([1, 1, 1, 0]), fraction=0.67))
   [False  True  True False]
@@ -57,7 +57,7 @@ def random_fraction(
     noise: `[..., T]`, one uniform random number a token; the lowest are drawn.
     candidates: `[..., T]` booleans.
     mask: 1 where a token is selected.
-    fraction: Of the selected tokens, rounded down.
+    fraction: Share of the selected tokens, rounded down.
 
   >>> print(random_fraction(jnp.array([0.2, 0.1, 0.9]), jnp.array([True, False, True]), jnp.ones(3), fraction=0.4))
   [ True False False]
@@ -73,7 +73,7 @@ def top_entropy(entropy: Array, mask: Array, *, fraction: float | Array = 0.2) -
   Args:
     entropy: `[..., T]`, in nats; the learner's at this update as `batch_entropy`, or an earlier one.
     mask: 1 where a token is selected.
-    fraction: Of the tokens that are kept, roughly.
+    fraction: Rough share of the tokens that are kept.
 
   Reference: S. Wang et al., "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement
   Learning for LLM Reasoning", arXiv:2506.01939.

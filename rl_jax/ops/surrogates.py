@@ -1,4 +1,4 @@
-"""Per-token policy losses, to be minimised. Each factory returns `(log_ratio, advantages, **context) -> loss [..., T]`.
+"""Per-token policy losses, to be minimized. Each factory returns `(log_ratio, advantages, **context) -> loss [..., T]`.
 
 The context, which an objective passes and most surrogates ignore, is `logp` (the learner's log-probs) and `mask`. A
 surrogate whose gradient is that of the log-prob rather than of the ratio (REINFORCE, CISPO, DRO, DPPO, VESPO) names
@@ -24,7 +24,7 @@ def reinforce() -> Surrogate:
   """`-A log pi(a)`: the policy gradient itself; the ratio is not looked at.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized.
 
   Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
   Learning", Machine Learning 8 (1992).
@@ -47,7 +47,7 @@ def importance(*, max_log_ratio: float | Array | None = None) -> Surrogate:
     max_log_ratio: The log-ratio is clamped to this from above (verl: 20); just below overflow by default.
 
   Returns:
-    `(log_ratio, advantages) -> loss [..., T]`, minimised.
+    `(log_ratio, advantages) -> loss [..., T]`, minimized.
 
   >>> print(importance()(jnp.log(jnp.array([1.5])), jnp.array([2.0])))
   [-3.]
@@ -80,7 +80,7 @@ def clip(
       overflow by default; verl clamps to +-20.
 
   Returns:
-    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimised.
+    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimized.
 
   Reference: J. Schulman et al., "Proximal Policy Optimization Algorithms", arXiv:1707.06347 (eq. 7); Q. Yu et al.,
   "DAPO", arXiv:2503.14476; Prime Intellect, "INTELLECT-2", arXiv:2505.07291 (delta).
@@ -113,7 +113,7 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
     bound: The ratio at which the loss stops growing, above 1.
 
   Returns:
-    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimised.
+    `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimized.
 
   Reference: D. Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning",
   arXiv:1912.09729. verl applies it by default, with 3.
@@ -140,7 +140,7 @@ def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
     high: How far it may rise above 1.
 
   Returns:
-    `(log_ratio, advantages) -> loss [..., T]`, minimised.
+    `(log_ratio, advantages) -> loss [..., T]`, minimized.
 
   Reference: as IcePop's band, applied to the learner: Ling Team, "Every Step Evolves", arXiv:2510.18855.
 
@@ -162,10 +162,10 @@ def probability_band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> 
 
   Args:
     low: Largest fall of the probability.
-    high: Largest rise.
+    high: Largest rise of the probability.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised. Use `ratios.token`.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized. Use `ratios.token`.
 
   Reference: the mask of Prime Intellect's prime-rl; its small quadratic pull to the old policy is
   `kl_penalty(kl.k2, ..., reference="old_logp")`.
@@ -193,7 +193,7 @@ def cispo(*, low: float | Array = 1.0, high: float | Array = 4.0) -> Surrogate:
       (5 there is 4 here), and it has no lower bound.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised; its gradient in `logp` is `-clip(r, ...) A`.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized; its gradient in `logp` is `-clip(r, ...) A`.
 
   Reference: MiniMax, "MiniMax-M1", arXiv:2506.13585 (eq. 4).
 
@@ -221,7 +221,7 @@ def sapo(
     max_log_ratio: The log-ratio is clamped to +- this, as in verl; the gate is flat there anyway. TRL does not clamp.
 
   Returns:
-    `(log_ratio, advantages) -> loss [..., T]`, minimised.
+    `(log_ratio, advantages) -> loss [..., T]`, minimized.
 
   Reference: C. Gao et al., "Soft Adaptive Policy Optimization" (SAPO), arXiv:2511.20347.
 
@@ -249,7 +249,7 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> Surrogate:
     high: How far it may rise above 0.
 
   Returns:
-    `(log_ratio, advantages, *, mask) -> loss [..., T]`, minimised, the same at all tokens of a row: aggregate it by
+    `(log_ratio, advantages, *, mask) -> loss [..., T]`, minimized, the same at all tokens of a row: aggregate it by
     `aggregation.sequence_mean`.
 
   Reference: Y. Zhao et al., "Geometric-Mean Policy Optimization" (GMPO), arXiv:2507.20673 (eq. 4).
@@ -290,7 +290,7 @@ def vespo(
     max_log_ratio: Each token's log-ratio is clamped to +- this, their sum to `[log 1e-8, this]`, as in TRL.
 
   Returns:
-    `(log_ratio, advantages, *, logp, mask) -> loss [..., T]`, minimised. Use `ratios.token`.
+    `(log_ratio, advantages, *, logp, mask) -> loss [..., T]`, minimized. Use `ratios.token`.
 
   Reference: "VESPO: Variational Sequence-level Soft Policy Optimization", arXiv:2602.10693.
 
@@ -317,9 +317,9 @@ def dro(*, beta: float | Array = 0.1) -> Surrogate:
     beta: Strength of the pull, positive.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised; its gradient is `-A + beta log r`.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized; its gradient is `-A + beta log r`.
 
-  Reference: P. H. Richemond et al., "Offline Regularised Reinforcement Learning for LLM Alignment" (DRO),
+  Reference: P. H. Richemond et al., "Offline Regularized Reinforcement Learning for LLM Alignment" (DRO),
   arXiv:2405.19107; token-wise as in verl.
 
   >>> print(dro(beta=1.0)(jnp.array([2.0]), jnp.array([1.0]), logp=jnp.array([-1.0])))
@@ -341,10 +341,10 @@ def dppo_tv(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float
   Args:
     low: Largest fall of the probability.
     high: Largest rise of the probability.
-    cap: Of the importance weight.
+    cap: Largest importance weight.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised. Use `ratios.token`.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized. Use `ratios.token`.
 
   Reference: "Rethinking the Trust Region in LLM Reinforcement Learning" (DPPO), arXiv:2602.04879.
 
@@ -368,10 +368,10 @@ def dppo_kl(*, low: float | Array = 0.05, high: float | Array = 0.05, cap: float
   Args:
     low: Largest divergence where the advantage is not positive and the probability fell.
     high: Largest divergence where the advantage is positive and the probability rose.
-    cap: Of the importance weight.
+    cap: Largest importance weight.
 
   Returns:
-    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimised. Use `ratios.token`.
+    `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized. Use `ratios.token`.
 
   Reference: "Rethinking the Trust Region in LLM Reinforcement Learning" (DPPO), arXiv:2602.04879.
 
@@ -396,6 +396,10 @@ def _weighted_likelihood(allowed: Array, log_ratio: Array, cap: float | Array) -
   """`-sg(min(r, cap))` where it is allowed, else 0: what `A log pi` is multiplied by."""
   weight = jnp.where(allowed, jnp.exp(jnp.minimum(log_ratio, jnp.log(cap))), 0)
   return -jax.lax.stop_gradient(weight)
+
+
+# Surrogates whose gradient is never stopped: they clip a weight, fade, or do neither.
+NEVER_STOP = frozenset({"reinforce", "importance", "cispo", "sapo", "dro", "vespo"})
 
 
 def is_stopped(

@@ -13,7 +13,7 @@ from rl_jax.ops.masking import as_bool, masked_whiten, zero_masked
 from rl_jax.ops.returns import Holes, discounted_returns
 
 
-def per_token(advantages: Float[Array, "*batch"], mask: Array) -> Float[Array, "*batch T"]:
+def broadcast_to_tokens(advantages: Float[Array, "*batch"], mask: Array) -> Float[Array, "*batch T"]:
   """Gives every token of a completion the completion's advantage.
 
   Args:
@@ -23,7 +23,7 @@ def per_token(advantages: Float[Array, "*batch"], mask: Array) -> Float[Array, "
   Returns:
     `[..., T]`, 0 where the mask is 0.
 
-  >>> print(per_token(jnp.array([2.0]), jnp.array([[1, 1, 0]])))
+  >>> print(broadcast_to_tokens(jnp.array([2.0]), jnp.array([[1, 1, 0]])))
   [[2. 2. 0.]]
   """
   return zero_masked(jnp.broadcast_to(advantages[..., None], mask.shape), mask)
@@ -86,7 +86,9 @@ def reinforce_plus_plus_baseline(
   """
   exists = jnp.ones_like(rewards) if group_mask is None else group_mask
   mask = as_bool(mask) & as_bool(exists)[..., None]
-  return masked_whiten(per_token(group_normalized(rewards, exists, scale="none"), mask), mask, ddof=ddof, eps=eps)
+  return masked_whiten(
+    broadcast_to_tokens(group_normalized(rewards, exists, scale="none"), mask), mask, ddof=ddof, eps=eps
+  )
 
 
 def optimal_token_baseline(
@@ -131,10 +133,12 @@ def optimal_token_baseline(
   chex.assert_equal_shape([token_rewards, old_logp, sum_squared_probs, mask])
   chosen = as_bool(mask)
   returns = discounted_returns(token_rewards, mask)
+  # W_t: what each token adds to the squared norm of the gradient, summed up to it.
   proxy = 1 - 2 * jnp.exp(zero_masked(old_logp, mask)) + zero_masked(sum_squared_probs, mask)
   if importance is not None:
     proxy = proxy * jnp.square(zero_masked(importance, mask))
   norm = jnp.cumsum(zero_masked(proxy, mask), axis=-1)
+  # Steps that are compared stand in one column: by slot, or moved together by their place among the chosen tokens.
   order = jnp.argsort(~chosen, axis=-1, stable=True) if by_place else None  # chosen tokens first
   packed = tuple(x if order is None else jnp.take_along_axis(x, order, axis=-1) for x in (returns, norm, chosen))
   found = _group_baseline(*packed, zero_tail=zero_tail, eps=eps)
@@ -144,12 +148,14 @@ def optimal_token_baseline(
 
 
 def _group_baseline(returns: Array, norm: Array, chosen: Array, *, zero_tail: bool, eps: float | Array) -> Array:
+  # The group's mean of returns at each step, weighted by W; completions that have ended have no weight.
   norm = jnp.where(chosen, norm, 0)
   total = jnp.sum(norm, axis=-2, keepdims=True)
   found = jnp.broadcast_to(jnp.sum(returns * norm, axis=-2, keepdims=True) / (total + eps), returns.shape)
   lengths = jnp.sum(chosen, axis=-1, keepdims=True)
   if lengths.shape[-2] == 1:
     return jnp.zeros_like(found)
+  # Beyond the second longest, the longest completion has nobody to be compared with.
   two_longest = jnp.sort(lengths, axis=-2)[..., -2:, :]
   second, longest = two_longest[..., :1, :], two_longest[..., 1:, :]
   if zero_tail:
@@ -179,7 +185,7 @@ def step_level(
     states: `[S]` integers, equal where two steps started from the same state.
     steps: `[..., T]` integers, the step of each token, in `[0, S)`; anything where the mask is 0.
     mask: 1 where a token was chosen.
-    weight: Of the step's part.
+    weight: Weight of the step's part.
     discount_free_scale: Whether the step's part is divided by the state's standard deviation.
 
   Reference: L. Feng et al., "Group-in-Group Policy Optimization for LLM Agent Training" (GiGPO), arXiv:2505.10978.
