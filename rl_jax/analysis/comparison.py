@@ -6,11 +6,13 @@ Every number is an interquartile mean over seeds with a 95 % bootstrap interval 
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rl_jax.analysis.figures import pyplot
-from rl_jax.analysis.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from rl_jax.ops.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from rl_jax.runs.directory import read_config
 from rl_jax.train import variants
 
 Results = Mapping[str, Mapping[str, np.ndarray]]
@@ -21,9 +23,9 @@ COLUMNS = (
   ("exact match", "evaluation/solved", 3),
   ("tokens", "evaluation/completion_tokens", 2),
   ("entropy [nats]", "evaluation/entropy", 3),
-  ("KL to the start [nats]", "evaluation/kl", 3),
-  ("clipped low", "train/policy/clip_low", 3),
-  ("clipped high", "train/policy/clip_high", 3),
+  ("KL to the start [nats]", "evaluation/kl_ref", 3),
+  ("clipped low", "train/clip_low", 3),
+  ("clipped high", "train/clip_high", 3),
   ("gradient norm", "train/grad_norm", 2),
 )
 
@@ -57,10 +59,10 @@ def table(results: Results) -> str:
   |---|---|
   | grpo | 1.000 (1.000 to 1.000) |
   """
-  columns = [column for column in COLUMNS if any(_find(metrics, column[1]) is not None for metrics in results.values())]
+  columns = [column for column in COLUMNS if any(column[1] in metrics for metrics in results.values())]
   rows = [["variant", *(title for title, _, _ in columns)], ["---"] * (1 + len(columns))]
   for name, metrics in results.items():
-    found = [(_find(metrics, metric), metric, digits) for _, metric, digits in columns]
+    found = [(metrics.get(metric), metric, digits) for _, metric, digits in columns]
     rows.append([name, *("" if values is None else cell(final(values, m), d) for values, m, d in found)])
   lines = ["| " + " | ".join(row) + " |" for row in rows]
   return "\n".join([lines[0], lines[1].replace(" ", ""), *lines[2:]])
@@ -111,18 +113,25 @@ def _pairs(title: str, ends: Mapping[str, np.ndarray], compare: Callable[[np.nda
   return "\n".join(lines)
 
 
-def draw(results: Results, path: Path, *, steps: int) -> None:
+def draw(results: Results, path: Path, *, steps: int, title: str = "") -> None:
   """Draws curves over rollouts: interquartile means, and the intervals as bands.
+
+  Args:
+    results: Results of each variant.
+    path: Path of the PNG.
+    steps: Rollouts of a run.
+    title: Title above all panels, such as what `describe` says.
 
   Raises:
     ValueError: If matplotlib is not installed.
   """
   plt = pyplot()
-  height = -(-len(COLUMNS) // 2)
+  panels = [column for column in COLUMNS if any(column[1] in metrics for metrics in results.values())]
+  height = -(-len(panels) // 2)
   figure, axes = plt.subplots(height, 2, figsize=(12, 3.2 * height), squeeze=False)
-  for axis, (title, metric, _) in zip(axes.flat, COLUMNS, strict=False):
+  for axis, (name_of_panel, metric, _) in zip(axes.flat, panels, strict=False):
     for name, metrics in results.items():
-      values = _find(metrics, metric)
+      values = metrics.get(metric)
       if values is None:
         continue
       values = values if metric.startswith("evaluation/") else _smoothed(values)
@@ -130,12 +139,15 @@ def draw(results: Results, path: Path, *, steps: int) -> None:
       low, high = bootstrap_interval(values.T, resamples=500)
       (line,) = axis.plot(time, interquartile_mean(values.T), label=name, linewidth=1.5)
       axis.fill_between(time, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(name_of_panel, fontsize=10)
     axis.set_xlabel("rollouts", fontsize=8)
     axis.grid(alpha=0.3)
+  for axis in list(axes.flat)[len(panels) :]:
+    axis.set_visible(False)
   handles, labels = axes.flat[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), fontsize=9)
-  figure.tight_layout(rect=(0, 0, 1, 0.97))
+  figure.suptitle(title, fontsize=10)
+  figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.975), ncols=min(len(labels), 6), fontsize=9)
+  figure.tight_layout(rect=(0, 0, 1, 0.95))
   figure.savefig(path, dpi=110)
   plt.close(figure)
 
@@ -146,13 +158,15 @@ def _smoothed(values: np.ndarray, points: int = 40) -> np.ndarray:
   return values[:, : values.shape[1] // width * width].reshape(values.shape[0], -1, width).mean(axis=2)
 
 
-def _find(metrics: Mapping[str, np.ndarray], metric: str) -> np.ndarray | None:
-  """A metric by its name, or by its end: a composed objective puts the term's name in front."""
-  if metric in metrics:
-    return metrics[metric]
-  kind, _, name = metric.partition("/")
-  ends = [key for key in metrics if key.startswith(f"{kind}/") and key.endswith("/" + name.rpartition("/")[2])]
-  return metrics[ends[0]] if ends else None
+def describe(config: Mapping[str, Any], seeds: int, steps: int) -> str:
+  """Returns in a line what is compared, and what its numbers are.
+
+  >>> describe({"task": "addition", "task_options": ["digits=3"]}, 8, 400)
+  'addition digits=3, 8 seeds, 400 rollouts: interquartile means over seeds (95 % bootstrap intervals)'
+  """
+  task = " ".join([str(config.get("task", "")), *config.get("task_options", ())]).strip()
+  sizes = ", ".join(filter(None, [task, f"{seeds} seeds", f"{steps} rollouts"]))
+  return f"{sizes}: interquartile means over seeds (95 % bootstrap intervals)"
 
 
 def show(folder: Path) -> None:
@@ -162,11 +176,16 @@ def show(folder: Path) -> None:
     ValueError: If there are no results.
   """
   results = variants.load(folder)
-  steps = next(iter(results.values()))["train/reward"].shape[1]
-  text = f"{table(results)}\n\n{improvements(results)}\n\n{differences(results)}\n"
+  seeds, steps = next(iter(results.values()))["train/reward"].shape
+  title = describe(read_config(folder), seeds, steps)
+  last = "Of the reward of the last evaluation"
+  text = (
+    f"{title}. Clipping and gradient norms are means over the last tenth of training, all else is of the last "
+    f"evaluation.\n\n{table(results)}\n\n{last}:\n\n{improvements(results)}\n\n{differences(results)}\n"
+  )
   (folder / "comparison.md").write_text(text, encoding="utf-8")
   print(text)
-  draw(results, folder / "curves.png", steps=steps)
+  draw(results, folder / "curves.png", steps=steps, title=title)
   print(f"{folder / 'comparison.md'}\n{folder / 'curves.png'}")
 
 

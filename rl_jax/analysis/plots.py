@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_jax.analysis.figures import pyplot
-from rl_jax.train.metrics_io import read_lines
+from rl_jax.runs.directory import read_lines
 
 # (title, metrics drawn in one panel)
 PANELS = (
@@ -14,14 +14,18 @@ PANELS = (
   ("accuracy on pairs", ("accuracy",)),
   ("margin", ("margin",)),
   ("reward", ("reward",)),
+  ("solved", ("solved",)),
   ("reward std", ("reward_std",)),
   ("groups without variance", ("zero_variance",)),
   ("completion tokens", ("completion_tokens",)),
   ("entropy [nats]", ("entropy",)),
-  ("KL to the reference [nats]", ("kl/kl", "kl")),
-  ("weight of the KL", ("kl_coef",)),
+  ("KL to the reference [nats a token]", ("kl_ref", "kl_reward")),
+  ("KL of the updates [nats a token]", ("approx_kl", "kl_old", "kl_update")),
+  ("weights that are controlled", ("kl_coef", "beta", "entropy_coef")),
   ("explained variance", ("explained_variance",)),
-  ("clipped tokens", ("policy/clip_low", "policy/clip_high")),
+  ("clipped tokens", ("clip_low", "clip_high")),
+  ("sampler against learner [nats]", ("mismatch_mean", "mismatch_kl")),
+  ("effective sample size", ("ess",)),
   ("gradient norm", ("grad_norm",)),
   ("seconds a step", ("seconds", "seconds/rollout")),
 )
@@ -47,14 +51,15 @@ def draw(folder: str | Path) -> Path:
   height = -(-len(panels) // columns)
   figure, axes = plt.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
   for axis, (title, names) in zip(axes.flat, panels, strict=False):
-    for name in names:
-      axis.plot(*_values(rows, name), label=name.rsplit("/", 1)[-1])
+    found = [name for name in names if _values(rows, name)[1]]
+    for name in found:
+      axis.plot(*_values(rows, name), label=name)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.ticklabel_format(axis="y", useOffset=False)
     axis.grid(alpha=0.3)
-    if len(names) > 1:
+    if len(names) > 1:  # a panel of one metric says in its title which
       axis.legend(fontsize=8)
   for axis in list(axes.flat)[len(panels) :]:
     axis.set_visible(False)

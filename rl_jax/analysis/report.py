@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rl_jax.analysis import plots
-from rl_jax.train.evaluate import Evaluation
-from rl_jax.train.metrics_io import read_lines
+from rl_jax.runs.directory import read_lines
+from rl_jax.runs.results import from_row
 
 
 def show(folder: str | Path, *, samples: int = 5, console: Console | None = None) -> None:
@@ -32,12 +32,11 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   steps = read_lines(folder, "metrics.jsonl")
   evaluated = [("before", first)] + ([(f"after {last['step']} steps", last)] if last is not first else [])
   for title, result in evaluated:
-    line = f"{title}: {Evaluation(samples=[], **_without_step(result)).describe()}"
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"{title}: {from_row(result).describe()}", highlight=False, soft_wrap=True)
   if last is first and steps:
     console.print(f"stopped after {len(steps)} steps, before its last evaluation", highlight=False)
-  else:
-    console.print(_samples(folder, first["step"], last["step"], samples))
+  elif (table := _samples(folder, first["step"], last["step"], samples)).row_count:
+    console.print(table)
   if steps:
     minutes, peak = sum(row["seconds"] for row in steps) / 60, max(row["peak_gib"] for row in steps)
     console.print(f"{len(steps)} steps took {minutes:.1f} minutes; peak memory {peak:.1f} GiB", highlight=False)
@@ -48,10 +47,6 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   console.print(f"metrics, samples and checkpoints: {folder}", highlight=False, soft_wrap=True)
   if (Path(folder) / "model").is_dir():
     console.print(f"the model, which transformers loads: {Path(folder) / 'model'}", highlight=False, soft_wrap=True)
-
-
-def _without_step(result: dict[str, Any]) -> dict[str, Any]:
-  return {name: value for name, value in result.items() if name != "step"}
 
 
 def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
@@ -66,8 +61,7 @@ def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
 
 
 def _answer(row: dict[str, Any]) -> tuple[Text, str]:
-  reward = row.get("learned") if row["reward"] is None else row["reward"]
-  return _cell(row["completion"][:60]), "-" if reward is None else f"{reward:.2f}"
+  return _cell(row["completion"][:60]), "-" if row["reward"] is None else f"{row['reward']:.2f}"
 
 
 def _cell(content: str) -> Text:

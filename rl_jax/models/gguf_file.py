@@ -1,4 +1,4 @@
-"""GGUF in: configuration, weights (dequantised with NumPy) and a byte-level BPE tokenizer from one file."""
+"""GGUF in: configuration, weights (dequantized with NumPy) and a byte-level BPE tokenizer from one file."""
 
 import os
 from typing import Any
@@ -106,7 +106,7 @@ def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
 
 
 def load_weights(reader: gguf.GGUFReader, config: TransformerConfig, *, where: str, dtype: Any = np.float32) -> dict:
-  """Dequantises the weights of a GGUF file into parameters. Raises ValueError as `weights.assemble`."""
+  """Dequantizes the weights of a GGUF file into parameters. Raises ValueError as `weights.assemble`."""
   kind = _field(reader, "general.architecture")
   architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
   names = gguf.get_tensor_name_map(architecture, config.num_layers)

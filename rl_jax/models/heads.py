@@ -1,9 +1,7 @@
 """Scalar heads: actor and critic with one trunk, and models of their own that give a number (rewards, critics)."""
 
-import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rl_jax.models.transformer import KVCache, Output, Policy
+from rl_jax.models.transformer import Output, Policy
 
 
 class ScalarHead(nn.Module):
@@ -27,27 +25,17 @@ class ScalarHead(nn.Module):
     return nn.Dense(1, kernel_init=nn.initializers.zeros, name="out")(wide)[..., 0]
 
 
-@dataclasses.dataclass(frozen=True)
-class ActorCritic:
-  """A policy with a value head, whose parameters are `{"policy": ..., "value_head": ...}`.
+def init_head(key: Array, embed_dim: int) -> Any:
+  """Returns the parameters of a scalar head on hidden states `[..., embed_dim]`, for a backbone that is there already.
 
-  Attributes:
-    init: `key -> params`.
-    apply: As a policy's, on all parameters.
-    unembed: `params -> [D, V]`.
-    empty_cache: `(batch shape, size) -> KVCache` with no real slots.
-    value: `(params, hidden [..., D]) -> [...]`, the value of the state that a hidden state describes.
+  >>> jax.tree.map(jnp.shape, init_head(jax.random.key(0), 4))
+  {'out': {'bias': (1,), 'kernel': (4, 1)}}
   """
-
-  init: Callable[[Array], Any]
-  apply: Callable[..., Output]
-  unembed: Callable[[Any], Array]
-  empty_cache: Callable[[tuple[int, ...], int], KVCache]
-  value: Callable[[Any, Array], Array]
+  return ScalarHead().init(key, jnp.zeros((1, embed_dim)))["params"]
 
 
-def with_value_head(policy: Policy, embed_dim: int) -> ActorCritic:
-  """Returns the policy with a value head on its hidden states `[..., embed_dim]`.
+def with_value_head(policy: Policy, embed_dim: int) -> Policy:
+  """Returns the policy with a value head on its hidden states; its parameters are `{"policy": ..., "value_head": ...}`.
 
   >>> from rl_jax.models import presets
   >>> model = presets.load("tiny")
@@ -57,66 +45,37 @@ def with_value_head(policy: Policy, embed_dim: int) -> ActorCritic:
   >>> print(both.value(params, hidden))
   [[0. 0. 0.]]
   """
-  head = ScalarHead()
-
-  def init(key: Array) -> Any:
-    policy_key, head_key = jax.random.split(key)
-    return {"policy": policy.init(policy_key), "value_head": head.init(head_key, jnp.zeros((1, embed_dim)))["params"]}
-
-  def apply(params: Any, *args: Any, **kwargs: Any) -> Output:
-    return policy.apply(params["policy"], *args, **kwargs)
-
-  def value(params: Any, hidden: Array) -> Array:
-    return jnp.asarray(head.apply({"params": params["value_head"]}, hidden))
-
-  return ActorCritic(init, apply, lambda params: policy.unembed(params["policy"]), policy.empty_cache, value)
+  return _with_head(policy, embed_dim, "policy", "value_head")
 
 
-@dataclasses.dataclass(frozen=True)
-class ScalarModel:
-  """A backbone with a scalar head, whose parameters are `{"backbone": ..., "head": ...}`: a reward model, or a critic.
+def scalar_model(backbone: Policy, embed_dim: int) -> Policy:
+  """Returns a model that gives a number for each hidden state: a reward model, or a critic of its own.
 
-  A critic may thus start from a reward model, and either from a policy: `{"backbone": policy params, "head": ...}`.
-
-  Attributes:
-    init: `key -> params`.
-    init_head: `key -> params["head"]`, for a backbone that is there already.
-    apply: As a policy's, on all parameters.
-    value: `(params, hidden [..., D]) -> [...]`.
-  """
-
-  init: Callable[[Array], Any]
-  init_head: Callable[[Array], Any]
-  apply: Callable[..., Output]
-  value: Callable[[Any, Array], Array]
-
-
-def scalar_model(backbone: Policy, embed_dim: int) -> ScalarModel:
-  """Returns a model that reads as `backbone` does and gives a number for each hidden state `[..., embed_dim]`.
+  Its parameters are `{"backbone": ..., "head": ...}`. A critic may thus start from a reward model, and either from a
+  policy: `{"backbone": policy params, "head": init_head(...)}`.
 
   >>> from rl_jax.models import presets
   >>> model = presets.load("tiny")
   >>> reward = scalar_model(model.policy, model.config.embed_dim)
-  >>> params = {"backbone": model.params, "head": reward.init_head(jax.random.key(0))}
+  >>> params = {"backbone": model.params, "head": init_head(jax.random.key(0), model.config.embed_dim)}
   >>> print(reward.value(params, reward.apply(params, jnp.array([[1, 2]]), jnp.array([[0, 1]])).hidden))
   [[0. 0.]]
   """
-  head = ScalarHead()
+  return _with_head(backbone, embed_dim, "backbone", "head")
 
-  def init_head(key: Array) -> Any:
-    return head.init(key, jnp.zeros((1, embed_dim)))["params"]
 
+def _with_head(trunk: Policy, embed_dim: int, trunk_name: str, head_name: str) -> Policy:
   def init(key: Array) -> Any:
-    backbone_key, head_key = jax.random.split(key)
-    return {"backbone": backbone.init(backbone_key), "head": init_head(head_key)}
+    trunk_key, head_key = jax.random.split(key)
+    return {trunk_name: trunk.init(trunk_key), head_name: init_head(head_key, embed_dim)}
 
   def apply(params: Any, *args: Any, **kwargs: Any) -> Output:
-    return backbone.apply(params["backbone"], *args, **kwargs)
+    return trunk.apply(params[trunk_name], *args, **kwargs)
 
   def value(params: Any, hidden: Array) -> Array:
-    return jnp.asarray(head.apply({"params": params["head"]}, hidden))
+    return jnp.asarray(ScalarHead().apply({"params": params[head_name]}, hidden))
 
-  return ScalarModel(init, init_head, apply, value)
+  return Policy(init, apply, lambda params: trunk.unembed(params[trunk_name]), trunk.empty_cache, value)
 
 
 def save_head(folder: str | os.PathLike, head: Any) -> None:

@@ -57,9 +57,9 @@ def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tu
   """Returns adapters that change nothing yet: A is uniform in `+-sqrt(1 / in)` (PEFT's), B is 0.
 
   Args:
-    key: Of A.
-    params: Of a `models.transformer`, whose layers are stacked.
-    rank: Of `A B`.
+    key: PRNG key of the initial A.
+    params: Parameters of a `models.transformer`, whose layers are stacked.
+    rank: Rank of `A B`.
     targets: Matrices that get an adapter: query, key, value, output, gate, up, down.
 
   Raises:
@@ -113,8 +113,8 @@ def save_peft(
   """Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads onto the base model.
 
   Args:
-    folder: Made where it does not exist.
-    adapters: From `init`, trained.
+    folder: A folder, made where it does not exist.
+    adapters: Adapters from `init`, trained.
     alpha: As given to `merge`.
     base_model: Name or path of the base model, for PEFT to find it.
 

@@ -87,7 +87,7 @@ def small(vocab_size: int, *, layers: int = 2, width: int = 128) -> TransformerC
 
   Args:
     vocab_size: V.
-    layers: Their number.
+    layers: Number of layers.
     width: D, a multiple of 32, which is the size of a head. The MLP is 8/3 as wide, rounded up to a multiple of 32: a
       gated one then has as many parameters as a plain one of four times the width.
 

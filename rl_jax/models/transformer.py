@@ -45,7 +45,7 @@ class TransformerConfig:
   output_bias: bool = False  # Llama with attention_bias
   mlp_bias: bool = False
   qk_norm: bool = False  # Qwen3
-  dtype: Any = jnp.float32  # of activations; parameters keep the type that they were loaded or made in
+  dtype: Any = jnp.float32  # type of activations; parameters keep the type that they were loaded or made in
   unroll: int = 1  # layers that are compiled one behind the other instead of as a loop: faster where they are few
   remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
 
@@ -115,15 +115,18 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
   """
   kv_heads, length, size = key.shape[-3:]
   heads = query.shape[-2]
+  # A key-value head serves r = heads / kv_heads query heads: [P, G, kv_heads, T, r, C].
   query = query.reshape(*query.shape[:3], kv_heads, heads // kv_heads, size) * size**-0.5
   query = jnp.einsum("pgtkrc->pgktrc", query)
   scores = jnp.einsum("pgktrc,pgksc->pgktrs", query, key, preferred_element_type=jnp.float32)
   scores = jnp.where(shared.own_mask[:, :, None, :, None, :], scores, MASKED)
   if prefix is not None and shared.prefix_mask is not None:
+    # One softmax over the prompt's tokens and the row's own; the prompt's keys are not copied for its G rows.
     prefix_scores = jnp.einsum("pgktrc,pklc->pgktrl", query, prefix[0], preferred_element_type=jnp.float32)
     prefix_scores = jnp.where(shared.prefix_mask[:, None, None, None, None, :], prefix_scores, MASKED)
     scores = jnp.concatenate([prefix_scores, scores], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  # The weighted values of the row's own tokens, which are the last ones, and of the prompt's.
   out = jnp.einsum("pgktrs,pgksc->pgktrc", weights[..., weights.shape[-1] - length :], value)
   if prefix is not None:
     out += jnp.einsum("pgktrl,pklc->pgktrc", weights[..., : prefix[1].shape[-2]], prefix[1])
@@ -224,19 +227,22 @@ class Transformer(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A language model as pure functions, which is all that sampling and training know of it.
+  """A model as pure functions, which is all that sampling and training know of it: a policy, a critic, a reward model.
 
   Attributes:
     init: `key -> params`.
-    apply: `(params, tokens, positions, *, mask, segments, prefix, cache, cache_index) -> Output`.
+    apply: `(params, tokens, positions, *, mask, segments, prefix, cache, cache_index) -> Output`; `apply_transformer`
+      says what they are.
     unembed: `params -> [D, V]`.
     empty_cache: `(batch shape, size) -> KVCache` with no real slots.
+    value: `(params, hidden [..., D]) -> [...]`, a scalar head; None without one.
   """
 
   init: Callable[[Array], Any]
   apply: Callable[..., Output]
   unembed: Callable[[Any], Array]
   empty_cache: Callable[[tuple[int, ...], int], KVCache]
+  value: Callable[[Any, Array], Array] | None = None
 
 
 def _with_batch(x: Array, *, old: int, new: tuple[int, ...], lead: int = 0) -> Array:
@@ -250,6 +256,60 @@ def _causal(attendable: Bool[Array, "*batch S"], length: int, offset: Array) -> 
   query = jax.lax.broadcasted_iota(offset.dtype, shape, len(shape) - 2) + offset
   slot = jax.lax.broadcasted_iota(offset.dtype, shape, len(shape) - 1)
   return attendable[..., None, :] & (slot <= query)
+
+
+def apply_transformer(
+  module: Transformer,
+  params: Any,
+  tokens: Int[Array, "*batch T"],
+  positions: Int[Array, "*batch T"],
+  *,
+  mask: Array | None = None,
+  segments: Array | None = None,
+  prefix: KVCache | None = None,
+  cache: KVCache | None = None,
+  cache_index: Array | int = 0,
+) -> Output:
+  """Runs tokens `[..., T]`.
+
+  Args:
+    module: The decoder.
+    params: As `Policy.init` returns them.
+    tokens: `[..., T]`; `[..., G, T]` where there is a prefix `[..., L]`, which the G rows share.
+    positions: Positions, of the same shape; a padded slot may hold anything.
+    mask: Which tokens are real; the others are attended to by nobody. All by default.
+    segments: The example that each token of a packed row belongs to, an integer: a token attends to those of its own
+      alone. Not with a cache.
+    prefix: Keys and values of earlier tokens, one row for all G.
+    cache: Where given, this call's keys and values are written to it from slot `cache_index` on, and each token attends
+      to all real slots up to its own.
+    cache_index: An integer, traced or not.
+
+  Returns:
+    Hidden states, and the tokens' own keys and values, or the updated cache.
+  """
+  batch, length = tokens.shape[:-1], tokens.shape[-1]
+  mask = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
+  index = jnp.asarray(cache_index)
+  attendable = mask if cache is None else jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
+  own_mask = _causal(attendable, length, jnp.zeros((), index.dtype) if cache is None else index)
+  if segments is not None:
+    own_mask &= segments[..., :, None] == segments[..., None, :]
+
+  # The module works on [P, G, T]: rows without a common prefix are groups of one.
+  groups = (math.prod(batch), 1) if prefix is None else (math.prod(batch[:-1]), batch[-1])
+  group = partial(_with_batch, old=len(batch), new=groups)
+  if prefix is not None:
+    flat = partial(_with_batch, old=len(batch) - 1, new=groups[:1])
+    prefix = KVCache(flat(prefix.keys, lead=1), flat(prefix.values, lead=1), flat(prefix.mask))
+  if cache is not None:
+    cache = KVCache(group(cache.keys, lead=1), group(cache.values, lead=1), attendable)
+  outputs: Any = module.apply(
+    {"params": params}, group(tokens), group(positions), group(own_mask), prefix, cache, index
+  )
+  hidden, keys, values = outputs
+  ungroup = partial(_with_batch, old=2, new=batch)
+  return Output(ungroup(hidden), KVCache(ungroup(keys, lead=1), ungroup(values, lead=1), attendable))
 
 
 def policy(config: TransformerConfig) -> Policy:
@@ -269,57 +329,6 @@ def policy(config: TransformerConfig) -> Policy:
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
     return module.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
 
-  def apply(
-    params: Any,
-    tokens: Int[Array, "*batch T"],
-    positions: Int[Array, "*batch T"],
-    *,
-    mask: Array | None = None,
-    segments: Array | None = None,
-    prefix: KVCache | None = None,
-    cache: KVCache | None = None,
-    cache_index: Array | int = 0,
-  ) -> Output:
-    """Runs tokens `[..., T]`.
-
-    Args:
-      params: As `init` returns them.
-      tokens: `[..., T]`; `[..., G, T]` where there is a prefix `[..., L]`, which the G rows share.
-      positions: Of the same shape; a padded slot may hold anything.
-      mask: Which tokens are real; the others are attended to by nobody. All by default.
-      segments: The example that each token of a packed row belongs to, an integer: a token attends to those of its own
-        alone. Not with a cache.
-      prefix: Keys and values of earlier tokens, one row for all G.
-      cache: Where given, this call's keys and values are written to it from slot `cache_index` on, and each token
-        attends to all real slots up to its own.
-      cache_index: An integer, traced or not.
-
-    Returns:
-      Hidden states, and the tokens' own keys and values, or the updated cache.
-    """
-    batch, length = tokens.shape[:-1], tokens.shape[-1]
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
-    index = jnp.asarray(cache_index)
-    attendable = mask if cache is None else jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, index, axis=-1)
-    own_mask = _causal(attendable, length, jnp.zeros((), index.dtype) if cache is None else index)
-    if segments is not None:
-      own_mask &= segments[..., :, None] == segments[..., None, :]
-
-    # The module works on [P, G, T]: rows without a common prefix are groups of one.
-    groups = (math.prod(batch), 1) if prefix is None else (math.prod(batch[:-1]), batch[-1])
-    group = partial(_with_batch, old=len(batch), new=groups)
-    if prefix is not None:
-      flat = partial(_with_batch, old=len(batch) - 1, new=groups[:1])
-      prefix = KVCache(flat(prefix.keys, lead=1), flat(prefix.values, lead=1), flat(prefix.mask))
-    if cache is not None:
-      cache = KVCache(group(cache.keys, lead=1), group(cache.values, lead=1), attendable)
-    outputs: Any = module.apply(
-      {"params": params}, group(tokens), group(positions), group(own_mask), prefix, cache, index
-    )
-    hidden, keys, values = outputs
-    ungroup = partial(_with_batch, old=2, new=batch)
-    return Output(ungroup(hidden), KVCache(ungroup(keys, lead=1), ungroup(values, lead=1), attendable))
-
   def unembed(params: Any) -> Array:
     return params["embedding"].T if config.tie_embeddings else params["unembedding"]
 
@@ -327,4 +336,4 @@ def policy(config: TransformerConfig) -> Policy:
     shape = (config.num_layers, *batch, config.num_kv_heads, size, config.head_dim)
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((*batch, size), bool))
 
-  return Policy(init, apply, unembed, empty_cache)
+  return Policy(init, partial(apply_transformer, module), unembed, empty_cache)

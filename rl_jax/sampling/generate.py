@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_jax.sampling.samplers import Sampler, choose
+from rl_jax.sampling.samplers import Choice, SamplingParams, sample_token
 
 
 class Completions(NamedTuple):
@@ -17,9 +17,9 @@ class Completions(NamedTuple):
   Attributes:
     tokens: The stop token, where one was produced, is the last real token.
     mask: Which tokens are real.
-    logp: Log-probs in the distribution that was sampled from (truncated and renormalised).
+    logp: Log-probs in the distribution that was sampled from (truncated and renormalized).
     full_logp: Log-probs in the untruncated distribution at the same temperature.
-    stopped: Whether a stop token ended the completion; False for one cut off at T.
+    stopped: Whether a stop token ended the completion; False for one truncated at T.
   """
 
   tokens: Int[Array, "P G T"]
@@ -32,6 +32,7 @@ class Completions(NamedTuple):
 Generate = Callable[..., Completions]
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
   """What sampling and scoring know of a model: three pure functions. `models.transformer.Policy` is one.
 
@@ -72,10 +73,26 @@ def last_real(hidden: Float[Array, "*batch L D"], mask: Array) -> Float[Array, "
   return jnp.take_along_axis(hidden, last[..., None, None], axis=-2)[..., 0, :]
 
 
+class Decoding(NamedTuple):
+  """Where decoding stands.
+
+  Attributes:
+    time: Tokens that were chosen so far, t.
+    done: `[P, G]`, the completions that have ended.
+    cache: Keys and values of the completions' tokens before the last one.
+    completions: What was chosen so far.
+  """
+
+  time: Int[Array, ""]
+  done: Bool[Array, "P G"]
+  cache: Any
+  completions: Completions
+
+
 def make_generate(
   model: LanguageModel, *, group_size: int, max_new_tokens: int, pad_token: int, stop_early: bool = True
 ) -> Generate:
-  """Returns `generate(params, prompts, prompt_mask, stop_tokens, key, sampler) -> Completions`, to be jitted.
+  """Returns `generate(params, prompts, prompt_mask, stop_tokens, key, sampling) -> Completions`, to be jitted.
 
   Args:
     model: Pure functions of parameters.
@@ -85,7 +102,7 @@ def make_generate(
     stop_early: Whether decoding ends as soon as all completions have stopped. Otherwise it takes T steps, which costs
       less where the function is mapped: under vmap a loop that any row may leave early copies its cache at every step.
 
-  Of `generate`'s arguments, `stop_tokens [S]`, the key and the sampler's numbers are traced: only new shapes compile.
+  Of `generate`'s arguments, `stop_tokens [S]`, the key and the sampling's numbers are traced: only new shapes compile.
 
   Raises:
     ValueError: If `group_size` or `max_new_tokens` is below 1.
@@ -95,7 +112,8 @@ def make_generate(
   ...   return SimpleNamespace(hidden=jax.nn.one_hot(tokens + 1, 9) * 99, kv=())
   >>> model = SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), empty_cache=lambda batch, size: ())
   >>> generate = make_generate(model, group_size=1, max_new_tokens=4, pad_token=0)
-  >>> out = generate(None, jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([5]), jax.random.key(0), Sampler(0.0))
+  >>> greedy = SamplingParams(0.0)
+  >>> out = generate(None, jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([5]), jax.random.key(0), greedy)
   >>> print(out.tokens[0], out.stopped[0])
   [[3 4 5 0]] [ True]
   """
@@ -108,56 +126,71 @@ def make_generate(
     prompt_mask: Array,
     stop_tokens: Int[Array, " S"],
     key: Array,
-    sampler: Sampler,
+    sampling: SamplingParams,
   ) -> Completions:
-    rows, length = (prompts.shape[0], group_size), max_new_tokens
     unembedding = model.unembed(params)
-    prompt = model.apply(params, prompts, prompt_positions(prompt_mask), mask=prompt_mask)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(length))
-    first_position = jnp.sum(prompt_mask != 0, axis=-1)[:, None, None]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(max_new_tokens))
+    hidden, prefix = _prefill(model, params, prompts, prompt_mask, group_size)
+    lengths = jnp.sum(prompt_mask != 0, axis=-1)
 
-    def choose_next(hidden: Float[Array, "P G D"], t: Array, done: Array, out: Completions):
+    def choose_next(state: Decoding, hidden: Float[Array, "P G D"]) -> Decoding:
       logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
-      choice = choose(keys[t], logits, sampler)
-      token = jnp.where(done, pad_token, choice.token)
-      stops = ~done & jnp.any(token[..., None] == stop_tokens[None, None, :], axis=-1)
-      out = Completions(
-        tokens=out.tokens.at[:, :, t].set(token),
-        mask=out.mask.at[:, :, t].set(~done),
-        logp=out.logp.at[:, :, t].set(jnp.where(done, 0, choice.logp)),
-        full_logp=out.full_logp.at[:, :, t].set(jnp.where(done, 0, choice.full_logp)),
-        stopped=out.stopped | stops,
-      )
-      return done | stops, out
+      return _add_token(state, sample_token(keys[state.time], logits, sampling), stop_tokens, pad_token)
 
-    def unfinished(carry: tuple) -> Array:
-      t, done, _, _ = carry
-      return (t < length) & ~jnp.all(done)
+    def decode(state: Decoding) -> Decoding:
+      hidden, cache = _decode_step(model, params, state, prefix, lengths)
+      return choose_next(state._replace(cache=cache), hidden)
 
-    def decode(carry: tuple) -> tuple:
-      t, done, cache, out = carry
-      token = jax.lax.dynamic_slice_in_dim(out.tokens, t - 1, 1, axis=-1)
-      real = jax.lax.dynamic_slice_in_dim(out.mask, t - 1, 1, axis=-1)
-      position = jnp.broadcast_to(first_position + t - 1, token.shape)
-      step = model.apply(params, token, position, mask=real, prefix=prompt.kv, cache=cache, cache_index=t - 1)
-      done, out = choose_next(step.hidden[:, :, 0], t, done, out)
-      return t + 1, done, step.kv, out
-
-    empty = Completions(
-      tokens=jnp.full((*rows, length), pad_token, jnp.int32),
-      mask=jnp.zeros((*rows, length), bool),
-      logp=jnp.zeros((*rows, length), jnp.float32),
-      full_logp=jnp.zeros((*rows, length), jnp.float32),
-      stopped=jnp.zeros(rows, bool),
-    )
-    last_hidden = last_real(prompt.hidden, prompt_mask)[:, None, :]
-    last_hidden = jnp.broadcast_to(last_hidden, (*rows, last_hidden.shape[-1]))
-    done, out = choose_next(last_hidden, jnp.int32(0), empty.stopped, empty)
-    # The last token is never fed back, so the cache holds one fewer.
-    cache = model.empty_cache(rows, max(length - 1, 1))
-    start = (jnp.int32(1), done, cache, out)
+    start = choose_next(_nothing_yet(model, (prompts.shape[0], group_size), max_new_tokens, pad_token), hidden)
     if not stop_early:
-      return jax.lax.fori_loop(1, length, lambda _, carry: decode(carry), start)[-1]
-    return jax.lax.while_loop(unfinished, decode, start)[-1]
+      return jax.lax.fori_loop(1, max_new_tokens, lambda _, state: decode(state), start).completions
+    unfinished = lambda state: (state.time < max_new_tokens) & ~jnp.all(state.done)  # noqa: E731
+    return jax.lax.while_loop(unfinished, decode, start).completions
 
   return generate
+
+
+def _prefill(model: LanguageModel, params: Any, prompts: Array, mask: Array, group_size: int) -> tuple[Array, Any]:
+  """Runs each prompt once: the last token's hidden state for each of its completions `[P, G, D]`, and the shared KV."""
+  prompt = model.apply(params, prompts, prompt_positions(mask), mask=mask)
+  last = last_real(prompt.hidden, mask)[:, None, :]
+  return jnp.broadcast_to(last, (last.shape[0], group_size, last.shape[-1])), prompt.kv
+
+
+def _nothing_yet(model: LanguageModel, rows: tuple[int, int], length: int, pad_token: int) -> Decoding:
+  completions = Completions(
+    tokens=jnp.full((*rows, length), pad_token, jnp.int32),
+    mask=jnp.zeros((*rows, length), bool),
+    logp=jnp.zeros((*rows, length), jnp.float32),
+    full_logp=jnp.zeros((*rows, length), jnp.float32),
+    stopped=jnp.zeros(rows, bool),
+  )
+  # The last token is never fed back, so the cache holds one fewer.
+  return Decoding(jnp.int32(0), completions.stopped, model.empty_cache(rows, max(length - 1, 1)), completions)
+
+
+def _decode_step(
+  model: LanguageModel, params: Any, state: Decoding, prefix: Any, prompt_lengths: Array
+) -> tuple[Array, Any]:
+  """Feeds the last chosen tokens: their hidden states `[P, G, D]`, and the cache with them in it."""
+  last, out = state.time - 1, state.completions
+  token = jax.lax.dynamic_slice_in_dim(out.tokens, last, 1, axis=-1)
+  real = jax.lax.dynamic_slice_in_dim(out.mask, last, 1, axis=-1)
+  position = jnp.broadcast_to(prompt_lengths[:, None, None] + last, token.shape)
+  step = model.apply(params, token, position, mask=real, prefix=prefix, cache=state.cache, cache_index=last)
+  return step.hidden[:, :, 0], step.kv
+
+
+def _add_token(state: Decoding, choice: Choice, stop_tokens: Array, pad_token: int) -> Decoding:
+  """Writes a token to each completion that has not ended, and ends those whose token is a stop token."""
+  t, done, out = state.time, state.done, state.completions
+  token = jnp.where(done, pad_token, choice.token)
+  stops = ~done & jnp.any(token[..., None] == stop_tokens[None, None, :], axis=-1)
+  completions = Completions(
+    tokens=out.tokens.at[:, :, t].set(token),
+    mask=out.mask.at[:, :, t].set(~done),
+    logp=out.logp.at[:, :, t].set(jnp.where(done, 0, choice.logp)),
+    full_logp=out.full_logp.at[:, :, t].set(jnp.where(done, 0, choice.full_logp)),
+    stopped=out.stopped | stops,
+  )
+  return Decoding(t + 1, done | stops, state.cache, completions)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-class Sampler(NamedTuple):
+class SamplingParams(NamedTuple):
   """How tokens are chosen. The numbers may be traced, so changing them compiles nothing again; None switches off.
 
   Attributes:
@@ -34,45 +34,45 @@ class Choice(NamedTuple):
   full_logp: Float[Array, "*batch"]
 
 
-def check(sampler: Sampler) -> None:
+def check(sampling: SamplingParams) -> None:
   """Raises ValueError if a setting is out of range.
 
-  >>> check(Sampler(temperature=-1.0))
+  >>> check(SamplingParams(temperature=-1.0))
   Traceback (most recent call last):
   ...
   ValueError: temperature must be at least 0, got -1.0
   """
-  if sampler.temperature < 0:
-    raise ValueError(f"temperature must be at least 0, got {sampler.temperature}")
-  if sampler.top_k is not None and sampler.top_k < 1:
-    raise ValueError(f"top_k must be at least 1, got {sampler.top_k}")
+  if sampling.temperature < 0:
+    raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
+  if sampling.top_k is not None and sampling.top_k < 1:
+    raise ValueError(f"top_k must be at least 1, got {sampling.top_k}")
   for name in ("top_p", "min_p"):
-    value = getattr(sampler, name)
+    value = getattr(sampling, name)
     if value is not None and not 0 < value <= 1:
       raise ValueError(f"{name} must lie in (0, 1], got {value}")
 
 
-def truncate(logits: Float[Array, "*batch V"], sampler: Sampler) -> Float[Array, "*batch V"]:
+def truncate(logits: Float[Array, "*batch V"], sampling: SamplingParams) -> Float[Array, "*batch V"]:
   """Returns the logits with -inf for every token that the filters drop.
 
   >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-  >>> print(jnp.exp(truncate(logits, Sampler(top_k=2))).round(1))
+  >>> print(jnp.exp(truncate(logits, SamplingParams(top_k=2))).round(1))
   [0.5 0.3 0. ]
-  >>> print(jnp.exp(truncate(logits, Sampler(top_p=0.4))).round(1))
+  >>> print(jnp.exp(truncate(logits, SamplingParams(top_p=0.4))).round(1))
   [0.5 0.  0. ]
   """
   threshold = jnp.full(logits.shape[:-1], -jnp.inf, logits.dtype)
-  if sampler.top_k is not None or sampler.top_p is not None:
+  if sampling.top_k is not None or sampling.top_p is not None:
     ranked = jnp.sort(logits, axis=-1, descending=True)
     rank = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    kept = rank < (logits.shape[-1] if sampler.top_k is None else sampler.top_k)
+    kept = rank < (logits.shape[-1] if sampling.top_k is None else sampling.top_k)
     ranked = jnp.where(kept, ranked, -jnp.inf)
-    if sampler.top_p is not None:
+    if sampling.top_p is not None:
       p = jax.nn.softmax(ranked, axis=-1)
-      kept &= jnp.cumsum(p, axis=-1) - p < sampler.top_p
+      kept &= jnp.cumsum(p, axis=-1) - p < sampling.top_p
     threshold = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1)
-  if sampler.min_p is not None:
-    threshold = jnp.maximum(threshold, jnp.max(logits, axis=-1) + jnp.log(sampler.min_p))
+  if sampling.min_p is not None:
+    threshold = jnp.maximum(threshold, jnp.max(logits, axis=-1) + jnp.log(sampling.min_p))
   return jnp.where(logits >= threshold[..., None], logits, -jnp.inf)
 
 
@@ -80,7 +80,7 @@ def categorical(key: Array, logits: Float[Array, "*batch V"], *, block: int = 25
   """Draws from `softmax(logits)` in two steps, first a block of tokens, then a token of it.
 
   The probability is the same by the chain rule. It takes `V / block + block` random numbers a row instead of V,
-  which for a vocabulary of 50 thousand is the difference between the sampler and the model being the bottleneck.
+  which for a vocabulary of 50 thousand is the difference between the sampling and the model being the bottleneck.
   A vocabulary of a single block takes one random number a row, which the cumulative distribution turns into a token.
 
   >>> print(categorical(jax.random.key(0), jnp.array([[-jnp.inf, 0.0, -jnp.inf]])))
@@ -105,26 +105,26 @@ def _invert(uniform: Float[Array, "*batch"], logits: Float[Array, "*batch V"]) -
   return jnp.sum(cumulative <= (below_one * cumulative[..., -1])[..., None], axis=-1)
 
 
-def choose(key: Array, logits: Float[Array, "*batch V"], sampler: Sampler) -> Choice:
+def sample_token(key: Array, logits: Float[Array, "*batch V"], sampling: SamplingParams) -> Choice:
   """Chooses one token a row.
 
   Args:
     key: A PRNG key for the whole batch.
     logits: `[..., V]`, of the model, before the temperature.
-    sampler: Temperature and filters.
+    sampling: Temperature and filters.
 
   Returns:
-    The tokens, `logp` of the truncated and renormalised distribution (0 for greedy choices, which are certain),
+    The tokens, `logp` of the truncated and renormalized distribution (0 for greedy choices, which are certain),
     and `full_logp` of the untruncated one at the same temperature (at temperature 1 for greedy choices).
 
-  >>> choice = choose(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), Sampler(temperature=0.0))
+  >>> choice = sample_token(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), SamplingParams(temperature=0.0))
   >>> print(choice.token, choice.logp)
   [1] [0.]
   """
-  greedy = jnp.asarray(sampler.temperature) == 0
-  scaled = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / jnp.where(greedy, 1, sampler.temperature)
-  filtered = sampler.top_k is not None or sampler.top_p is not None or sampler.min_p is not None
-  truncated = truncate(scaled, sampler) if filtered else scaled
+  greedy = jnp.asarray(sampling.temperature) == 0
+  scaled = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / jnp.where(greedy, 1, sampling.temperature)
+  filtered = sampling.top_k is not None or sampling.top_p is not None or sampling.min_p is not None
+  truncated = truncate(scaled, sampling) if filtered else scaled
   token = jnp.where(greedy, jnp.argmax(scaled, axis=-1), categorical(key, truncated)).astype(jnp.int32)
   chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
   full_logp = chosen - jax.nn.logsumexp(scaled, axis=-1)

@@ -21,9 +21,9 @@ def load(*, digits: int = 2, evaluation_size: int = 256, seed: int = 0) -> Task:
   """Returns the task of adding two numbers of `digits` digits each.
 
   Args:
-    digits: From 1 to 9.
+    digits: Digits of each number, from 1 to 9.
     evaluation_size: Held-out problems, fewer where there are not that many.
-    seed: Of the order in which problems are drawn.
+    seed: Seed of the order in which problems are drawn.
 
   >>> row = load(digits=2).row(0)
   >>> row["prompt"].startswith(_SHOT), len(row["answer"]) in (2, 3)

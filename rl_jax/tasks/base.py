@@ -12,14 +12,14 @@ class Task(NamedTuple):
   """Prompts and rewards.
 
   Attributes:
-    name: For tables and file names.
+    name: Name in tables and file names.
     row: `index -> row`, for any index from 0 on, the same row every time: a run resumes by its index alone.
     evaluation: Held-out rows.
-    rewards: Reward functions; their weighted sum is what is learnt.
+    rewards: Reward functions; their weighted sum is what is learned.
     solved: `(prompts, completions, completion_ids, **columns) -> list[bool]`, the exact match that evaluation counts;
       None where the task has no such notion, and evaluation reports the mean reward alone.
     stop: Texts of one token each that end a completion, besides the tokenizer's end of sequence.
-    fingerprint: Of data that can change between two runs, such as a file's SHA-256; empty where nothing can.
+    fingerprint: Identity of data that can change between two runs, such as a file's SHA-256; empty where nothing can.
   """
 
   name: str

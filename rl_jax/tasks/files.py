@@ -5,7 +5,7 @@ The rows are shuffled anew in every epoch, in an order that depends on the seed 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,52 @@ def load(
   """
   path = Path(path)
   identity = fingerprint(path)
+  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in read(path)]
+  task = _task(path.stem, rows, rewards, evaluation_size, seed, f"task file {str(path)!r}")
+  return task._replace(fingerprint=identity)
+
+
+def from_rows(
+  name: str,
+  rows: Sequence[Row],
+  rewards: Sequence[Reward | Callable[..., Any]],
+  *,
+  evaluation_size: int = 64,
+  seed: int = 0,
+) -> Task:
+  """Returns the task of rows that are there already, such as those of a `datasets` data set.
+
+  Args:
+    name: Name in tables and file names.
+    rows: Dicts with a "prompt" (text or chat messages) and any other columns.
+    rewards: Functions, or `Reward`s with a weight and a name.
+    evaluation_size: How many rows of a seeded shuffle are held out.
+    seed: Seed of the shuffle.
+
+  Raises:
+    ValueError: For a row without a usable prompt, by its number, or too few rows.
+
+  >>> rows = [{"prompt": "1 + 1 =", "answer": "2"}] * 3
+  >>> task = from_rows("sums", rows, [lambda completions, answer, **_: [0.0]], evaluation_size=1)
+  >>> task.row(0)["answer"], len(task.evaluation)
+  ('2', 1)
+  """
+  checked = [_row(row, f"row {number}", "prompt") for number, row in enumerate(rows, start=1)]
+  functions = [
+    each if isinstance(each, Reward) else Reward(each, 1.0, getattr(each, "__name__", type(each).__name__))
+    for each in rewards
+  ]
+  return _task(name, checked, functions, evaluation_size, seed, f"task {name!r}")
+
+
+def _task(
+  name: str, rows: Sequence[Row], rewards: Sequence[Reward], evaluation_size: int, seed: int, what: str
+) -> Task:
+  """Holds out the last rows of a seeded shuffle; the others are shuffled anew in every epoch."""
   if evaluation_size < 1:
     raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
-  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in read(path)]
   if len(rows) <= evaluation_size:
-    raise ValueError(
-      f"task file {str(path)!r} has {len(rows)} rows, no more than evaluation_size={evaluation_size} (a task option)"
-    )
+    raise ValueError(f"{what} has {len(rows)} rows, no more than evaluation_size={evaluation_size} (a task option)")
   order = np.random.default_rng(seed).permutation(len(rows))
   train, held_out = order[: len(rows) - evaluation_size], order[len(rows) - evaluation_size :]
   place = shuffled(len(train), seed)
@@ -53,7 +92,7 @@ def load(
   def row(index: int) -> Row:
     return rows[train[place(index)]]
 
-  return Task(path.stem, row, [rows[i] for i in held_out], tuple(rewards), fingerprint=identity)
+  return Task(name, row, [rows[i] for i in held_out], tuple(rewards))
 
 
 def fingerprint(path: Path) -> str:

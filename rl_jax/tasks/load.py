@@ -17,7 +17,7 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     name: "arithmetic", "reasoning_gym/<dataset>", or a path that ends in .jsonl or .parquet.
     options: The task's own settings, each `"key=value"`, such as `"digits=3"`.
     rewards: Reward functions; they replace the task's own. A file has none of its own.
-    seed: Of the order of the rows.
+    seed: Seed of the order of the rows.
 
   Raises:
     ValueError: For an unknown name or option.

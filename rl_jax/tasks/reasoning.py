@@ -18,11 +18,11 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
   """Returns the task of a reasoning-gym dataset.
 
   Args:
-    name: Such as "chain_sum"; `reasoning_gym.factory.DATASETS` lists them.
+    name: The dataset's name, such as "chain_sum"; `reasoning_gym.factory.DATASETS` lists them.
     evaluation_size: Held-out problems, from another seed. A dataset with few different problems may repeat some.
-    seed: Of the problems. Training comes round to the first problem after 20,000.
+    seed: Seed of the problems. Training comes round to the first problem after 20,000.
     chat: Whether a prompt is a chat message, or plain text for models without a chat template.
-    **options: Of the dataset, such as `min_terms=2`.
+    **options: Options of the dataset, such as `min_terms=2`.
 
   Raises:
     ValueError: If reasoning-gym is not installed, or knows no such dataset or option.
@@ -53,11 +53,7 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
     return {"prompt": [{"role": "user", "content": text}] if chat else text + "\n", "entry": entry}
 
   def grade(completion: Any, entry: dict) -> float:
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    try:
-      return float(train.score_answer(extract_answer(text), entry))
-    except Exception:  # some datasets' scorers cannot read what a model may write
-      return 0.0
+    return _grade(train, extract_answer, completion, entry)
 
   def reasoning_gym_score(completions: Sequence[Any], entry: Sequence[dict], **_) -> list[float]:
     return [grade(*pair) for pair in zip(completions, entry, strict=True)]
@@ -77,3 +73,11 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
     raise ValueError(f"reasoning-gym dataset {name!r}: all its problems are held out; use a smaller evaluation_size")
 
   return Task(name, row, evaluation, (Reward(reasoning_gym_score, 1.0, "score"),), solved)
+
+
+def _grade(dataset: Any, extract_answer: Any, completion: Any, entry: dict) -> float:
+  text = completion if isinstance(completion, str) else completion[-1]["content"]
+  try:
+    return float(dataset.score_answer(extract_answer(text), entry))
+  except Exception:  # some datasets' scorers cannot read what a model may write
+    return 0.0

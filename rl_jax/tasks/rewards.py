@@ -7,12 +7,9 @@ applicable". Whatever goes wrong in one is reported with its name and the row.
 
 import asyncio
 import functools
-import importlib
 import inspect
 import math
 import numbers
-import os
-import sys
 import threading
 import time
 import traceback
@@ -22,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rl_jax import dotted
 from rl_jax.errors import reason
 
 _SEARCH_SECONDS = 2.0
@@ -35,15 +33,17 @@ class Reward(NamedTuple):
   name: str
 
 
-class Scored(NamedTuple):
-  """Rewards of n completions: the weighted sum, NaN where no function applied, and each function's own."""
+def weights(rewards: Sequence[Reward]) -> dict[str, float]:
+  """Returns the weight of each reward function by its name.
 
-  total: np.ndarray
-  parts: dict[str, np.ndarray]
+  >>> weights([Reward(len, 0.5, "length")])
+  {'length': 0.5}
+  """
+  return {reward.name: reward.weight for reward in rewards}
 
 
 def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
-  """Raises ValueError if nothing weighs what is learnt: no reward function with a weight, and no reward model.
+  """Raises ValueError if nothing weighs what is learned: no reward function with a weight, and no reward model.
 
   >>> check_any([], reward_model=True)
   """
@@ -66,10 +66,7 @@ def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Rew
     raise ValueError(f"reward functions must differ, got {', '.join(paths)}")
   rewards = []
   for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
-    module_name, _, attribute = path.partition(":")
-    if not attribute:
-      raise ValueError(f"reward {path!r} must read 'module:function'")
-    rewards.append(Reward(_import(path, module_name, attribute), float(weight), attribute))
+    rewards.append(Reward(dotted.load(path, "reward"), float(weight), path.partition(":")[2]))
   names = [reward.name for reward in rewards]
   return tuple(
     reward if names.count(reward.name) == 1 else reward._replace(name=path)
@@ -77,37 +74,25 @@ def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Rew
   )
 
 
-def _import(path: str, module_name: str, attribute: str) -> Callable[..., Any]:
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
-  try:
-    function = getattr(importlib.import_module(module_name), attribute)
-  except (Exception, SystemExit) as error:  # whatever the user's module raises
-    raise ValueError(f"reward {path!r} cannot be imported: {type(error).__name__}: {reason(error)}") from None
-  if not callable(function):
-    raise ValueError(f"reward {path!r} is not callable")
-  return function
-
-
-def score(
+def judge(
   rewards: Sequence[Reward],
   *,
   prompts: Sequence[Any],
   completions: Sequence[Any],
   completion_ids: Sequence[Sequence[int]],
   columns: Mapping[str, Sequence[Any]],
-) -> Scored:
+) -> dict[str, np.ndarray]:
   """Calls every reward function on n completions; async ones run at the same time.
 
   Returns:
-    Totals `[n]` and one `[n]` array a function, NaN where a function did not apply, or there is none.
+    One `[n]` array a function, by name, without its weight; NaN where it did not apply.
 
   Raises:
     ValueError: Naming the function, and the row where there is one, if it raises, or returns a wrong length or type.
 
   >>> length = Reward(lambda completions, **_: [len(c) for c in completions], 0.5, "length")
-  >>> score([length], prompts=["a"], completions=["bcd"], completion_ids=[[1]], columns={}).total
-  array([1.5])
+  >>> judge([length], prompts=["a"], completions=["bcd"], completion_ids=[[1]], columns={})
+  {'length': array([3.])}
   """
   keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
   if taken := sorted(keywords.keys() & columns.keys()):
@@ -115,13 +100,7 @@ def score(
   keywords |= columns
   count = len(completions)
   returned = _call_all(rewards, keywords, count)
-  parts = {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
-  if not rewards:
-    return Scored(np.full(count, np.nan), parts)
-  stacked = np.stack([parts[reward.name] for reward in rewards])
-  weights = np.array([reward.weight for reward in rewards])[:, None]
-  total = np.where(np.isnan(stacked).all(axis=0), np.nan, np.nansum(stacked * weights, axis=0))
-  return Scored(total, parts)
+  return {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
 
 
 def _call_all(rewards: Sequence[Reward], keywords: Mapping[str, Any], count: int) -> list[Any]:

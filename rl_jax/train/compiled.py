@@ -1,6 +1,6 @@
 """A whole training run as one compiled program, for tasks that run on the device.
 
-    run = compiled(task, model, grpo.objective(), optax.adam(1e-3), Settings(steps=200))
+    run = compiled(task, model, objectives.load("grpo"), optax.adam(1e-3), Config(steps=200))
     state, history = jax.jit(run)(jax.random.key(0))              # one run
     states, histories = jax.jit(jax.vmap(run))(keys)              # seeds are an axis
 
@@ -17,52 +17,74 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from rl_jax.objectives import sft
-from rl_jax.objectives.base import Inputs, Objective
-from rl_jax.ops import advantages
+from rl_jax.models.transformer import Policy
+from rl_jax.objectives import Algorithm, sft
+from rl_jax.objectives.base import Inputs
+from rl_jax.ops import kl
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
+from rl_jax.ops.shaping import Shaping
+from rl_jax.rollouts import device
+from rl_jax.rollouts.collect import Collect, make_collect, once, with_greedy, with_reward_model
+from rl_jax.rollouts.experience import check_needs, make_experience
+from rl_jax.rollouts.outputs import make_outputs
+from rl_jax.runs.settings import require_at_least
+from rl_jax.state import Batch, Forward, RewardModel, RLState, Sequences, TrainState
 from rl_jax.tasks.on_device import base as on_device
-from rl_jax.train import device_rollout, estimates
-from rl_jax.train.score import Score, Sequences, make_score
-from rl_jax.train.settings import require_at_least
-from rl_jax.train.state import RLState, TrainState
-from rl_jax.train.step import Batch, TrainStep, make_train_step
+from rl_jax.train import control as control_lib
+from rl_jax.train.control import Control, Controller, make_control
+from rl_jax.train.forward import make_forward, make_values
+from rl_jax.train.schedule import Schedule, check_updates, orders, over_updates
+from rl_jax.train.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sizes of a compiled run. The numbers that are no sizes may be traced."""
+class Config:
+  """The sizes of a compiled run; `temperature` and `kl_coef` may be traced."""
 
   steps: int = 100  # rollouts
-  prompts: int = 16  # prompts a rollout
+  num_prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt
-  temperature: float | Array = 1.0  # of sampling and of every log-prob
+  temperature: float | Array = 1.0  # temperature of sampling and of every log-prob
   epochs: int = 1  # passes over a rollout
   minibatches: int = 1  # updates a pass
-  kl_in_reward: float | Array = 0.0  # weight of the KL to the initial policy in the tokens' rewards
-  process_rewards: bool = False  # learn from the rewards of steps, where the task has them
-  mask_truncated: bool = False  # leave completions that were cut off out of the loss
-  warmup_steps: int = 0  # updates of supervised learning on demonstrations before
+  kl_coef: float | Array = 0.0  # weight of the KL to the initial policy in the tokens' rewards
+  spread: float = 0.0  # above 0: a reward is spread over the tokens, with this discount going back; 0: at the end
+  task_weight: float = 1.0  # weight of the task's rewards, beside a reward model's; 0 to measure them alone
+  process_rewards: bool = False  # learn from the rewards of steps, where the task has them, and not from the whole's
+  mask_truncated: bool = False  # leave completions that were truncated out of the loss
+  warmup_steps: int = 0  # updates of supervised learning on demonstrations before the first rollout
   warmup_examples: int = 64  # demonstrations an update
   evaluate_every: int = 0  # rollouts between evaluations; 0 for none, not even at the start
   evaluation_problems: int = 256  # problems an evaluation, one completion each
 
   def __post_init__(self):
-    require_at_least(
-      self, 1, ("steps", "prompts", "group_size", "epochs", "minibatches", "warmup_examples", "evaluation_problems")
-    )
-    require_at_least(self, 0, ("warmup_steps", "evaluate_every"))
+    sizes = ("steps", "num_prompts", "group_size", "epochs", "minibatches", "warmup_examples", "evaluation_problems")
+    require_at_least(self, 1, sizes)
+    require_at_least(self, 0, ("warmup_steps", "evaluate_every", "spread", "task_weight"))
+    if self.spread > 1:
+      raise ValueError(f"spread must be at most 1, got {self.spread}")
     if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
       raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-    if self.prompts % self.minibatches:
-      raise ValueError(f"prompts must be a multiple of minibatches = {self.minibatches}, got {self.prompts}")
+    if self.num_prompts % self.minibatches:
+      raise ValueError(f"num_prompts must be a multiple of minibatches = {self.minibatches}, got {self.num_prompts}")
     if self.evaluate_every and self.steps % self.evaluate_every:
       raise ValueError(f"steps must be a multiple of evaluate_every = {self.evaluate_every}, got {self.steps}")
 
   @property
   def chunks(self) -> int:
+    """Evaluations after the first, and parts that a host may save between."""
     return self.steps // self.evaluate_every if self.evaluate_every else 1
+
+  @property
+  def schedule(self) -> Schedule:
+    """What each rollout is used for."""
+    return Schedule(self.epochs, self.minibatches)
+
+  @property
+  def pays_kl(self) -> bool:
+    """Whether there is a KL in the reward: a Python 0 leaves it out, with the reference's pass."""
+    return not (isinstance(self.kl_coef, int | float) and self.kl_coef == 0)
 
 
 class History(NamedTuple):
@@ -82,7 +104,7 @@ class Run:
   """A run as pure functions. Called, it is the whole run; in chunks, a host can show progress and save states between.
 
   Attributes:
-    start: `key -> (state, {name: scalar})`: initialisation, supervised warm-up, and the first evaluation.
+    start: `key -> (state, {name: scalar})`: initialization, supervised warm-up, and the first evaluation.
     advance: `state -> (state, History)`: the rollouts up to the next evaluation, and that evaluation.
     chunks: How often to advance.
   """
@@ -101,118 +123,156 @@ class Run:
 
 def compiled(
   task: on_device.Task,
-  model: Any,
-  objective: Objective,
-  optimiser: optax.GradientTransformation,
-  settings: Settings,
+  model: Policy,
+  algorithm: Algorithm,
+  optimizer: optax.GradientTransformation,
+  config: Config,
   *,
-  estimator: Callable[..., Any] | estimates.Estimate = advantages.group_normalized,
-  warmup_optimiser: optax.GradientTransformation | None = None,
-  reward_model: Callable[[Sequences], Array] | None = None,
+  controllers: tuple[Controller, ...] = (),
+  warmup_optimizer: optax.GradientTransformation | None = None,
+  reward_model: RewardModel | None = None,
 ) -> Run:
   """Returns a whole training run, `run(key) -> (final state, history)`, to be jitted, mapped over keys, or sharded.
 
   With the same key, task and sizes it makes the updates of `loop.fit`.
 
   Args:
-    task: From `tasks.on_device`.
-    model: `models.transformer.Policy`, or `models.heads.ActorCritic` where the objective needs values.
-    objective: What to minimise; its numbers may be traced.
-    optimiser: Of the reinforcement learning, fresh after the warm-up.
-    settings: Sizes.
-    estimator: Of advantages, in one of the forms of `estimates.adapt`, or what that returns; an objective's module
-      names its own.
-    warmup_optimiser: Of the supervised warm-up; Adam at 1e-3 by default.
-    reward_model: `sequences -> [P, G]`, to learn from in place of the task's rewards.
+    task: A task from `tasks.on_device`.
+    model: A policy, with a value head (`models.heads.with_value_head`) where the algorithm needs values.
+    algorithm: An objective and its advantage, such as `objectives.load("grpo")`; its numbers may be traced.
+    optimizer: Optimizer of the reinforcement learning, fresh after the warm-up.
+    config: Sizes.
+    controllers: Move the algorithm's coefficients, or `kl_coef`, after every rollout.
+    warmup_optimizer: Optimizer of the supervised warm-up; Adam at 1e-3 by default.
+    reward_model: `sequences -> [P, G]`, scores `learned` that count beside the task's.
 
   Raises:
-    ValueError: If the objective or the estimator needs what neither task nor model gives.
+    ValueError: If the algorithm needs what neither task nor model gives.
 
+  >>> from rl_jax import objectives
   >>> from rl_jax.models import presets
-  >>> from rl_jax.objectives import rloo
   >>> from rl_jax.tasks.on_device import stopping
   >>> task, model = stopping.load(), presets.load("tiny").policy
-  >>> settings = Settings(steps=2, prompts=2, group_size=2)
-  >>> run = compiled(task, model, rloo.objective(), optax.sgd(0.1), settings, estimator=advantages.leave_one_out)
+  >>> run = compiled(
+  ...     task, model, objectives.load("rloo"), optax.sgd(0.1), Config(steps=2, num_prompts=2, group_size=2))
   >>> state, history = run(jax.random.key(0))
   >>> int(state.policy.step), history.train["reward"].shape
   (2, (2,))
   """
-  estimate = estimates.adapt(estimator)
-  critic = getattr(model, "value", None)
-  if critic is None and {"values", "old_values"} & (objective.needs | estimate.needs):
-    raise ValueError("the objective or the estimator needs values: give a model with a value head (models.heads)")
-  score = make_score(model, temperature=settings.temperature, value=critic)
-  collect = device_rollout.make_collect(
-    task,
-    model,
-    score,
-    objective,
-    estimate,
-    prompts=settings.prompts,
-    group_size=settings.group_size,
-    temperature=settings.temperature,
-    on_policy=settings.epochs * settings.minibatches == 1,
-    kl_in_reward=settings.kl_in_reward,
-    process_rewards=settings.process_rewards,
-    mask_truncated=settings.mask_truncated,
-    reward_model=reward_model,
-  )
-  step = make_train_step(score, objective, optimiser)
-  evaluate = device_rollout.make_evaluate(
-    task, model, score, problems=settings.evaluation_problems, temperature=settings.temperature
-  )
+  check_updates(algorithm, config.schedule)
+  forward = make_forward(model, temperature=config.temperature)
+  collect = _make_collect(task, model, algorithm, forward, config, reward_model)
+  step, control = make_train_step(forward, algorithm.objective, optimizer), make_control(forward, controllers)
+  rollout_and_update = _make_rollout_and_update(collect, step, control, config)
+  problems = config.evaluation_problems
+  evaluate = device.make_evaluate(task, model, forward, problems=problems, temperature=config.temperature)
   warm_up = make_warmup(
-    task, score, warmup_optimiser or optax.adam(1e-3), steps=settings.warmup_steps, examples=settings.warmup_examples
+    task, forward, warmup_optimizer or optax.adam(1e-3), steps=config.warmup_steps, examples=config.warmup_examples
   )
 
   def evaluated(state: RLState) -> dict[str, Array]:
-    return evaluate(state) if settings.evaluate_every else {}
+    return evaluate(state) if config.evaluate_every else {}
 
   def start(key: Array) -> tuple[RLState, dict[str, Array]]:
     init_key, warmup_key, run_key = jax.random.split(key, 3)
-    params = warm_up(model.init(init_key), warmup_key)
-    state = RLState.create(params, optimiser, run_key, keep_reference=True)
+    state = _create_state(warm_up(model.init(init_key), warmup_key), run_key, algorithm, optimizer, config, controllers)
     return state, evaluated(state)
 
-  def rollout_and_update(state: RLState, _: None) -> tuple[RLState, dict[str, Array]]:
-    state, batch, metrics = collect(state)
-    order_key = jax.random.fold_in(state.keys().order, state.rollouts)
-    policy, step_metrics = _updates(step, state.policy, batch, order_key, settings)
-    return state._replace(policy=policy, rollouts=state.rollouts + 1), metrics | metrics_lib.values(step_metrics)
-
   def advance(state: RLState) -> tuple[RLState, History]:
-    state, train = jax.lax.scan(rollout_and_update, state, length=settings.steps // settings.chunks)
+    state, train = jax.lax.scan(rollout_and_update, state, length=config.steps // config.chunks)
     return state, History(train, evaluated(state))
 
-  return Run(start, advance, settings.chunks)
+  return Run(start, advance, config.chunks)
+
+
+def _make_collect(
+  task: on_device.Task,
+  model: Policy,
+  algorithm: Algorithm,
+  forward: Forward,
+  config: Config,
+  reward_model: RewardModel | None,
+) -> Collect:
+  """The life of a batch on the device: play, passes, experience."""
+  needs = check_needs(algorithm) | ({"ref_logp"} if config.pays_kl else set())
+  complete = device.make_complete(
+    task, model, group_size=config.group_size, temperature=config.temperature, mask_truncated=config.mask_truncated
+  )
+  judge = device.make_judge(task, process_rewards=config.process_rewards)
+  weights = {task.name: 0.0 if config.process_rewards else config.task_weight}
+  if reward_model is not None:
+    judge = with_reward_model(judge, reward_model)
+  elif not config.task_weight:
+    raise ValueError("there is nothing to learn from: task_weight is 0, and there is no reward model")
+  play = once(device.make_sample(task, complete, num_prompts=config.num_prompts), judge)
+  if "greedy_rewards" in needs:
+    play = with_greedy(play, device.make_greedy(task, model), judge)
+  outputs = make_outputs(
+    needs,
+    reference=lambda state, sequences: jnp.asarray(forward(state.ref_params, sequences).logp),
+    values=None if model.value is None else make_values(model),
+  )
+  shaping = Shaping(spread=config.spread or None, kl=kl.k1 if config.pays_kl else None)
+  on_policy = config.schedule.on_policy
+  experience = make_experience(algorithm, on_policy=on_policy, weights=weights, shaping=shaping)
+  return make_collect(play, outputs, experience, weights=weights)
+
+
+def _create_state(
+  params: Any,
+  key: Array,
+  algorithm: Algorithm,
+  optimizer: optax.GradientTransformation,
+  config: Config,
+  controllers: tuple[Controller, ...],
+) -> RLState:
+  """A new run's state around parameters that are their own reference."""
+  own = algorithm.coefficients
+  if config.pays_kl and "kl_coef" in own:
+    raise ValueError("kl_coef is a coefficient of the objective already: the reward cannot have another one")
+  paid = {"kl_coef": config.kl_coef} if config.pays_kl else {}
+  coefficients = control_lib.initial(controllers, {**own, **paid}, config.schedule)
+  baseline = 0.0 if "reward_baseline" in algorithm.from_rewards().needs else None
+  return RLState.create(
+    params, optimizer, key, keep_reference=True, coefficients=coefficients, reward_baseline=baseline
+  )
+
+
+def _make_rollout_and_update(
+  collect: Collect, step: TrainStep, control: Control, config: Config
+) -> Callable[[RLState, None], tuple[RLState, dict[str, Array]]]:
+  """Returns the body of the run's scan."""
+
+  def rollout_and_update(state: RLState, _: None) -> tuple[RLState, dict[str, Array]]:
+    collected = collect(state)
+    order_key = jax.random.fold_in(state.keys().order, state.rollouts)
+    policy, step_metrics = _updates(step, state.policy, collected.batch, order_key, config.schedule, config.num_prompts)
+    metrics = collected.metrics | metrics_lib.values(step_metrics)
+    policy, measured = control(policy, collected.batch, metrics)
+    return collected.state._replace(policy=policy, rollouts=state.rollouts + 1), metrics | measured
+
+  return rollout_and_update
 
 
 def _updates(
-  step: TrainStep, policy: TrainState, batch: Batch, key: Array, settings: Settings
+  step: TrainStep, policy: TrainState, batch: Batch, key: Array, schedule: Schedule, rows: int
 ) -> tuple[TrainState, Metrics]:
   """The updates that one rollout is used for, in the order of `loop.fit`."""
-  if settings.epochs * settings.minibatches == 1:
+  if schedule.on_policy:
     return step(policy, batch)
-
-  def order(epoch: Array) -> Array:
-    rows = jax.random.permutation(jax.random.fold_in(key, epoch), settings.prompts)
-    return rows.reshape(settings.minibatches, -1)
-
-  parts = jax.vmap(order)(jnp.arange(settings.epochs)).reshape(settings.epochs * settings.minibatches, -1)
 
   def update(policy: TrainState, part: Array) -> tuple[TrainState, Metrics]:
     return step(policy, jax.tree.map(lambda leaf: leaf[part], batch))
 
-  policy, metrics = jax.lax.scan(update, policy, parts)
-  return policy, metrics_lib.reduce(metrics)
+  policy, metrics = jax.lax.scan(update, policy, orders(schedule, key, rows))
+  return policy, over_updates(metrics)
 
 
 def make_warmup(
-  task: on_device.Task, score: Score, tx: optax.GradientTransformation, *, steps: int, examples: int
+  task: on_device.Task, forward: Forward, optimizer: optax.GradientTransformation, *, steps: int, examples: int
 ) -> Callable[[Any, Array], Any]:
   """Returns `(params, key) -> params`: supervised learning on demonstrations, fresh ones for each update."""
-  step = make_train_step(score, sft.objective(), tx)
+  step = make_train_step(forward, sft.objective(), optimizer)
 
   def update(state: TrainState, key: Array) -> tuple[TrainState, None]:
     problems = on_device.sample(task, key, examples)
@@ -224,6 +284,6 @@ def make_warmup(
     if not steps:
       return params
     keys = jax.random.split(key, steps)
-    return jax.lax.scan(update, TrainState.create(params, tx), keys)[0].params
+    return jax.lax.scan(update, TrainState.create(params, optimizer), keys)[0].params
 
   return warm_up

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import Progress
 
-from rl_jax.train import memory
+from rl_jax.runs import resources
 from rl_jax.train.compiled import History, Run
 
 
@@ -19,7 +19,7 @@ class Variant(NamedTuple):
   """What is compared with others.
 
   Attributes:
-    name: For tables and file names.
+    name: Name in tables and file names.
     build: `hyperparameters -> Run`; they come as traced scalars.
     grid: `{name: [n]}`, the values of each hyperparameter at n points, which are trained side by side; empty for a
       variant without any.
@@ -31,7 +31,7 @@ class Variant(NamedTuple):
 
   @property
   def names(self) -> list[str]:
-    """Of its points, such as "dapo clip_high=0.28"."""
+    """Names of its points, such as "dapo clip_high=0.28"."""
     points = zip(*self.grid.values(), strict=True) if self.grid else [()]
     settings = (zip(self.grid, point, strict=True) for point in points)
     return [" ".join([self.name, *(f"{name}={value:g}" for name, value in each)]) for each in settings]
@@ -40,14 +40,14 @@ class Variant(NamedTuple):
 def train(variants: Sequence[Variant], folder: Path, *, seeds: int, seed: int = 0) -> None:
   """Trains every variant that has no results in the folder yet, and saves `results/NAME.npz` for each of its points.
 
-  All variants must begin in the same way (model, warm-up, optimiser): the beginning is computed once, so that each
+  All variants must begin in the same way (model, warm-up, optimizer): the beginning is computed once, so that each
   seed's runs differ by the variant alone.
 
   Args:
-    variants: With different names.
-    folder: Of the results.
+    variants: Variants with different names.
+    folder: Folder of the results.
     seeds: Runs of each point.
-    seed: From which those of the runs are drawn.
+    seed: Seed from which those of the runs are drawn.
   """
   results = folder / "results"
   results.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress)
   began = time.perf_counter()
   advance = jax.jit(jax.vmap(lambda state, grid: variant.build(grid).advance(state)), donate_argnums=0)
   program = advance.lower(state, grid).compile()
-  note = f"compiled in {time.perf_counter() - began:.0f} s, needs {memory.needed_gib(program):.2f} GiB"
+  note = f"compiled in {time.perf_counter() - began:.0f} s, needs {resources.needed_gib(program):.2f} GiB"
   progress.console.print(f"{variant.name}: {note}", highlight=False)
   progress.update(bar, description=variant.name)
   parts = []

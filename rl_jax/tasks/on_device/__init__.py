@@ -25,7 +25,7 @@ def load(name: str, **options: Any) -> Task:
 
   Args:
     name: One of `names()`.
-    **options: For its `load`.
+    **options: Arguments of the task's `load`.
 
   Raises:
     ValueError: If there is no such task or option, or an option is of another type.

@@ -15,9 +15,9 @@ def load(*, digits: int = 2, shortest: int = 1, format_reward: float = 0.1) -> T
   """Returns the task.
 
   Args:
-    digits: Of the longest number, up to 6; each number's length is drawn uniformly, so difficulty varies.
+    digits: Digits of the longest number, up to 6; each number's length is drawn uniformly, so difficulty varies.
     shortest: Digits of the shortest number.
-    format_reward: Of a wrong answer that is a number.
+    format_reward: Reward of a wrong answer that is a number.
 
   Raises:
     ValueError: If lengths are out of range.

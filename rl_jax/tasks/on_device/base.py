@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
   """What a verifier says of an answer.
 
   Attributes:
-    reward: What is learnt from, in [0, 1].
+    reward: What is learned from, in [0, 1].
     solved: Whether the answer is entirely right, the exact match that evaluation counts.
     step_rewards: `[T]`, the reward of each step at the token that ends it (a process reward); None where a task has no
       steps.
@@ -50,14 +50,14 @@ class Task(NamedTuple):
   """Problems, verifier and demonstrations.
 
   Attributes:
-    name: For tables and file names.
+    name: Name in tables and file names.
     characters: The vocabulary.
-    prompt_length: L, of the longest prompt.
+    prompt_length: L, the length of the longest prompt.
     max_new_tokens: T, long enough for every right answer and its end.
     draw: `key -> (prompt, data)`: one problem, and what the verifier must know of it.
     verify: `(data, answer) -> Verdict`.
     solution: `data -> Text`, a right answer, without the end of sequence.
-    best_reward: Of a right answer.
+    best_reward: Reward of a right answer.
     baseline: The success rate of the best answer that does not depend on the prompt.
   """
 
@@ -99,8 +99,8 @@ def judge(task: Task, data: Any, tokens: Int[Array, "n G T"], mask: Bool[Array, 
   """Verifies G completions of each of n problems.
 
   Args:
-    task: Whose verifier to ask.
-    data: Of the problems.
+    task: The task whose verifier to ask.
+    data: What the verifier must know of the problems.
     tokens: Completions; the end of sequence, where there is one, is the last real token.
     mask: 1 for real tokens.
 

@@ -14,7 +14,7 @@ def load(*, length: int = 8, reverse: bool = False) -> Task:
   """Returns the task.
 
   Args:
-    length: Of the longest word; lengths from 1 on are equally frequent.
+    length: Length of the longest word; lengths from 1 on are equally frequent.
     reverse: Whether the answer is the word backwards.
 
   Raises:

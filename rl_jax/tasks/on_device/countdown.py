@@ -21,7 +21,7 @@ def load(*, count: int = 3, format_reward: float = 0.1) -> Task:
 
   Args:
     count: Digits to use, from 2 to 4, each from 1 to 9.
-    format_reward: Of an expression that uses the digits and has another value.
+    format_reward: Reward of an expression that uses the digits and has another value.
 
   Raises:
     ValueError: If `count` is out of range.

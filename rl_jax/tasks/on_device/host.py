@@ -18,7 +18,7 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
   Its tokenizer is `models.presets.character_tokenizer(task.characters)`.
 
   Args:
-    task: On the device.
+    task: A task on the device.
     key: The run's stream of problems, `RLState.keys().problems`.
     batch: Prompts a rollout.
     evaluation_size: Problems to evaluate on.
@@ -26,7 +26,7 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
   >>> from rl_jax.tasks.on_device import stopping
   >>> host = to_host(stopping.load(), key=jax.random.key(0), batch=2)
   >>> host.row(0)["prompt"], len(host.evaluation)
-  ('2:', 256)
+  ('7:', 256)
   """
   draw = jax.jit(lambda key: base.sample(task, key, batch))
   verify = jax.jit(task.verify)

@@ -15,9 +15,9 @@ def load(*, modulus: int = 13, operators: str = OPERATORS, format_reward: float 
   """Returns the task.
 
   Args:
-    modulus: From 2 to 1000; it does not stand in the prompt.
+    modulus: The modulus, from 2 to 1000; it does not stand in the prompt.
     operators: Some of `+-*`, equally frequent.
-    format_reward: Of a wrong answer that is a number.
+    format_reward: Reward of a wrong answer that is a number.
 
   Raises:
     ValueError: If an argument is out of range.

@@ -17,8 +17,8 @@ def load(*, bits: int = 6, max_new_tokens: int | None = None) -> Task:
   """Returns the task.
 
   Args:
-    bits: Of the longest prompt; lengths from 1 on are equally frequent.
-    max_new_tokens: Of an answer, its end included; `bits + 1` by default, more leaves room for longer chains.
+    bits: Bits of the longest prompt; lengths from 1 on are equally frequent.
+    max_new_tokens: Tokens of an answer, its end included; `bits + 1` by default, more leaves room for longer chains.
 
   Raises:
     ValueError: If an argument is too small.

@@ -13,7 +13,7 @@ def load(*, length: int = 6) -> Task:
   """Returns the task.
 
   Args:
-    length: Of the longest list; lengths from 1 on are equally frequent.
+    length: Length of the longest list; lengths from 1 on are equally frequent.
 
   Raises:
     ValueError: If `length` is below 1.

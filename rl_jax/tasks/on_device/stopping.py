@@ -1,4 +1,4 @@
-"""Stop in time: `7:` is answered by seven letters, whichever they are. What is learnt is the length of the answer."""
+"""Stop in time: `7:` is answered by seven letters, whichever they are. What is learned is the length of the answer."""
 
 import jax
 import jax.numpy as jnp

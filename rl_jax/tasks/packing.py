@@ -1,16 +1,13 @@
 """Several short examples in one row: a token attends to its own example alone, and positions start anew in each."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from rl_jax.ops.log_probs import predictors, token_log_probs
-from rl_jax.sampling.generate import LanguageModel
-from rl_jax.train.examples import Example
-from rl_jax.train.score import Scores
+from rl_jax.tasks.examples import Example
 
 
 class Packed(NamedTuple):
@@ -18,7 +15,7 @@ class Packed(NamedTuple):
 
   Attributes:
     tokens: `[B, S]`.
-    positions: Within each example.
+    positions: Positions within each example.
     segments: Which example of its row a token belongs to, from 1 on; 0 for padding.
   """
 
@@ -33,7 +30,7 @@ def pack(
   """Returns examples in rows of `length` tokens (first fit, longest first), and which tokens are labels.
 
   Args:
-    examples: Each of at most `length` tokens.
+    examples: Examples, each of at most `length` tokens.
     length: S.
     pad_token: Fills rows up.
     together: Whether examples share rows; otherwise each has its own.
@@ -71,28 +68,3 @@ def pack(
       labels[row, start + 1 : end] = example.labels[1:]  # nothing predicts an example's first token
       start = end
   return Packed(jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(segments)), labels
-
-
-def make_packed_score(model: LanguageModel, *, chunk_size: int = 1024) -> Callable[[Any, Packed], Scores]:
-  """Returns `score(params, packed) -> Scores [B, S]`: log-probs of each token given those before it in its example.
-
-  What stands at an example's first token means nothing; mask it.
-
-  >>> from types import SimpleNamespace
-  >>> import jax
-  >>> def apply(params, tokens, positions, **_):  # a model that counts
-  ...   return SimpleNamespace(hidden=params * jax.nn.one_hot(tokens + 1, 9), kv=())
-  >>> score = make_packed_score(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9)))
-  >>> packed, _ = pack([Example([3, 4, 5], [True] * 3)], 3)
-  >>> print(score(50.0, packed).logp[0, 1:])
-  [0. 0.]
-  """
-
-  def score(params: Any, packed: Packed) -> Scores:
-    tokens, positions, segments = packed
-    hidden = model.apply(params, tokens, positions, mask=segments > 0, segments=segments).hidden
-    before = predictors(jnp.zeros_like(hidden[:, 0]), hidden[:, :-1])
-    logp, entropy = token_log_probs(before, model.unembed(params), tokens, chunk_size=chunk_size)
-    return Scores(logp, entropy)
-
-  return score

@@ -1,13 +1,15 @@
-"""Settings of an experiment, which are a frozen dataclass: checks, and back to a command line."""
+"""Settings of an experiment, which are a frozen dataclass: from a command line, checks, and back to a command line."""
 
 import dataclasses
+import inspect
 import math
+import re
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import jax
 import tyro
 
 
@@ -24,18 +26,78 @@ def run_script(
 
   Args:
     main: Takes the settings.
-    config: Their dataclass, whose fields become flags.
-    module: Such as "experiments.grpo".
+    config: Dataclass of the settings, whose fields become flags.
+    module: The script's module, such as "experiments.grpo".
     description: What `--help` begins with.
     default: A configuration whose values stand for those that are not given; by default the dataclass's own.
     kept: What Ctrl-C leaves behind.
   """
   try:
-    main(tyro.cli(config, default=default, prog=f"python -m {module}", description=description))
+    title = module.rpartition(".")[2]
+    main(parse(config, default, title=title, prog=f"python -m {module}", description=description))
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
     sys.exit(f"interrupted; {kept}")
+
+
+def parse(
+  config: type, default: Any = None, *, title: str = "own", args: Sequence[str] | None = None, **options: Any
+) -> Any:
+  """Returns the settings of a command line; `--help` has a group for each class that they are inherited from.
+
+  Args:
+    config: A dataclass whose fields become flags, each explained by the comment behind it.
+    default: A configuration whose values stand for those that are not given; by default the dataclass's own.
+    title: The group of the fields that are not inherited.
+    args: Arguments to parse; by default the process's.
+    **options: Other arguments of `tyro.cli`.
+
+  >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+  ... class RunConfig:
+  ...   steps: int = 8
+  >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+  ... class Config(RunConfig):
+  ...   clip: float = 0.2
+  >>> parse(Config, args=["--steps", "3"])
+  Config(steps=3, clip=0.2)
+  """
+  types, fields = typing.get_type_hints(config), {field.name: field for field in dataclasses.fields(config)}
+  groups = {}
+  for base in config.__mro__:  # a field stands in the group of the class that declares it first
+    names = [name for name in getattr(base, "__annotations__", {}) if name in fields]
+    names = [name for name in names if not any(name in vars(b).get("__annotations__", {}) for b in base.__mro__[1:])]
+    if names:
+      name_of_group = base.__name__.removesuffix("Config").lower() or title
+      flags = [_flag(config, fields[name], types[name], default) for name in names]
+      groups[name_of_group] = dataclasses.make_dataclass(name_of_group, flags, frozen=True, kw_only=True)
+      groups[name_of_group].__doc__ = ""
+  whole = dataclasses.make_dataclass("Settings", [(title, tyro.conf.OmitArgPrefixes[g]) for title, g in groups.items()])
+  parsed = tyro.cli(whole, args=args, **options)
+  values = {name: value for title in groups for name, value in vars(getattr(parsed, title)).items()}
+  return config(**values)
+
+
+def _flag(config: type, field: dataclasses.Field, kind: Any, default: Any) -> tuple:
+  """A field with its help as tyro wants it."""
+  explained = Annotated[kind, tyro.conf.arg(help=_comment(config, field.name))]
+  value = field.default if default is None else getattr(default, field.name)
+  missing = value is dataclasses.MISSING
+  return (field.name, explained) if missing else (field.name, explained, dataclasses.field(default=value))
+
+
+def _comment(config: type, name: str) -> str:
+  """The comment behind a field, of the class that declares it last."""
+  for base in config.__mro__:
+    if name in vars(base).get("__annotations__", {}):
+      try:
+        source = inspect.getsource(base)
+      except OSError:
+        return ""
+      found = re.search(rf"^ *{name}: .*?  # (.*)$", source, re.MULTILINE)
+      if found:
+        return found[1]
+  return ""
 
 
 def require_at_least(config: Any, least: float, names: Sequence[str]) -> None:
@@ -103,24 +165,6 @@ def refuse(config: Any, names: Iterable[str], who: str) -> None:
     raise ValueError(f"{who} makes no use of {', '.join(given)}")
 
 
-def check_adapters(config: Any) -> None:
-  """Raises ValueError if `lora_rank` and `lora_alpha` make no adapters, or only one of them is given."""
-  require_at_least(config, 0, ("lora_rank",))
-  require_positive(config, ("lora_alpha",))
-  if not config.lora_rank:
-    refuse(config, ("lora_alpha",), "lora_rank 0")
-
-
-def check_parts(rows: int, microbatches: int, name: str) -> None:
-  """Raises ValueError if a batch's rows do not divide into micro-batches and over the devices.
-
-  >>> check_parts(jax.device_count() * 4, 2, "pairs")
-  """
-  parts = microbatches * jax.device_count()
-  if rows % parts:
-    raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
-
-
 def exit_if_stopped(module: str, config: Any, done: int) -> None:
   """Ends the process with the command that goes on, if fewer than the configuration's `steps` were done.
 
@@ -139,7 +183,7 @@ def command_line(module: str, config: Any, **changes: Any) -> str:
   """Returns the command that runs a module with a configuration: what differs from its defaults.
 
   Args:
-    module: Such as "experiments.grpo".
+    module: The script's module, such as "experiments.grpo".
     config: A dataclass whose fields tyro has made flags of.
     **changes: Fields to replace first.
 

@@ -1,4 +1,4 @@
-"""Peak memory, for logs and benchmarks."""
+"""What a run takes of the machine, for logs and benchmarks."""
 
 import resource
 import sys

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rl_jax.tasks import files
+from rl_jax.state import Sequences
+from rl_jax.tasks import files, text
 from rl_jax.tasks.preferences import Preferences
-from rl_jax.train import text
-from rl_jax.train.score import Sequences
 
 SPLIT = "whose prompt and answer have other tokens together than apart: tokenized apart"
 CHANGED = "whose chat template changes the prompt once it is answered: left out"
@@ -26,7 +25,7 @@ class Example(NamedTuple):
   labels: list[bool]
 
 
-class Answers(NamedTuple):
+class EncodedRanking(NamedTuple):
   """A prompt and K answers, best first, as tokens."""
 
   prompt: list[int]
@@ -66,7 +65,9 @@ def _ended(tokenizer: Any, tokens: list[int]) -> list[int]:
   return [*tokens, end]
 
 
-def encode_rankings(tokenizer: Any, preferences: Preferences, *, max_tokens: int) -> tuple[list[Answers], Counter[str]]:
+def encode_rankings(
+  tokenizer: Any, preferences: Preferences, *, max_tokens: int
+) -> tuple[list[EncodedRanking], Counter[str]]:
   """Returns rankings as tokens, and what was wrong with how many of them; too long ones are left out.
 
   Raises:
@@ -92,7 +93,7 @@ def encode_rankings(tokenizer: Any, preferences: Preferences, *, max_tokens: int
     if len(set(map(tuple, tokens))) < len(tokens):
       problems[SAME] += 1
       continue
-    encoded.append(Answers(start, tokens, ratings))
+    encoded.append(EncodedRanking(start, tokens, ratings))
   if not encoded:
     raise ValueError(f"no preferences are left: {describe(problems)}")
   return encoded, problems
@@ -107,10 +108,10 @@ def describe(problems: Mapping[str, int]) -> str:
   return "; ".join(f"{count} {why}" for why, count in problems.items()) or "nothing left out"
 
 
-def ranking_sequences(rankings: Sequence[Answers], pad_token: int) -> Sequences:
+def ranking_sequences(rankings: Sequence[EncodedRanking], pad_token: int) -> Sequences:
   """Returns `[P, L]` prompts and `[P, K, T]` answers, right-padded.
 
-  >>> ranking_sequences([Answers([3], [[4, 1], [1]])], 0).completions.tolist()
+  >>> ranking_sequences([EncodedRanking([3], [[4, 1], [1]])], 0).completions.tolist()
   [[[4, 1], [1, 0]]]
   """
   prompts, prompt_mask = text.pad([ranking.prompt for ranking in rankings], pad_token)
@@ -121,14 +122,15 @@ def ranking_sequences(rankings: Sequence[Answers], pad_token: int) -> Sequences:
   )
 
 
-def exchanged(sequences: Sequences) -> Sequences:
+def mismatched_pairs(sequences: Sequences) -> Sequences:
   """Returns each prompt with the answers of the one before it, which do not belong to it (KTO's estimate of the KL).
 
   Raises:
     ValueError: If there is but one prompt.
 
-  >>> sequences = ranking_sequences([Answers([3], [[4]]), Answers([5], [[6]]), Answers([7], [[8]])], 0)
-  >>> exchanged(sequences).prompts.ravel().tolist(), exchanged(sequences).completions.ravel().tolist()
+  >>> rankings = [EncodedRanking([3], [[4]]), EncodedRanking([5], [[6]]), EncodedRanking([7], [[8]])]
+  >>> sequences = ranking_sequences(rankings, 0)
+  >>> mismatched_pairs(sequences).prompts.ravel().tolist(), mismatched_pairs(sequences).completions.ravel().tolist()
   ([3, 5, 7], [8, 4, 6])
   """
   if len(sequences.prompts) < 2:
@@ -144,13 +146,13 @@ def encode_demonstrations(
 ) -> tuple[list[Example], Counter[str]]:
   """Returns demonstrations as tokens with labels, and what was wrong with how many of them.
 
-    {"prompt": ..., "completion": ...}     text or chat; the completion is learnt
-    {"messages": [message, ...]}           chat; every message of the assistant is learnt
-    {"text": "..."}                        plain text; all but its first token is learnt
+    {"prompt": ..., "completion": ...}     text or chat; the completion is learned
+    {"messages": [message, ...]}           chat; every message of the assistant is learned
+    {"text": "..."}                        plain text; all but its first token is learned
 
   Args:
     tokenizer: A `transformers` tokenizer.
-    rows: With their places, as `tasks.files.read` gives them.
+    rows: Rows with their places, as `tasks.files.read` gives them.
     max_tokens: Longer ones are left out.
 
   Raises:
@@ -214,8 +216,8 @@ def _conversation(tokenizer: Any, messages: Sequence[Any]) -> tuple[Example | No
     if prompt[: len(tokens)] != tokens or whole[: len(prompt)] != prompt:
       return None, CHANGED
     answer = whole[len(prompt) :]
-    learnt = min(len(_ended(tokenizer, answer)), len(answer))
-    labels += [False] * (len(prompt) - len(tokens)) + [i < learnt for i in range(len(answer))]
+    learned = min(len(_ended(tokenizer, answer)), len(answer))
+    labels += [False] * (len(prompt) - len(tokens)) + [i < learned for i in range(len(answer))]
     tokens = whole
   if not tokens:
     raise ValueError("messages holds none of the assistant")
@@ -223,10 +225,10 @@ def _conversation(tokenizer: Any, messages: Sequence[Any]) -> tuple[Example | No
   return Example(ended, (labels + [True])[: len(ended)]), ""
 
 
-def ratings_of(rankings: Sequence[Answers]) -> np.ndarray | None:
+def ratings_of(rankings: Sequence[EncodedRanking]) -> np.ndarray | None:
   """Returns `[P, K]` ratings, or None where there are none.
 
-  >>> ratings_of([Answers([3], [[4], [1]], (2.0, 1.0))]).tolist()
+  >>> ratings_of([EncodedRanking([3], [[4], [1]], (2.0, 1.0))]).tolist()
   [[2.0, 1.0]]
   """
   return np.asarray([ranking.ratings for ranking in rankings], np.float32) if rankings[0].ratings else None

@@ -1,21 +1,16 @@
-"""Batches of a fixed data set for `train.loop`: shuffled anew in every epoch, in an order that the seed fixes."""
+"""Batches of a fixed data set: shuffled anew in every epoch, in an order that the seed fixes."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rl_jax.analysis import plots
+from rl_jax.rollouts.collect import Collect, Collected
+from rl_jax.state import Batch, RLState
 from rl_jax.tasks.epochs import shuffled
-from rl_jax.train.evaluate import Measured
-from rl_jax.train.metrics_io import read_lines
-from rl_jax.train.rollout import Collect, Collected
-from rl_jax.train.state import RLState
-from rl_jax.train.step import Batch
 
 
 def make_collect(
@@ -25,9 +20,9 @@ def make_collect(
 
   Args:
     make_batch: `(state, row numbers) -> Batch`.
-    rows: Of the data set.
+    rows: Number of rows in the data set.
     batch_size: Rows a batch.
-    seed: Of the order.
+    seed: Seed of the order.
 
   Raises:
     ValueError: If there are fewer rows than a batch has.
@@ -36,11 +31,12 @@ def make_collect(
   row = shuffled(rows, seed)
 
   def collect(state: RLState) -> Collected:
-    first = int(state.position)
+    first = int(state.running.position)
     numbers = np.array([row(index) for index in range(first, first + batch_size)])
     batch = make_batch(state, numbers)
     metrics = {"epoch": (first + batch_size) / rows, "tokens": float(jnp.sum(batch.inputs.mask != 0))}
-    return Collected(state._replace(position=jnp.asarray(first + batch_size, jnp.int32)), batch, metrics, [])
+    running = state.running._replace(position=np.int32(first + batch_size))
+    return Collected(state._replace(running=running), batch, metrics)
 
   return collect
 
@@ -63,10 +59,10 @@ def hold_out(
   """Returns rows to train on, and about a share of them to measure on, both shuffled.
 
   Args:
-    rows: Of the data set.
-    share: Between 0 and 1.
-    seed: Of the shuffle.
-    key: `row -> what it is about`; rows of the same key are all on one side, so that no copy of what is learnt is
+    rows: Rows of the data set.
+    share: Share of the rows to measure on, between 0 and 1.
+    seed: Seed of the shuffle.
+    key: `row -> what it is about`; rows of the same key are all on one side, so that no copy of what is learned is
       measured.
 
   Raises:
@@ -91,31 +87,19 @@ def hold_out(
   return train, test
 
 
-def fill(rows: int, size: int) -> list[np.ndarray]:
+def fixed_size_batches(rows: int, size: int) -> list[np.ndarray]:
   """Returns row numbers in batches of one size; the last one is filled up from the beginning.
 
-  >>> [numbers.tolist() for numbers in fill(5, 2)]
+  >>> [numbers.tolist() for numbers in fixed_size_batches(5, 2)]
   [[0, 1], [2, 3], [4, 0]]
   """
   return [np.arange(start, start + size) % rows for start in range(0, rows, size)]
 
 
-def take(tree: Any, numbers: np.ndarray) -> Any:
+def select_rows(tree: Any, numbers: np.ndarray) -> Any:
   """Returns the rows `numbers` of every leaf.
 
-  >>> take({"x": np.arange(4)}, np.array([3, 1]))["x"].tolist()
+  >>> select_rows({"x": np.arange(4)}, np.array([3, 1]))["x"].tolist()
   [3, 1]
   """
   return jax.tree.map(lambda leaf: leaf[numbers], tree)
-
-
-def show(folder: str | Path) -> None:
-  """Prints what was measured before and after a run, draws its curves, and says where everything is."""
-  results = read_lines(folder, "evaluation.jsonl")
-  for title, result in (("before", results[0]), (f"after {results[-1]['step']} steps", results[-1])):
-    print(f"{title}: {Measured(result['values']).describe()}")
-  try:
-    print(f"curves: {plots.draw(folder)}")
-  except ValueError as error:
-    print(f"no curves: {error}")
-  print(f"metrics and checkpoints: {folder}\nthe model: {Path(folder) / 'model'}")

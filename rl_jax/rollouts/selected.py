@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_jax.ops.selection import best_and_worst, best_of
-from rl_jax.train.rollout import Collect, Collected
-from rl_jax.train.score import Sequences
-from rl_jax.train.state import RLState
+from rl_jax.rollouts.collect import Collect, Collected
+from rl_jax.state import RLState, Sequences
 
 
 def imitate(collect: Collect, *, n: int = 1, above: float = -np.inf) -> Collect:
   """Returns a `collect` whose batches train on each group's n best completions alone, with rewards above a floor.
 
   With `objectives.sft` this is rejection sampling (best-of-n), and in rounds expert iteration. The metric `kept` is the
-  share of the completions that are learnt.
+  share of the completions that are learned.
 
   Args:
-    collect: From `train.rollout.make_collect`.
+    collect: What `rollouts.collect.make_collect` returns.
     n: Completions a group.
     above: Completions must have a higher reward than this.
 
@@ -47,7 +46,8 @@ def prefer(collect: Collect, reference: Callable[[RLState, Sequences], jax.Array
   the groups that give a pair.
 
   Args:
-    collect: From `train.rollout.make_collect`, for an objective that needs no reference, such as `objectives.sft`.
+    collect: A function from `rollouts.collect.make_collect`, for an objective that needs no reference, such as
+      `objectives.sft`.
     reference: `(state, sequences) -> log-probs`, which runs on the pairs alone.
   """
 
@@ -56,14 +56,14 @@ def prefer(collect: Collect, reference: Callable[[RLState, Sequences], jax.Array
     rewards, known = _rewards(collected)
     places, differ = best_and_worst(rewards, known)
 
-    def take(leaf: jax.Array) -> jax.Array:
+    def select(leaf: jax.Array) -> jax.Array:
       return jnp.take_along_axis(leaf, places[..., None], axis=1)
 
     sequences, inputs = collected.batch
     sequences = sequences._replace(
-      completions=take(sequences.completions), completion_mask=take(sequences.completion_mask)
+      completions=select(sequences.completions), completion_mask=select(sequences.completion_mask)
     )
-    inputs = jax.tree.map(take, inputs)
+    inputs = jax.tree.map(select, inputs)
     inputs = inputs._replace(
       mask=(inputs.mask != 0) & differ[:, None, None], ref_logp=reference(collected.state, sequences)
     )
@@ -77,4 +77,4 @@ def _rewards(collected: Collected) -> tuple[jax.Array, jax.Array]:
   """Rewards `[P, G]`, 0 where none applied, and where one did."""
   if collected.rewards is None:
     raise ValueError("the batch has no rewards to select by")
-  return jnp.asarray(np.nan_to_num(collected.rewards), jnp.float32), jnp.asarray(~np.isnan(collected.rewards))
+  return jnp.nan_to_num(collected.rewards), ~jnp.isnan(collected.rewards)

@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_jax.rollouts.collect import Collect, Collected
+from rl_jax.state import Batch, RLState, Sequences
+from rl_jax.tasks import text
 from rl_jax.tasks.epochs import shuffled
-from rl_jax.train import text
-from rl_jax.train.rollout import Collect, Collected
-from rl_jax.train.score import Sequences
-from rl_jax.train.state import RLState
-from rl_jax.train.step import Batch
 
 Stream = Callable[[int], Sequences]
 
@@ -26,13 +24,14 @@ def make_stream(
   texts: Sequence[str],
   tokenizer: Any,
   *,
-  prompts: int,
+  num_prompts: int,
   group_size: int,
   length: int,
   seed: int,
   first: int | None = None,
 ) -> Stream:
-  """Returns `stream(rollout) -> Sequences`: the next `prompts * group_size` pieces of text, of `length` tokens or less.
+  """Returns `stream(rollout) -> Sequences`: the next `num_prompts * group_size` pieces of text, of at most `length`
+  tokens.
 
   Pieces are cut from the texts one behind the other, each is read on its own, and they come in an order that the seed
   and the epoch fix.
@@ -40,17 +39,18 @@ def make_stream(
   Args:
     texts: Documents.
     tokenizer: A `transformers` tokenizer.
-    prompts: Rows of pieces.
+    num_prompts: Rows of pieces.
     group_size: Pieces a row, as many as a rollout has completions a prompt.
     length: Tokens a piece, at most.
-    seed: Of the order.
+    seed: Seed of the order.
     first: The token before every piece; by default the tokenizer's beginning of sequence, or its end.
 
   Raises:
     ValueError: If there is no token to begin with, or no text.
 
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> stream = make_stream(["0123", "45"], character_tokenizer("0123456789"), prompts=1, group_size=2, length=3, seed=0)
+  >>> tokenizer = character_tokenizer("0123456789")
+  >>> stream = make_stream(["0123", "45"], tokenizer, num_prompts=1, group_size=2, length=3, seed=0)
   >>> stream(0).completions.shape, stream(0).prompts.tolist()
   ((1, 2, 3), [[1]])
   """
@@ -62,7 +62,7 @@ def make_stream(
   pieces = [tokens[i : i + length] for tokens in encoded for i in range(0, len(tokens), length)]
   if not pieces:
     raise ValueError("there is no text to hold on to")
-  count, pad_token = prompts * group_size, text.pad_token(tokenizer)
+  count, pad_token = num_prompts * group_size, text.pad_token(tokenizer)
   row = shuffled(len(pieces), seed)
 
   def stream(rollout: int) -> Sequences:
@@ -71,10 +71,10 @@ def make_stream(
     for slot, index in enumerate(range(rollout * count, (rollout + 1) * count)):
       piece = pieces[row(index)]
       tokens[slot, : len(piece)], mask[slot, : len(piece)] = piece, True
-    shape = (prompts, group_size, length)
+    shape = (num_prompts, group_size, length)
     return Sequences(
-      jnp.full((prompts, 1), first, jnp.int32),
-      jnp.ones((prompts, 1), bool),
+      jnp.full((num_prompts, 1), first, jnp.int32),
+      jnp.ones((num_prompts, 1), bool),
       jnp.asarray(tokens.reshape(shape)),
       jnp.asarray(mask.reshape(shape)),
     )

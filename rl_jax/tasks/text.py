@@ -92,32 +92,80 @@ def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray,
   return padded, mask
 
 
-def draw_prompts(task: Task, tokenizer: Any, position: int, count: int, *, max_prompt_tokens: int) -> PromptBatch:
-  """Takes the next `count` rows of a task from `position` on; prompts over the limit are passed over and counted.
+class Prompts(NamedTuple):
+  """Where a run's prompts come from, as a model reads them, and what ends an answer; for rollouts and evaluation alike.
+
+  Attributes:
+    task: Rows and rewards.
+    tokenizer: A `transformers` tokenizer.
+    stop_tokens: `[S]`, those that end a completion.
+    max_prompt_tokens: Longer prompts are passed over, and counted.
+  """
+
+  task: Task
+  tokenizer: Any
+  stop_tokens: np.ndarray
+  max_prompt_tokens: int
+
+  def draw(self, position: int, count: int) -> PromptBatch:
+    """Takes the next `count` rows of the task from `position` on.
+
+    Raises:
+      ValueError: If the first thousand prompts from `position` on are over the limit.
+    """
+    rows, encoded, skipped, start = [], [], 0, position
+    while len(rows) < count:
+      row = self.task.row(position)
+      tokens = encode(self.tokenizer, row["prompt"])
+      position += 1
+      if len(tokens) <= self.max_prompt_tokens:
+        rows.append(row)
+        encoded.append(tokens)
+        continue
+      skipped += 1
+      if skipped >= 1000 and not rows:
+        limit = f"max_prompt_tokens={self.max_prompt_tokens}"
+        raise ValueError(f"task {self.task.name!r}: rows {start} to {position - 1} are over {limit}")
+    return PromptBatch(rows, *pad(encoded, pad_token(self.tokenizer)), position, skipped)
+
+  def held_out(self) -> PromptBatch:
+    """Takes all held-out rows.
+
+    Raises:
+      ValueError: If no prompt is within the limit.
+    """
+    encoded = [(row, encode(self.tokenizer, row["prompt"])) for row in self.task.evaluation]
+    kept = [(row, tokens) for row, tokens in encoded if len(tokens) <= self.max_prompt_tokens]
+    if not kept:
+      limit = f"max_prompt_tokens={self.max_prompt_tokens}"
+      raise ValueError(f"no held-out prompt of {self.task.name!r} is within {limit}")
+    tokens = pad([tokens for _, tokens in kept], pad_token(self.tokenizer))
+    return PromptBatch([row for row, _ in kept], *tokens, 0, len(encoded) - len(kept))
+
+
+def make_prompts(
+  task: Task, tokenizer: Any, eos_tokens: Sequence[int], *, stop: Sequence[str] = (), max_prompt_tokens: int = 512
+) -> Prompts:
+  """Returns a task's prompts for a model.
+
+  Args:
+    task: Rows and rewards.
+    tokenizer: The model's.
+    eos_tokens: The model's ends of sequence.
+    stop: Texts of one token that end a completion; the task's own by default.
+    max_prompt_tokens: Longer prompts are passed over.
 
   Raises:
-    ValueError: If the first thousand prompts from `position` on are over the limit.
+    ValueError: As `stop_tokens`.
 
   >>> from rl_jax import tasks
   >>> from rl_jax.models.presets import load
-  >>> drawn = draw_prompts(tasks.load("arithmetic"), load("tiny").tokenizer, 0, 2, max_prompt_tokens=64)
+  >>> model = load("tiny")
+  >>> drawn = make_prompts(tasks.load("arithmetic"), model.tokenizer, model.eos_tokens).draw(0, 2)
   >>> drawn.tokens.shape[0], drawn.position, drawn.skipped
   (2, 2, 0)
   """
-  rows, encoded, skipped = [], [], 0
-  start = position
-  while len(rows) < count:
-    row = task.row(position)
-    tokens = encode(tokenizer, row["prompt"])
-    position += 1
-    if len(tokens) <= max_prompt_tokens:
-      rows.append(row)
-      encoded.append(tokens)
-      continue
-    skipped += 1
-    if skipped >= 1000 and not rows:
-      raise ValueError(f"task {task.name!r}: rows {start} to {position - 1} are over {max_prompt_tokens=}")
-  return PromptBatch(rows, *pad(encoded, pad_token(tokenizer)), position, skipped)
+  return Prompts(task, tokenizer, stop_tokens(tokenizer, stop or task.stop, eos_tokens), max_prompt_tokens)
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rl_jax.train.evaluate import Evaluation, Measured
+from rl_jax.runs.results import Result
 
 _FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every"})  # may change when a run is resumed
 _LOCK = ".lock"
@@ -22,15 +22,16 @@ class RunDirectory:
   tensorboard/   checkpoints/   model/   curves.png
   """
 
-  def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool):
+  def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool, fixed: Iterable[str] = ()):
     """Checks that the folder is free, or holds the same run. A run that never began counts as none.
 
     Entering the context makes the folder, saves the configuration, and locks the folder against other processes.
 
     Args:
-      folder: Made where it does not exist.
+      folder: The folder, made where it does not exist.
       config: JSON values, saved, and compared on resuming; `steps`, `run_dir` and `checkpoint_every` may differ.
       resume: Whether a run that is there goes on. Where there is none, it starts.
+      fixed: Those of the three that may not differ, such as `steps` where the learning rate falls over them.
 
     Raises:
       ValueError: If the folder holds another run or other files; nothing is changed then.
@@ -45,7 +46,7 @@ class RunDirectory:
     if path.exists() and _has_begun(self.folder):
       if not resume:
         raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
-      _check_same(_read_config(path), json.loads(json.dumps(config)), str(folder))
+      _check_same(_parse_config(path), json.loads(json.dumps(config)), str(folder), _FREE - set(fixed))
     elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     self._tensorboard = None
@@ -79,7 +80,7 @@ class RunDirectory:
     """Appends completions with their prompts and rewards."""
     self._append(file, [{"step": step, **sample} for sample in samples])
 
-  def write_evaluation(self, step: int, evaluation: Evaluation | Measured) -> None:
+  def write_evaluation(self, step: int, evaluation: Result) -> None:
     """Appends the completions to evaluation_samples.jsonl, and then the result to evaluation.jsonl."""
     self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
     result = {name: value for name, value in evaluation._asdict().items() if name != "samples"}
@@ -141,7 +142,17 @@ def _jsonable_value(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict[str, Any]:
+  """Returns the settings that a run was started with; none where there is no such file.
+
+  >>> read_config("no-such-folder")
+  {}
+  """
+  path = Path(folder) / "config.json"
+  return _parse_config(path) if path.exists() else {}
+
+
+def _parse_config(path: Path) -> dict[str, Any]:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
@@ -160,11 +171,11 @@ def _step(line: str) -> float:
     return math.inf
 
 
-def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str) -> None:
+def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str, free: frozenset[str]) -> None:
   changed = [
     f"{key} was {saved.get(key)!r}, is {config.get(key)!r}"
     for key in sorted(set(saved) | set(config))
-    if key not in _FREE and saved.get(key) != config.get(key)
+    if key not in free and saved.get(key) != config.get(key)
   ]
   if changed:
     raise ValueError(f"run directory {folder!r} holds a run with other settings: {'; '.join(changed)}")

@@ -1,11 +1,12 @@
 """Devices: the mesh, where arrays lie on it, and the same update step under jit, shard_map and pmap.
 
-The only file with collectives. The main path is `jit_step`: batches are sharded over the mesh's data axis, the step is
-written as if there were one device, and XLA inserts the communication. Under `shard_map_step` and `pmap_step` the step
-sees its own rows only and names the axis: weights are computed from all rows *before* differentiation, and gradients
-are summed once after it.
+The only file with collectives. `Devices` is what a run needs of them. The main path is `jit_step`: batches are sharded
+over the mesh's data axis, the step is written as if there were one device, and XLA inserts the communication. Under
+`shard_map_step` and `pmap_step` the step sees its own rows only and names the axis: weights are computed from all rows
+*before* differentiation, and gradients are summed once after it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -17,12 +18,59 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rl_jax.ops import metrics as metrics_lib
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))
-WHOLE = PartitionSpec()
+BY_ROW = PartitionSpec(("data", "fsdp"))
+REPLICATED = PartitionSpec()
 
 Device: TypeAlias = Any  # a jax.Device, which type checkers take for a variable
 Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
 AxisName: TypeAlias = str | tuple[str, ...] | None
+
+
+class Devices:
+  """The devices of a run, and what it puts and compiles there.
+
+  >>> devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
+  >>> double = devices.jit(lambda x: 2 * x)
+  >>> double(1.0), double(2.0), devices.compiles
+  (Array(2., dtype=float32, weak_type=True), Array(4., dtype=float32, weak_type=True), 1)
+
+  Attributes:
+    mesh: A mesh with axes data, fsdp and tensor.
+    compiles: Functions that were traced so far, each once a shape: one that rises every step costs more than all else.
+  """
+
+  def __init__(self, mesh: Mesh | None = None):
+    """Takes all devices by default, for data parallelism."""
+    self.mesh = make_mesh() if mesh is None else mesh
+    self.compiles = 0
+
+  def put(self, tree: Any) -> Any:
+    """Splits the leading axis of every leaf over the devices, as `put` does."""
+    return put(tree, self.mesh)
+
+  def replicate(self, tree: Any) -> Any:
+    """Puts every leaf on all devices; where it is already, it is not copied."""
+    return jax.device_put(tree, NamedSharding(self.mesh, REPLICATED))
+
+  def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Jits a function, and counts how often it is traced."""
+    return jax.jit(self._counted(function), **options)
+
+  def step(self, step: "Step") -> "Step":
+    """Jits an update step over the devices; its state is donated."""
+    return jit_step(self._counted(step), self.mesh)
+
+  def build(self, make: Callable[..., Any], *args: Any) -> Any:
+    """Builds a training state on all devices; the buffers of the first argument are taken over."""
+    return build_replicated(make, self.mesh)(*args)
+
+  def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+      self.compiles += 1
+      return function(*args, **kwargs)
+
+    return counted
 
 
 def make_mesh(
@@ -50,7 +98,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   >>> replicate({"x": jnp.ones(2)}, mesh)["x"].sharding.is_fully_replicated
   True
   """
-  return jax.device_put(jax.tree.map(jnp.copy, tree), NamedSharding(mesh, WHOLE))
+  return jax.device_put(jax.tree.map(jnp.copy, tree), NamedSharding(mesh, REPLICATED))
 
 
 def build_replicated(make: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -62,24 +110,24 @@ def build_replicated(make: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
   >>> int(build_replicated(lambda x, y: x + y, mesh)(jnp.array(1), 2))
   3
   """
-  return jax.jit(make, out_shardings=NamedSharding(mesh, WHOLE), donate_argnums=0)
+  return jax.jit(make, out_shardings=NamedSharding(mesh, REPLICATED), donate_argnums=0)
 
 
-def shard_rows(tree: Any, mesh: Mesh) -> Any:
+def put(tree: Any, mesh: Mesh) -> Any:
   """Splits every leaf's leading axis over the devices of the data and fsdp axes.
 
   Raises:
     ValueError: If the rows do not divide evenly.
 
   >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
-  >>> shard_rows(jnp.arange(4), mesh).tolist()
+  >>> put(jnp.arange(4), mesh).tolist()
   [0, 1, 2, 3]
   """
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
   if any(count % parts for count in rows):
     raise ValueError(f"the number of prompts must be a multiple of the {parts} devices, got {sorted(rows)}")
-  return jax.device_put(tree, NamedSharding(mesh, ROWS))
+  return jax.device_put(tree, NamedSharding(mesh, BY_ROW))
 
 
 def jit_step(step: Step, mesh: Mesh) -> Step:
@@ -87,10 +135,10 @@ def jit_step(step: Step, mesh: Mesh) -> Step:
 
   >>> mesh = make_mesh(data=1, devices=jax.devices()[:1])
   >>> step = jit_step(lambda state, batch: (state + batch.sum(), batch.mean()), mesh)
-  >>> [float(x) for x in step(replicate(jnp.zeros(()), mesh), shard_rows(jnp.ones((4, 2)), mesh))]
+  >>> [float(x) for x in step(replicate(jnp.zeros(()), mesh), put(jnp.ones((4, 2)), mesh))]
   [8.0, 1.0]
   """
-  whole, rows = NamedSharding(mesh, WHOLE), NamedSharding(mesh, ROWS)
+  whole, rows = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, BY_ROW)
   return jax.jit(step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0)
 
 
@@ -106,7 +154,7 @@ def over_runs(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   >>> over_runs(lambda x: x * 2, mesh)(jnp.arange(3)).tolist()
   [0, 2, 4]
   """
-  mapped = jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=ROWS, out_specs=ROWS, check_vma=False))
+  mapped = jax.jit(jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=BY_ROW, out_specs=BY_ROW, check_vma=False))
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
   def checked(*args: Any) -> Any:
@@ -128,7 +176,7 @@ def shard_map_step(step: Step, mesh: Mesh) -> Step:
   >>> [float(x) for x in shard_map_step(step, mesh)(jnp.zeros(()), jnp.ones((4, 2)))]
   [8.0, 8.0]
   """
-  mapped = jax.shard_map(step, mesh=mesh, in_specs=(WHOLE, ROWS), out_specs=WHOLE, check_vma=False)
+  mapped = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, BY_ROW), out_specs=REPLICATED, check_vma=False)
   return jax.jit(mapped, donate_argnums=0)
 
 

@@ -41,14 +41,14 @@ class Checkpoints:
     """Returns checkpoint `step`, with the structure, types and devices of `like`.
 
     Raises:
-      ValueError: If the checkpoint does not fit, because another model or optimiser wrote it.
+      ValueError: If the checkpoint does not fit, because another model or optimizer wrote it.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     except (ValueError, KeyError, TypeError) as error:
       where = f"checkpoint {step} in {self._manager.directory}"
-      raise ValueError(f"{where} is damaged, or of another model or optimiser: {reason(error)}") from error
+      raise ValueError(f"{where} is damaged, or of another model or optimizer: {reason(error)}") from error
 
 
 @contextmanager

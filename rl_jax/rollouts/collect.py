@@ -1,0 +1,195 @@
+"""The life of a batch: completions are sampled, models read them, judges score them, and advantages are estimated.
+
+    play(state)                                      -> Played: a rollout, and what will be said of it
+    outputs(state, rollout)                          -> Outputs: log-probs and values, from passes that something needs
+    experience(key, running, coefficients, rollout,
+               outputs, judgment)                    -> what moves on, the batch, metrics; pure, jitted
+
+Host tasks (`rollouts.text`) and tasks on the device (`rollouts.device`) each have their own way to sample and to judge;
+all else is written once, here and in `outputs` and `experience`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rl_jax.ops import shaping
+from rl_jax.rollouts.experience import MakeBatch
+from rl_jax.rollouts.outputs import RunModels
+from rl_jax.rollouts.rollout import Rollout
+from rl_jax.state import Batch, Greedy, Judgment, RewardModel, RLState, Running
+
+
+class Sampled(NamedTuple):
+  """Completions of prompts, before anything is said of them.
+
+  Attributes:
+    problems: What a judge must know of the prompts: rows of a task, or an on-device task's data.
+    rollout: Arrays, on the devices.
+    running: The state's `running`, with its position in the data moved on.
+    metrics: What only sampling knows, such as `prompts_skipped`.
+  """
+
+  problems: Any
+  rollout: Rollout
+  running: Running
+  metrics: Mapping[str, float] = {}
+
+
+class Played(NamedTuple):
+  """Completions, and what will be said of them.
+
+  Attributes:
+    sampled: Completions of P prompts.
+    verdict: `() -> (judgment, records)`: calls the judges. It is asked for once the models' passes are dispatched, so
+      that the device works while the host calls reward functions. On the device there are no records.
+  """
+
+  sampled: Sampled
+  verdict: Callable[[], tuple[Judgment, Sequence[dict[str, Any]]]]
+
+
+class Collected(NamedTuple):
+  """What `collect` gives.
+
+  Attributes:
+    state: The state, with what the rollout moved on.
+    batch: The batch to learn from.
+    metrics: The rollout's metrics.
+    records: Completions for readers, one each; none on the device.
+    rewards: `[P, G]`, NaN where none applied; None where the batch comes from a data set.
+    extra_rows: How many of the batch's last rows are of another kind than the others, such as pretraining text; every
+      minibatch gets its share of them.
+  """
+
+  state: RLState
+  batch: Batch
+  metrics: dict[str, Any]
+  records: Sequence[dict[str, Any]] = ()
+  rewards: Float[Array, "P G"] | None = None
+  extra_rows: int = 0
+
+
+Sample = Callable[[RLState], Sampled]
+Judge = Callable[[Sampled], tuple[Judgment, Sequence[dict[str, Any]]]]
+Play = Callable[[RLState], Played]
+Collect = Callable[[RLState], Collected]
+
+
+def once(sample: Sample, judge: Judge) -> Play:
+  """Returns `play(state) -> Played`: one draw of prompts.
+
+  >>> from types import SimpleNamespace
+  >>> play = once(lambda state: state + 1, lambda sampled: (10 * sampled, ()))
+  >>> play(1).sampled, play(1).verdict()
+  (2, (20, ()))
+  """
+
+  def play(state: RLState) -> Played:
+    sampled = sample(state)
+    return Played(sampled, lambda: judge(sampled))
+
+  return play
+
+
+def with_greedy(play: Play, complete: Callable[[RLState, Sampled], Sampled], judge: Judge) -> Play:
+  """Returns a `play` whose judgment also tells of each prompt's greedy completion, for advantages that compare with it.
+
+  Args:
+    play: Draws and judges the samples.
+    complete: `(state, sampled) -> Sampled`, one greedy completion of each of the same prompts.
+    judge: The one that judges the samples.
+  """
+
+  def play_both(state: RLState) -> Played:
+    played = play(state)
+    answered = complete(state, played.sampled)
+
+    def verdict() -> tuple[Judgment, Sequence[dict[str, Any]]]:
+      judgment, records = played.verdict()
+      scores = judge(answered)[0].scores
+      greedy = Greedy(scores, answered.rollout.sequences.completion_mask, answered.rollout.terminated)
+      return judgment._replace(greedy=greedy), records
+
+    return played._replace(verdict=verdict)
+
+  return play_both
+
+
+def with_reward_model(judge: Judge, reward_model: RewardModel, *, name: str = "learned") -> Judge:
+  """Returns a judge that adds a reward model's scores; its pass is dispatched before the other judges are called.
+
+  Args:
+    judge: The task's judge.
+    reward_model: `sequences -> [P, G]`, or `[P, G, T]` for scores of tokens.
+    name: Name of the scores, in metrics and weights.
+
+  Raises:
+    ValueError: When it judges, if the task has a reward of that name.
+  """
+
+  def judge_both(sampled: Sampled) -> tuple[Judgment, Sequence[dict[str, Any]]]:
+    learned = reward_model(sampled.rollout.sequences)
+    judgment, records = judge(sampled)
+    if name in judgment.scores:
+      raise ValueError(f"the task has a reward function {name!r}, which is the reward model's name")
+    return judgment._replace(scores={**judgment.scores, name: learned}), records
+
+  return judge_both
+
+
+def make_collect(play: Play, outputs: RunModels, experience: MakeBatch, *, weights: Mapping[str, float]) -> Collect:
+  """Returns `collect(state) -> Collected`.
+
+  Args:
+    play: A function from `once`, `rollouts.dynamic.play_until_full` or `with_greedy`.
+    outputs: What `rollouts.outputs.make_outputs` returns.
+    experience: What `rollouts.experience.make_experience` returns; on the host, jitted.
+    weights: Weight of each reward by name, as `experience` has them.
+  """
+
+  def collect(state: RLState) -> Collected:
+    played = play(state)
+    _, rollout, running, sampling_metrics = played.sampled
+    model_outputs = outputs(state, rollout)
+    judgment, records = played.verdict()
+    noise_key = jax.random.fold_in(state.keys().noise, state.running.position)
+    coefficients = state.policy.coefficients
+    running, batch, metrics = experience(noise_key, running, coefficients, rollout, model_outputs, judgment)
+    rewards = known_rewards(judgment, weights, rollout)
+    records = annotated(records, rollout, judgment, rewards)
+    logged = jax.tree.map(jnp.copy, dict(coefficients))  # the update takes over the state's own
+    metrics = {**metrics, **sampling_metrics, **logged}
+    return Collected(state._replace(running=running), batch, metrics, records, rewards)
+
+  return collect
+
+
+def known_rewards(judgment: Judgment, weights: Mapping[str, float], rollout: Rollout) -> Float[Array, "P G"]:
+  """Returns what is learned from of each completion, NaN where no reward applies."""
+  scores = {name: jnp.asarray(score) for name, score in judgment.scores.items()}
+  rewards = shaping.combine(scores, weights, jnp.asarray(rollout.sequences.completion_mask))
+  return jnp.where(rewards.rewarded, rewards.total, jnp.nan)
+
+
+def annotated(
+  records: Sequence[dict[str, Any]], rollout: Rollout, judgment: Judgment, rewards: Float[Array, "P G"]
+) -> Sequence[dict[str, Any]]:
+  """Adds to records what was said of them: the reward, and each function's."""
+  if not records:
+    return records
+  total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.completion_mask)
+  each = {name: shaping.of_completion(jnp.asarray(score), mask) for name, score in judgment.scores.items()}
+  parts = {name: np.asarray(score).reshape(-1) for name, score in each.items()}
+  return [
+    record | {"reward": float(total[row]), "rewards": {name: _number(values[row]) for name, values in parts.items()}}
+    for row, record in enumerate(records)
+  ]
+
+
+def _number(value: float) -> float | None:
+  return None if np.isnan(value) else float(value)

@@ -1,0 +1,185 @@
+"""From a rollout and what is said of it to a batch: rewards of tokens, the KL in them, advantages, metrics. Pure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rl_jax.objectives.base import Inputs
+from rl_jax.objectives.loading import Algorithm
+from rl_jax.ops import advantages as advantages_lib
+from rl_jax.ops import estimates, returns
+from rl_jax.ops import rewards as rewards_lib
+from rl_jax.ops.masking import masked_count, masked_mean, masked_sum, masked_variance
+from rl_jax.ops.shaping import PLAIN, Rewards, Shaping, combine, of_completion, token_rewards, updated
+from rl_jax.rollouts.outputs import Outputs
+from rl_jax.rollouts.rollout import Rollout
+from rl_jax.state import Batch, Coefficients, Judgment, Running
+
+Metrics = dict[str, Array]
+MakeBatch = Callable[[Array, Running, Coefficients, Rollout, Outputs, Judgment], tuple[Running, Batch, Metrics]]
+
+NOT_GIVEN = frozenset({"reward_scores", "ratings", "kl_baseline"})  # fields of preference data
+GIVEN = frozenset({"token_rewards", "values", "greedy_rewards", "reward_parts", "reward_baseline", "old_logp"})
+
+
+def check_needs(algorithm: Algorithm) -> frozenset[str]:
+  """Returns the fields that an algorithm reads.
+
+  Raises:
+    ValueError: If it does not learn from rewards, or reads what no rollout gives.
+
+  >>> from rl_jax import objectives
+  >>> check_needs(objectives.load("kto"))
+  Traceback (most recent call last):
+  ...
+  ValueError: objective 'kto' does not learn from rewards: its module has no `advantage`
+  """
+  advantage, needs = algorithm.from_rewards(), algorithm.needs
+  if missing := sorted((needs & NOT_GIVEN) | (advantage.needs - GIVEN)):
+    raise ValueError(f"objective {algorithm.name!r} needs {missing[0]}, which no rollout gives")
+  return needs | advantage.needs
+
+
+def make_experience(
+  algorithm: Algorithm, *, on_policy: bool, weights: Mapping[str, float] = {}, shaping: Shaping = PLAIN
+) -> MakeBatch:
+  """Returns `experience(key, running, coefficients, rollout, outputs, judgment) -> (running, batch, metrics)`.
+
+  Args:
+    algorithm: Its advantage is estimated, and its needs decide which fields are filled in.
+    on_policy: Whether the batch is used for a single update, so that the learner's own log-probs are the old ones.
+    weights: Weight of each reward by name; those that are not named count once, and one of weight 0 is only measured.
+    shaping: How rewards of completions become rewards of tokens; a KL takes its weight from the coefficient `kl_coef`.
+
+  Raises:
+    ValueError: If the algorithm reads what no rollout gives.
+  """
+  check_needs(algorithm)
+  needs, advantage = algorithm.needs, algorithm.from_rewards()
+  if "reward_parts" in advantage.needs and shaping != PLAIN:
+    raise ValueError(
+      f"the advantage of {algorithm.name!r} reads each reward by itself: nothing can be shaped before it"
+    )
+
+  def experience(
+    key: Array, running: Running, coefficients: Coefficients, rollout: Rollout, outputs: Outputs, judgment: Judgment
+  ) -> tuple[Running, Batch, Metrics]:
+    real = rollout.sequences.completion_mask != 0
+    rewards = combine(judgment.scores, weights, real)
+    metrics = rollout_metrics(rollout, judgment, rewards)
+    # A completion that is left out of the loss keeps its reward, which the others of its group are compared with.
+    counted, trained = real & rewards.rewarded[..., None], (rollout.mask != 0) & rewards.rewarded[..., None]
+    moments = updated(running.reward_moments, rewards)
+    at_tokens = token_rewards(shaping, rewards, rollout.terminated, counted, moments=moments)
+    if shaping.kl is not None:
+      at_tokens, paid = _pay_kl(shaping, at_tokens, outputs, counted, rewards.rewarded, coefficients)
+      metrics |= paid
+    given = estimates.Experience(
+      trained,
+      at_tokens,
+      rewards.rewarded,
+      masked_count(real, axis=-1),
+      reward_baseline=running.reward_baseline,
+      old_logp=outputs.old_logp,
+    )
+    given = _with_values(given, outputs, rollout.terminated)
+    if judgment.greedy is not None:
+      given = given._replace(greedy_rewards=_greedy_rewards(judgment.greedy, weights, shaping, moments))
+    if "reward_parts" in advantage.needs:
+      given = given._replace(**_parts(judgment, weights, real))
+    fields = advantage.estimate(given)
+    running = running._replace(reward_moments=moments, reward_baseline=fields.pop("reward_baseline", None))
+    inputs = Inputs(
+      mask=trained,
+      old_logp=None if on_policy else outputs.old_logp,
+      ref_logp=outputs.ref_logp if "ref_logp" in needs else None,
+      behavior_logp=rollout.behavior_logp,
+      old_values=given.values,
+      target_mask=_target_mask(rollout, judgment) if "target_mask" in needs else None,
+      noise=jax.random.uniform(key, trained.shape) if "noise" in needs else None,
+      **fields,
+    )
+    return running, Batch(rollout.sequences, inputs), metrics | _value_metrics(inputs)
+
+  return experience
+
+
+def rollout_metrics(rollout: Rollout, judgment: Judgment, rewards: Rewards) -> Metrics:
+  """Returns a rollout's metrics: of what is learned from, of each reward by name, and of the completions."""
+  real, known = rollout.sequences.completion_mask != 0, rewards.rewarded
+  lengths = masked_count(real, axis=-1)
+  any_known = jnp.any(known)
+  metrics = {
+    "reward": jnp.where(any_known, masked_mean(rewards.total, known), jnp.nan),
+    "reward_std": jnp.where(any_known, jnp.sqrt(masked_variance(rewards.total, known, ddof=0)), jnp.nan),
+    "zero_variance": jnp.mean(advantages_lib.zero_variance(rewards.total, known).astype(jnp.float32)),
+    "completion_tokens": jnp.mean(lengths),
+    "tokens": jnp.sum(lengths),
+    "terminated": jnp.mean(rollout.terminated.astype(jnp.float32)),
+  }
+  if judgment.solved is not None:
+    metrics["solved"] = jnp.mean(judgment.solved.astype(jnp.float32))
+    metrics["wrong_tokens"] = masked_mean(lengths, ~(judgment.solved != 0))
+  if len(judgment.scores) > 1:
+    for name, score in judgment.scores.items():
+      each = of_completion(score, real)
+      applies = ~jnp.isnan(each)
+      metrics[f"reward/{name}"] = jnp.where(jnp.any(applies), masked_mean(each, applies), jnp.nan)
+  return metrics
+
+
+def _pay_kl(
+  shaping: Shaping, at_tokens: Array, outputs: Outputs, mask: Array, rewarded: Array, coefficients: Coefficients
+) -> tuple[Array, Metrics]:
+  """Takes each token's KL to the reference from its reward, and measures it: `kl_reward` in nats a token."""
+  if outputs.ref_logp is None or "kl_coef" not in coefficients or shaping.kl is None:
+    raise ValueError("a KL in the reward needs a reference policy and the coefficient kl_coef")
+  old, ref, coef = outputs.old_logp, outputs.ref_logp, coefficients["kl_coef"]
+  divergence = masked_sum(old - ref, mask)
+  metrics = {
+    "kl_reward": divergence / jnp.maximum(masked_count(mask), 1),
+    "kl_completion": divergence / jnp.maximum(jnp.sum(rewarded), 1),
+  }
+  return rewards_lib.with_kl(at_tokens, old, ref, mask, coef=coef, estimator=shaping.kl), metrics
+
+
+def _with_values(given: estimates.Experience, outputs: Outputs, terminated: Array) -> estimates.Experience:
+  """Adds the critic's values; what a stop token ended is worth nothing after it."""
+  if outputs.values is None:
+    return given
+  tokens, last = outputs.values
+  return given._replace(values=tokens, last_values=None if last is None else jnp.where(terminated, 0, last))
+
+
+def _greedy_rewards(greedy: Any, weights: Mapping[str, float], shaping: Shaping, moments: Any) -> Array:
+  """The greedy completions' rewards `[P]`, shaped as those of the samples are, without a KL; NaN where none applies."""
+  rewards = combine(greedy.scores, weights, greedy.mask)
+  counted = (greedy.mask != 0) & rewards.rewarded[..., None]
+  total = jnp.sum(token_rewards(shaping, rewards, greedy.terminated, counted, moments=moments), axis=-1)
+  return jnp.where(rewards.rewarded, total, jnp.nan)[:, 0]
+
+
+def _parts(judgment: Judgment, weights: Mapping[str, float], real: Array) -> dict[str, Array]:
+  """Each reward that has a weight by itself `[K, P, G]`, and the weights `[K]`."""
+  names = [name for name in judgment.scores if weights.get(name, 1.0) != 0]
+  parts = jnp.stack([of_completion(judgment.scores[name], real) for name in names])
+  return {"reward_parts": parts, "reward_weights": jnp.array([weights.get(name, 1.0) for name in names])}
+
+
+def _target_mask(rollout: Rollout, judgment: Judgment) -> Array:
+  """The tokens of solved completions; of none, where nobody can tell."""
+  if judgment.solved is None:
+    return jnp.zeros(rollout.mask.shape, bool)
+  return (rollout.mask != 0) & (judgment.solved != 0)[..., None]
+
+
+def _value_metrics(inputs: Inputs) -> Metrics:
+  if inputs.old_values is None or inputs.returns is None:
+    return {}
+  return {
+    "explained_variance": returns.explained_variance(inputs.old_values, inputs.returns, inputs.mask),
+    "value": masked_mean(inputs.old_values, inputs.mask),
+  }

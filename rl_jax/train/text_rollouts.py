@@ -1,0 +1,111 @@
+"""Rollouts and evaluation on text, put together for a learner: what `train.compiled` does for tasks on the device."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rl_jax.devices import Devices
+from rl_jax.objectives import Algorithm
+from rl_jax.ops.shaping import PLAIN, Shaping
+from rl_jax.rollouts import text
+from rl_jax.rollouts.collect import Collect, make_collect, once, with_greedy, with_reward_model
+from rl_jax.rollouts.dynamic import play_until_full
+from rl_jax.rollouts.evaluate import make_evaluate
+from rl_jax.rollouts.experience import check_needs, make_experience
+from rl_jax.rollouts.outputs import make_outputs
+from rl_jax.runs.results import EvaluationResult
+from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.state import RewardModel, RLState, Sequences, Values
+from rl_jax.tasks import rewards
+from rl_jax.tasks.text import Prompts, pad_token
+from rl_jax.train.actors import Learner
+from rl_jax.train.schedule import Schedule, check_updates
+
+
+class TextRollouts(NamedTuple):
+  """What a loop needs of a task on text.
+
+  Attributes:
+    collect: `state -> Collected`.
+    evaluate: `state -> EvaluationResult`, greedy, on the held-out rows.
+  """
+
+  collect: Collect
+  evaluate: Callable[[RLState], EvaluationResult]
+
+
+def make_text_rollouts(
+  prompts: Prompts,
+  learner: Learner,
+  algorithm: Algorithm,
+  devices: Devices,
+  *,
+  num_prompts: int,
+  group_size: int,
+  max_new_tokens: int,
+  sampling: SamplingParams = SamplingParams(),
+  schedule: Schedule = Schedule(),
+  shaping: Shaping = PLAIN,
+  reward_model: RewardModel | None = None,
+  values: Callable[[Any, Sequences], Values] | None = None,
+  recompute_old_logp: bool = False,
+  mask_truncated: bool = False,
+  max_draws: int = 1,
+) -> TextRollouts:
+  """Puts play, passes and experience together.
+
+  Args:
+    prompts: Task, tokenizer, and what ends an answer.
+    learner: The policy that samples; its forward passes must be at the sampling's temperature.
+    algorithm: An objective and its advantage.
+    devices: Where everything runs.
+    num_prompts: P, prompts a rollout.
+    group_size: G, completions a prompt.
+    max_new_tokens: T, tokens of the longest completion.
+    sampling: Temperature and filters.
+    schedule: What each rollout is used for.
+    shaping: How rewards of completions become rewards of tokens; a KL takes its weight from the state's `kl_coef`.
+    reward_model: Its scores, `learned`, are added to the task's rewards.
+    values: A critic's pass, where the algorithm needs values.
+    recompute_old_logp: Whether old log-probs come from a pass of their own, or from the sampler.
+    mask_truncated: Whether completions that were truncated are left out of the loss.
+    max_draws: Above 1, prompts are drawn up to so many times, until all groups have rewards that differ.
+
+  Raises:
+    ValueError: If the algorithm needs what nothing gives, or there is nothing to learn from.
+  """
+  needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
+  check_updates(algorithm, schedule)
+  rewards.check_any(prompts.task.rewards, reward_model is not None)
+  weights, temperature = rewards.weights(prompts.task.rewards), sampling.temperature
+  sizes: Any = dict(max_new_tokens=max_new_tokens, pad_token=pad_token(prompts.tokenizer))
+  generate, generate_greedy = (
+    devices.jit(learner.lift(make_generate(learner.model.policy, group_size=size, **sizes))) for size in (group_size, 1)
+  )
+  complete = text.make_complete(
+    generate, prompts.stop_tokens, sampling=sampling, mask_truncated=mask_truncated, put=devices.put
+  )
+  judge = text.make_judge(prompts)
+  if reward_model is not None:
+    judge = with_reward_model(judge, reward_model)
+  sample = text.make_sample(prompts, complete, num_prompts=num_prompts, put=devices.put)
+  greedy = text.make_greedy(generate_greedy, prompts.stop_tokens, put=devices.put)
+  play = once(sample, judge)
+  if max_draws > 1:
+    play = play_until_full(sample, judge, max_draws=max_draws, weights=weights, put=devices.put)
+  if "greedy_rewards" in needs:
+    play = with_greedy(play, greedy, judge)
+  # Where one update follows, only a KL in the reward or an advantage may read old log-probs.
+  read = not schedule.on_policy or shaping.kl is not None or "old_logp" in algorithm.from_rewards().needs
+  outputs = make_outputs(
+    needs,
+    reference=learner.reference(devices, temperature=temperature),
+    values=None if values is None else devices.jit(values),
+    recompute_old_logp=devices.jit(learner.forward(temperature=temperature)) if recompute_old_logp and read else None,
+  )
+  experience = make_experience(algorithm, on_policy=schedule.on_policy, weights=weights, shaping=shaping)
+  complete_greedy = text.make_complete(generate_greedy, prompts.stop_tokens, sampling=text.GREEDY)
+  return TextRollouts(
+    make_collect(play, outputs, devices.jit(experience), weights=weights),
+    make_evaluate(prompts, complete_greedy, judge, weights=weights),
+  )
