@@ -19,12 +19,12 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from rl_jax import objectives
 from rl_jax.models import presets
 from rl_jax.models.transformer import policy
-from rl_jax.objectives import grpo
+from rl_jax.runs import resources
 from rl_jax.tasks import on_device
-from rl_jax.train import memory
-from rl_jax.train.compiled import Settings, compiled
+from rl_jax.train.compiled import Config, compiled
 
 PROMPT_TOKENS = 8
 
@@ -53,8 +53,8 @@ def build(size: Size, steps: int) -> tuple[Callable[[], Any], float, float, floa
   # Copying words: prompts of 8 tokens, and completions as long as the size says (a cut-off answer is judged too).
   task = on_device.load("copying", length=PROMPT_TOKENS - 1)._replace(max_new_tokens=size.new_tokens)
   shape = presets.small(task.vocab_size, layers=size.layers, width=size.width)
-  settings = Settings(steps=steps, prompts=size.prompts, group_size=size.group_size)
-  run = compiled(task, policy(shape), grpo.objective(kl_coef=0), optax.adam(1e-3), settings)
+  config = Config(steps=steps, num_prompts=size.prompts, group_size=size.group_size)
+  run = compiled(task, policy(shape), objectives.load("grpo", kl_coef=0), optax.adam(1e-3), config)
   states, _ = jax.jit(jax.vmap(run.start))(jax.random.split(jax.random.key(0), size.seeds))
   if size.seeds == 1:
     states, advance = jax.tree.map(lambda x: x[0], states), run.advance
@@ -68,7 +68,7 @@ def build(size: Size, steps: int) -> tuple[Callable[[], Any], float, float, floa
   tokens = size.prompts * PROMPT_TOKENS + size.prompts * size.group_size * size.new_tokens
   # Two operations a weight and token to sample, two for the forward pass, four for the backward pass.
   flops = 8 * weights * tokens * size.seeds
-  return lambda: program(states), took, memory.needed_gib(program), flops
+  return lambda: program(states), took, resources.needed_gib(program), flops
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -16,17 +16,17 @@ import numpy as np
 import optax
 
 from benchmarks import harness
+from rl_jax import devices
 from rl_jax.models import presets
 from rl_jax.models.transformer import Policy, TransformerConfig, policy
 from rl_jax.objectives import grpo
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.advantages import group_normalized
 from rl_jax.sampling.generate import Completions, make_generate
-from rl_jax.sampling.samplers import Sampler
-from rl_jax.train import parallel
-from rl_jax.train.score import Sequences, make_score
-from rl_jax.train.state import TrainState
-from rl_jax.train.step import Batch, make_train_step
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.state import Batch, Sequences, TrainState
+from rl_jax.train.forward import make_forward
+from rl_jax.train.step import make_train_step
 
 
 class Case(NamedTuple):
@@ -62,15 +62,15 @@ def run(name: str) -> list[harness.Row]:
   prompts = jnp.asarray(rng.integers(3, vocabulary, (case.prompts, case.prompt_tokens)), jnp.int32)
   real = jnp.ones(prompts.shape, bool)
   generate = jax.jit(make_generate(model, group_size=case.group_size, max_new_tokens=case.new_tokens, pad_token=0))
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
-  step = make_train_step(make_score(model), grpo.objective(kl_coef=0.0), tx)
-  mesh = parallel.make_mesh()
-  update = parallel.jit_step(step, mesh)
-  state = parallel.build_replicated(lambda params: TrainState.create(params, tx), mesh)(params)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
+  step = make_train_step(make_forward(model), grpo.objective(kl_coef=0.0), optimizer)
+  mesh = devices.make_mesh()
+  update = devices.jit_step(step, mesh)
+  state = devices.build_replicated(lambda params: TrainState.create(params, optimizer), mesh)(params)
   never = jnp.array([-1], jnp.int32)
 
   def rollout() -> Completions:
-    return generate(state.params, prompts, real, never, jax.random.key(0), Sampler())
+    return generate(state.params, prompts, real, never, jax.random.key(0), SamplingParams())
 
   def train(completions: Completions) -> Any:
     nonlocal state
@@ -78,7 +78,7 @@ def run(name: str) -> list[harness.Row]:
     rewards = jnp.asarray(rng.random(shape[:2]), jnp.float32)
     advantages = jnp.broadcast_to(group_normalized(rewards)[..., None], shape)
     sequences = Sequences(prompts, real, completions.tokens, completions.mask)
-    batch = parallel.shard_rows(Batch(sequences, Inputs(completions.mask, advantages)), mesh)
+    batch = devices.put(Batch(sequences, Inputs(completions.mask, advantages)), mesh)
     state, metrics = update(state, batch)
     return state, metrics
 

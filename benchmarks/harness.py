@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from rl_jax.train import memory
+from rl_jax.runs import resources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def measure(name: str, mode: str, call: Callable[[], Any], *, runs: int) -> Row:
     jax.block_until_ready(call())
     seconds.append(time.perf_counter() - start)
   median = statistics.median(seconds[1:])
-  return Row(name, mode, seconds[0] - median, median, runs, memory.peak_gib(), _device(), _versions())
+  return Row(name, mode, seconds[0] - median, median, runs, resources.peak_gib(), _device(), _versions())
 
 
 def _device() -> str:

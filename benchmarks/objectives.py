@@ -22,7 +22,7 @@ from rl_jax.objectives.__main__ import build
 from rl_jax.objectives.base import LEARNER, Inputs
 from rl_jax.ops import returns
 
-ROW_FIELDS = ("scores", "ratings", "kl_baseline")
+ROW_FIELDS = ("reward_scores", "ratings", "kl_baseline")
 
 
 def batch(rows: int, tokens: int) -> Inputs:

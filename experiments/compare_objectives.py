@@ -2,11 +2,12 @@
 
     python -m experiments.compare_objectives                                    # six objectives on addition
     python -m experiments.compare_objectives --objectives dapo --grid clip_high=0.2,0.28,0.4
+    python -m experiments.compare_objectives --objectives grpo,my_module:objective   # with one of yours
     python -m experiments.compare_objectives --task sorting --task-options length=8 --seeds 16
     python -m rl_jax.analysis.comparison runs/compare                           # table and curves again
 
 Every variant starts, seed by seed, from the same parameters, after the same supervised warm-up, and takes the same
-number of updates; each uses the defaults of its loss and its own estimator of advantages. There is no KL in the reward,
+number of updates; each uses the defaults of its loss and its own advantages. There is no KL in the reward,
 also where a paper has one, and objectives without a ratio (rloo, reinforce, remax, gpg) take every minibatch of a
 rollout as fresh. Evaluation draws from the same distribution as training, so easy tasks repeat problems. All seeds and
 grid points of an objective train in one compiled program. Run the same command again with --resume to go on after an
@@ -14,8 +15,6 @@ interruption.
 """
 
 import dataclasses
-import importlib
-import inspect
 import itertools
 import math
 from collections.abc import Mapping
@@ -27,40 +26,39 @@ from rl_jax import objectives
 from rl_jax.analysis import comparison
 from rl_jax.models import heads, presets
 from rl_jax.models.transformer import policy
+from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.tasks import on_device
 from rl_jax.tasks.load import parse_options
-from rl_jax.train import variants
-from rl_jax.train.compiled import Run, Settings, compiled
-from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.settings import require_at_least, run_script
+from rl_jax.train import compiled, variants
 from rl_jax.train.variants import Variant
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  objectives: str = "grpo,dr_grpo,dapo,gspo,rloo,ppo"  # names from `python -m rl_jax.objectives`, with commas
-  grid: tuple[str, ...] = ()  # values of an objective's argument to sweep, such as clip_high=0.2,0.28,0.4
+  objectives: str = "grpo,dr_grpo,dapo,gspo,rloo,ppo"  # names, or paths such as my_module:objective, with commas
+  grid: tuple[str, ...] = ()  # values of a setting to sweep, such as clip_high=0.2,0.28,0.4, where an objective has it
   task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
   task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
   run_dir: str = "runs/compare"  # results, table and curves
   resume: bool = False  # go on with the comparison in run_dir
   seeds: int = 8  # runs of each variant
-  layers: int = 1  # of the model
-  width: int = 64  # of the model
-  warmup_steps: int = 800  # updates of supervised learning on right answers before
+  layers: int = 1  # layers of the model
+  width: int = 64  # width of the model
+  warmup_steps: int = 800  # updates of supervised learning on right answers before the first rollout
   warmup_examples: int = 128  # answers an update
   warmup_rate: float = 2e-3  # learning rate of Adam in the warm-up
   rollouts: int = 400  # batches of completions
-  prompts: int = 32  # prompts a rollout
+  num_prompts: int = 32  # prompts a rollout
   group_size: int = 8  # completions a prompt
   minibatches: int = 2  # updates a rollout
   epochs: int = 1  # passes over a rollout
-  temperature: float = 1.0  # of sampling and of every log-prob
-  learning_rate: float = 3e-4  # of Adam
+  temperature: float = 1.0  # temperature of sampling and of every log-prob
+  learning_rate: float = 3e-4  # learning rate of Adam
   max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   evaluate_every: int = 40  # rollouts between evaluations
   evaluation_problems: int = 512  # problems an evaluation, one completion each
-  seed: int = 0  # of everything
+  seed: int = 0  # seed of everything random
 
 
 def main(config: Config) -> None:
@@ -70,6 +68,9 @@ def main(config: Config) -> None:
   names = [name.strip() for name in config.objectives.split(",")]
   if len(set(names)) < len(names):
     raise ValueError(f"objectives must differ, got {config.objectives!r}")
+  for setting in grid:
+    if not any(setting in objectives.settings_of(name) for name in names):
+      raise ValueError(f"no objective that is compared has a setting {setting!r} to sweep")
   compared = [make_variant(name, config, task, grid) for name in names]
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
     variants.train(compared, run.folder, seeds=config.seeds, seed=config.seed)
@@ -107,25 +108,17 @@ def parse_grid(settings: tuple[str, ...]) -> dict[str, list[float]]:
 
 
 def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[str, list[float]]) -> Variant:
-  if name not in objectives.names():
-    raise ValueError(f"unknown objective {name!r}; there are {', '.join(objectives.names())}")
-  module = importlib.import_module(f"rl_jax.objectives.{name}")
-  arguments = inspect.signature(module.objective).parameters
-  for argument in grid:
-    if argument == "length":
-      raise ValueError("length is not an argument to sweep: the comparison sets it to the longest answer")
-    if argument not in arguments:
-      raise ValueError(f"objective {name!r} has no argument {argument!r} to sweep; it has {', '.join(arguments)}")
-  if not hasattr(module, "estimator"):
-    raise ValueError(f"objective {name!r} does not learn from rewards")
+  """An objective over the points of the grid that it has settings for."""
+  own = {argument: values for argument, values in grid.items() if argument in objectives.settings_of(name)}
+  if "length" in own:
+    raise ValueError("length is not an argument to sweep: the comparison sets it to the longest answer")
   if name == "instruct_gpt":
     raise ValueError("objective 'instruct_gpt' needs rows of pretraining text, which these tasks do not have")
   shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
   model = heads.with_value_head(policy(shape), shape.embed_dim)
-  length: dict[str, Any] = {"length": task.max_new_tokens} if "length" in arguments else {}
-  settings = Settings(
+  sizes = compiled.Config(
     steps=config.rollouts,
-    prompts=config.prompts,
+    num_prompts=config.num_prompts,
     group_size=config.group_size,
     temperature=config.temperature,
     epochs=config.epochs,
@@ -136,15 +129,21 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
     evaluation_problems=config.evaluation_problems,
   )
 
-  def build(hyperparameters: Mapping[str, Any]) -> Run:
-    objective = module.objective(**length, **hyperparameters)
-    tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
-    return compiled(
-      task, model, objective, tx, settings, estimator=module.estimator, warmup_optimiser=optax.adam(config.warmup_rate)
-    )
+  def build(hyperparameters: Mapping[str, Any]) -> compiled.Run:
+    algorithm = objectives.load(name, fallback={"length": task.max_new_tokens}, **hyperparameters)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
+    warmup_optimizer = optax.adam(config.warmup_rate)
+    return compiled.compiled(task, model, algorithm, optimizer, sizes, warmup_optimizer=warmup_optimizer)
 
-  build({argument: values[0] for argument, values in grid.items()})  # says now what would fail later
-  return Variant(name, build, grid)
+  points = distinct(own)
+  build({argument: values[0] for argument, values in points.items()})  # says now what would fail later
+  return Variant(name, build, points)
+
+
+def distinct(points: Mapping[str, list[float]]) -> dict[str, list[float]]:
+  """The points that are left of a grid where an objective has some of its settings alone."""
+  unique = list(dict.fromkeys(zip(*points.values(), strict=True)))
+  return {name: [point[i] for point in unique] for i, name in enumerate(points)}
 
 
 if __name__ == "__main__":

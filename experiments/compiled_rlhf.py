@@ -5,7 +5,7 @@
 
 The policy learns from demonstrations; pairs of its own answers are compared by the task's verifier; a reward model,
 which starts from the policy, learns from the pairs that differ; PPO raises its score with the KL to the SFT policy in
-the reward. The task's own reward is measured beside the learnt one, so that over-optimisation shows.
+the reward. The task's own reward is measured beside the learned one, so that over-optimization shows.
 """
 
 import dataclasses
@@ -21,24 +21,24 @@ from jaxtyping import Array
 
 from rl_jax.analysis.comparison import cell
 from rl_jax.analysis.figures import pyplot
-from rl_jax.analysis.statistics import bootstrap_interval, interquartile_mean
 from rl_jax.models import heads, presets
-from rl_jax.models.transformer import policy
-from rl_jax.objectives import ppo, reward_model
+from rl_jax.models.transformer import Policy, policy
+from rl_jax.objectives import load, reward_model
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import Mean
 from rl_jax.ops.selection import best_and_worst
+from rl_jax.ops.statistics import bootstrap_interval, interquartile_mean
+from rl_jax.rollouts import device
+from rl_jax.runs import resources
+from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.settings import require_at_least, run_script
+from rl_jax.state import Batch, ModelOutputs, Sequences, TrainState
 from rl_jax.tasks import on_device
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.on_device import base
-from rl_jax.train import memory
-from rl_jax.train.compiled import Settings, compiled
-from rl_jax.train.device_rollout import make_play
-from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.score import Scores, Sequences, make_last_value
-from rl_jax.train.settings import require_at_least, run_script
-from rl_jax.train.state import TrainState
-from rl_jax.train.step import Batch, make_train_step
+from rl_jax.train import compiled
+from rl_jax.train.forward import make_last_value
+from rl_jax.train.step import make_train_step
 
 SHOWN = 6  # problems whose answers are printed
 
@@ -49,33 +49,33 @@ class Config:
   task_options: tuple[str, ...] = ("digits=1",)  # the task's settings, such as digits=3
   run_dir: str = "runs/compiled_rlhf"  # metrics and the figure
   seeds: int = 8  # whole pipelines
-  layers: int = 1  # of every model
-  width: int = 64  # of every model
+  layers: int = 1  # layers of every model
+  width: int = 64  # width of every model
   warmup_steps: int = 100  # updates of SFT
   reward_steps: int = 300  # updates of the reward model, each on fresh pairs
-  pairs: int = 128  # an update
+  pairs: int = 128  # pairs an update
   reward_rate: float = 1e-3  # learning rate of the reward model
-  rollouts: int = 300  # of PPO
-  prompts: int = 64  # prompts a rollout
+  rollouts: int = 300  # rollouts of PPO
+  num_prompts: int = 64  # prompts a rollout
   group_size: int = 4  # completions a prompt
-  learning_rate: float = 3e-4  # of PPO
+  learning_rate: float = 3e-4  # learning rate of PPO
   kl_coef: float = 0.05  # weight of the KL in the reward
-  seed: int = 0  # of everything
+  seed: int = 0  # seed of everything random
 
 
 def main(config: Config) -> None:
   require_at_least(config, 2, ("seeds", "group_size"))
-  require_at_least(config, 1, ("reward_steps", "pairs", "prompts"))
+  require_at_least(config, 1, ("reward_steps", "pairs", "num_prompts"))
   require_at_least(config, 10, ("rollouts",))
   require_at_least(config, 0, ("warmup_steps", "reward_rate", "learning_rate", "kl_coef", "seed"))
-  if config.rollouts % 10 or config.prompts % 2:
-    raise ValueError("rollouts must be a multiple of 10, and prompts of 2")
+  if config.rollouts % 10 or config.num_prompts % 2:
+    raise ValueError("rollouts must be a multiple of 10, and num_prompts of 2")
   task = on_device.load(config.task, **parse_options(config.task_options))
   began = time.perf_counter()
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=False) as run:
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     program = jax.jit(jax.vmap(lambda key: pipeline(config, task, key))).lower(keys).compile()
-    print(f"compiled in {time.perf_counter() - began:.0f} s, needs {memory.needed_gib(program):.2f} GiB", flush=True)
+    print(f"compiled in {time.perf_counter() - began:.0f} s, needs {resources.needed_gib(program):.2f} GiB", flush=True)
     results = jax.device_get(program(keys))
     np.savez(run.folder / "results.npz", **{k: v for k, v in results.items() if not k.startswith("answers/")})
     show(results, run.folder, task)
@@ -87,40 +87,44 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
   shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
   actor_critic = heads.with_value_head(policy(shape), shape.embed_dim)
   judge = heads.scalar_model(policy(shape), shape.embed_dim)
-  settings = Settings(
+  sizes = compiled.Config(
     steps=config.rollouts,
-    prompts=config.prompts,
+    num_prompts=config.num_prompts,
     group_size=config.group_size,
     epochs=2,
     minibatches=2,
-    kl_in_reward=config.kl_coef,
+    kl_coef=config.kl_coef,
+    task_weight=0.0,
     warmup_steps=config.warmup_steps,
     warmup_examples=128,
     evaluate_every=config.rollouts // 10,
     evaluation_problems=512,
   )
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
   last_value = make_last_value(judge)
-  learner: Any = dict(estimator=ppo.estimator, warmup_optimiser=optax.adam(2e-3))
+
+  def build(params: Any) -> compiled.Run:
+    return compiled.compiled(
+      task,
+      actor_critic,
+      load("ppo"),
+      optimizer,
+      sizes,
+      warmup_optimizer=optax.adam(2e-3),
+      reward_model=lambda sequences: last_value(params, sequences),
+    )
+
   start_key, judge_key = jax.random.split(key)
-  state, first = compiled(task, actor_critic, ppo.objective(), tx, settings, **learner).start(start_key)
+  state, first = build(None).start(start_key)
   params, right = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
-  run = compiled(
-    task,
-    actor_critic,
-    ppo.objective(),
-    tx,
-    settings,
-    reward_model=lambda sequences: last_value(params, sequences),
-    **learner,
-  )
+  run = build(params)
   end, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
   evaluation = {name: jnp.append(first[name], values) for name, values in history.evaluation.items()}
   train = {name: values.reshape(-1) for name, values in history.train.items()}
   problems = base.sample(task, jax.random.key(1), SHOWN)
-  answer = make_play(task, actor_critic, group_size=1, temperature=0.0)
+  answer = device.make_complete(task, actor_critic, group_size=1, temperature=0.0)
   answers = {
-    f"answers/{name}": answer(each.policy.params, problems, start_key).sequences
+    f"answers/{name}": answer(each.policy.params, problems, start_key).rollout.sequences
     for name, each in (("SFT", state), ("PPO", end))
   }
   return (
@@ -132,31 +136,31 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
 
 
 def train_judge(
-  config: Config, task: on_device.Task, actor: Any, judge: heads.ScalarModel, policy_params: Any, key: Array
+  config: Config, task: on_device.Task, actor: Policy, judge: Policy, policy_params: Any, key: Array
 ) -> tuple[Any, Mean]:
   """Returns a reward model that starts from the policy, and how many of which fresh pairs it ordered rightly."""
   head_key, data_key = jax.random.split(key)
-  params = {"backbone": policy_params["policy"], "head": judge.init_head(head_key)}
-  tx, last_value = optax.adam(config.reward_rate), make_last_value(judge)
-  play = make_play(task, actor, group_size=2)
+  params = {"backbone": policy_params["policy"], "head": heads.init_head(head_key, config.width)}
+  optimizer, last_value = optax.adam(config.reward_rate), make_last_value(judge)
+  complete, verify = device.make_complete(task, actor, group_size=2), device.make_judge(task)
 
-  def score(params: Any, sequences: Sequences) -> Scores:
-    return Scores(None, None, scores=last_value(params, sequences))
+  def forward(params: Any, sequences: Sequences) -> ModelOutputs:
+    return ModelOutputs(None, None, reward_scores=last_value(params, sequences))
 
-  step = make_train_step(score, reward_model.objective(centering=0.01), tx)
+  step = make_train_step(forward, reward_model.objective(centering=0.01), optimizer)
 
   def update(state: TrainState, key: Array) -> tuple[TrainState, Any]:
     problem_key, sample_key = jax.random.split(key)
-    judged = play(policy_params, base.sample(task, problem_key, config.pairs), sample_key)
-    places, differ = best_and_worst(judged.verdict.reward)
-    prompts, prompt_mask, tokens, mask = judged.sequences
+    sampled = complete(policy_params, base.sample(task, problem_key, config.pairs), sample_key)
+    places, differ = best_and_worst(jnp.asarray(verify(sampled)[0].scores[task.name]))
+    prompts, prompt_mask, tokens, mask = sampled.rollout.sequences
     tokens, mask = (jnp.take_along_axis(x, places[..., None], axis=1) for x in (tokens, mask))
     compared = mask & differ[:, None, None]  # a pair of equals is no preference
     state, metrics = step(state, Batch(Sequences(prompts, prompt_mask, tokens, mask), Inputs(mask=compared)))
     return state, metrics["accuracy"]
 
   keys = jax.random.split(data_key, config.reward_steps)
-  state, right = jax.lax.scan(update, TrainState.create(params, tx), keys)
+  state, right = jax.lax.scan(update, TrainState.create(params, optimizer), keys)
   return state.params, right
 
 
@@ -168,7 +172,7 @@ def show(results: dict[str, Any], folder: Path, task: on_device.Task) -> None:
     "accuracy of the reward model": np.where(pairs > 0, right / np.maximum(pairs, 1), 0.5),  # where none differ: chance
     "exact match after PPO": results["evaluation/solved"][:, -1],
     "best exact match on the way": results["evaluation/solved"].max(axis=1),
-    "KL to the SFT policy [nats a token]": results["evaluation/kl"][:, -1],
+    "KL to the SFT policy [nats a token]": results["evaluation/kl_ref"][:, -1],
   }
   print(f"{task.name}, interquartile means of {len(pairs)} seeds with 95 % intervals")
   for name, values in ends.items():
@@ -176,7 +180,7 @@ def show(results: dict[str, Any], folder: Path, task: on_device.Task) -> None:
   print("greedy answers of the first seed, after SFT and after PPO")
   for prompt, *replies in zip(*texts(results, task), strict=True):
     print(f"  {prompt} {' | '.join(replies)}")
-  draw(results, folder)
+  draw(results, folder, task)
 
 
 def texts(results: dict[str, Any], task: on_device.Task) -> tuple[list[str], list[str], list[str]]:
@@ -186,15 +190,15 @@ def texts(results: dict[str, Any], task: on_device.Task) -> tuple[list[str], lis
   return base.decode(task, before.prompts, before.prompt_mask), first, last
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
-  """Draws the learnt reward, the task's and the KL over rollouts, and both rewards against the KL."""
-  panels = {"learnt reward": "train/learned", "the task's reward": "train/reward"}
+def draw(results: dict[str, Any], folder: Path, task: on_device.Task) -> None:
+  """Draws the learned reward, the task's and the KL over rollouts, and both rewards against the KL."""
+  panels = {"learned reward": "train/reward/learned", "the task's reward": f"train/reward/{task.name}"}
   if "train/kl_completion" in results:
     panels["KL [nats a completion]"] = "train/kl_completion"
   smooth = {title: results[name].reshape(len(results[name]), -1, 10).mean(axis=2) for title, name in panels.items()}
   plt = pyplot()
   figure, axes = plt.subplots(1, 4, figsize=(16, 3.6))
-  rollouts = np.linspace(10, results["train/reward"].shape[1], smooth["learnt reward"].shape[1])
+  rollouts = np.linspace(10, results["train/reward"].shape[1], smooth["learned reward"].shape[1])
   for axis, (title, values) in zip(axes, smooth.items(), strict=False):
     low, high = bootstrap_interval(values.T, resamples=500)
     axis.plot(rollouts, interquartile_mean(values.T))
@@ -206,7 +210,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     other = axes[3].twinx()
     axes[3].plot(divergence, learned, ".", color="tab:blue", markersize=4)
     other.plot(divergence, true, ".", color="tab:orange", markersize=4)
-    axes[3].set_title("learnt reward (blue) and the task's (orange)", fontsize=10)
+    axes[3].set_title("learned reward (blue) and the task's (orange)", fontsize=10)
     axes[3].set_xlabel("KL [nats a completion]", fontsize=8)
   for axis in axes:
     axis.grid(alpha=0.3)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rl_jax.analysis.figures import pyplot
 from rl_jax.ops import kl
-from rl_jax.train.settings import run_script
+from rl_jax.runs.settings import run_script
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "k3 with the gradient of k2": kl.straight_through(kl.k3)}
 

@@ -10,7 +10,7 @@ answer is: 1 if it ends in the right number, less 0.01 a character. The policy n
 demonstrations of all styles (SFT), then two sampled answers to a prompt are compared by the rule, a reward model learns
 from these preferences, and PPO raises its score, with a critic that starts from it and a KL to the SFT model in the
 reward. Every stage has prompts of its own, which no other one sees. What the rule says of the answers is logged beside
-the learnt reward, so that over-optimisation shows: with `--pairs 300 --kl-coef 0.001` the rule falls as the KL grows.
+the learned reward, so that over-optimization shows: with `--pairs 300 --kl-coef 0.001` the rule falls as the KL grows.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments import ppo, ppo_settings, reward_model, sft
+from experiments import ppo, reward_model, sft
 from rl_jax.analysis.figures import pyplot
 from rl_jax.models import presets
+from rl_jax.runs.directory import read_lines
+from rl_jax.runs.settings import command_line, require_at_least, run_script
 from rl_jax.sampling.generate import make_generate
-from rl_jax.sampling.samplers import Sampler
-from rl_jax.train import text
-from rl_jax.train.metrics_io import read_lines
-from rl_jax.train.settings import command_line, require_at_least, run_script
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.tasks import text
 
 MODULE = "experiments.rlhf"
 NEW_TOKENS = 28
@@ -47,18 +47,18 @@ class Config:
   resume: bool = False  # go on in run_dir
   demonstrations: int = 10000  # prompts of SFT
   right: float = 0.7  # share of the demonstrations that are right
-  sft_steps: int = 800  # updates
-  sft_rate: float = 2e-3  # learning rate, about 5e-5 for a model that is trained already
+  sft_steps: int = 800  # updates of SFT
+  sft_rate: float = 2e-3  # learning rate of SFT, about 5e-5 for a model that is trained already
   pairs: int = 10000  # prompts of the reward model, with two sampled answers each
   reward_steps: int = 500  # updates of the reward model
-  reward_rate: float = 5e-4  # learning rate
+  reward_rate: float = 5e-4  # learning rate of the reward model
   ppo_data: int = 2000  # prompts of PPO, 64 of them held out
-  ppo_steps: int = 100  # rollouts
+  ppo_steps: int = 100  # rollouts of PPO
   ppo_prompts: int = 32  # prompts a rollout
   ppo_rate: float = 1e-4  # learning rate of the policy
   critic_rate: float = 3e-4  # learning rate of the critic
   kl_coef: float = 0.1  # weight of the KL in the reward
-  seed: int = 0  # of everything
+  seed: int = 0  # seed of everything random
 
 
 def main(config: Config) -> None:
@@ -73,9 +73,8 @@ def main(config: Config) -> None:
     raise ValueError("demonstrations, pairs and ppo_data must be at most 50000 together")
   folder = Path(config.run_dir)
   of_sft, of_reward_model, of_ppo = stages(folder, config)
-  sft.check(of_sft)
-  reward_model.check(of_reward_model)
-  ppo_settings.check(of_ppo)
+  for settings in (of_sft, of_reward_model, of_ppo):
+    settings.check()
   if folder.exists() and any(folder.iterdir()) and not config.resume:
     raise ValueError(f"run directory {config.run_dir!r} is not empty; choose a new --run-dir or pass --resume")
   folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +96,7 @@ def main(config: Config) -> None:
   report(folder)
 
 
-def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Config, ppo_settings.Config]:
+def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Config, ppo.Config]:
   """The settings of SFT, the reward model and PPO."""
   model, judge = str(folder / "sft" / "model"), str(folder / "reward_model" / "model")
   common: Any = dict(checkpoint_every=0, seed=config.seed, resume=True)
@@ -106,8 +105,8 @@ def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Confi
     model=config.model,
     run_dir=str(folder / "sft"),
     steps=config.sft_steps,
-    rows=16,
-    row_tokens=128,
+    num_rows=16,
+    max_tokens=128,
     learning_rate=config.sft_rate,
     **common,
   )
@@ -116,12 +115,12 @@ def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Confi
     model=model,
     run_dir=str(folder / "reward_model"),
     steps=config.reward_steps,
-    rankings=32,
+    num_rankings=32,
     max_tokens=64,
     learning_rate=config.reward_rate,
     **common,
   )
-  of_ppo = ppo_settings.Config(
+  of_ppo = ppo.Config(
     model=model,
     reward_model=judge,
     critic="reward",
@@ -131,7 +130,7 @@ def stages(folder: Path, config: Config) -> tuple[sft.Config, reward_model.Confi
     rewards=(f"{MODULE}:rule",),
     reward_weights=(0.0,),
     steps=config.ppo_steps,
-    prompts=config.ppo_prompts,
+    num_prompts=config.ppo_prompts,
     max_prompt_tokens=32,
     max_new_tokens=NEW_TOKENS,
     learning_rate=config.ppo_rate,
@@ -211,7 +210,7 @@ def compare(model_folder: str, rows: list[dict[str, Any]], config: Config) -> It
   tokens, mask = text.pad([text.encode(model.tokenizer, row["prompt"]) for row in filled], pad_token)
   for start in track(range(0, len(rows), size), description="sampling pairs", transient=True):
     part, key = slice(start, start + size), jax.random.fold_in(jax.random.key(config.seed), start)
-    out = jax.device_get(generate(model.params, tokens[part], mask[part], stop_tokens, key, Sampler()))
+    out = jax.device_get(generate(model.params, tokens[part], mask[part], stop_tokens, key, SamplingParams()))
     for row, ids, real in zip(rows[part], out.tokens, out.mask, strict=False):
       answers = text.decode(model.tokenizer, ids, real)
       first, second = rule(completions=answers, answer=[row["answer"]] * 2)
@@ -221,7 +220,7 @@ def compare(model_folder: str, rows: list[dict[str, Any]], config: Config) -> It
 
 
 def report(folder: Path) -> None:
-  """Prints answers before and after PPO, and draws the learnt reward and the rule against rollouts and KL."""
+  """Prints answers before and after PPO, and draws the learned reward and the rule against rollouts and KL."""
   rows = read_lines(folder / "ppo", "metrics.jsonl")
   learned, true = ([row[f"reward/{name}"] for row in rows] for name in ("learned", "rule"))
   divergence = [row["kl_completion"] for row in rows]
@@ -230,10 +229,10 @@ def report(folder: Path) -> None:
   for axis, x, name in ((axes[0], range(1, len(rows) + 1), "rollout"), (axes[1], divergence, "KL [nats a completion]")):
     other = axis.twinx()
     style: Any = dict(marker=".", linestyle="none") if name != "rollout" else {}
-    axis.plot(x, learned, color="tab:blue", label="learnt reward", **style)
+    axis.plot(x, learned, color="tab:blue", label="learned reward", **style)
     other.plot(x, true, color="tab:orange", label="the rule", **style)
     axis.set_xlabel(name)
-    axis.set_ylabel("learnt reward", color="tab:blue")
+    axis.set_ylabel("learned reward", color="tab:blue")
     other.set_ylabel("the rule", color="tab:orange")
     axis.grid(alpha=0.3)
   figure.tight_layout()
@@ -245,11 +244,12 @@ def report(folder: Path) -> None:
   table = Table("prompt", "after SFT", "the rule", "after PPO", "the rule", title=title)
   pairs = zip(*([row for row in answers if row["step"] == step] for step in (0, end)), strict=True)
   for before, after in list(pairs)[:8]:
-    cells = (before["completion"], f"{before['reward']:.2f}", after["completion"], f"{after['reward']:.2f}")
+    old, new = (f"{row['rewards']['rule']:.2f}" for row in (before, after))
+    cells = (before["completion"], old, after["completion"], new)
     table.add_row(before["prompt"], *cells)
   Console().print(table)
   tenth = max(len(rows) // 10, 1)
-  for name, values in (("learnt reward", learned), ("the rule", true), ("KL [nats a completion]", divergence)):
+  for name, values in (("learned reward", learned), ("the rule", true), ("KL [nats a completion]", divergence)):
     first, last = np.mean(values[:tenth]), np.mean(values[-tenth:])
     print(f"{name}: {first:.3f} in the first tenth of PPO, {last:.3f} in the last")
   print(f"figure: {folder / 'rlhf.png'}")

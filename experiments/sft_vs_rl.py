@@ -21,45 +21,46 @@ from rich.table import Table
 from rl_jax.analysis.comparison import cell
 from rl_jax.models import presets
 from rl_jax.models.transformer import Policy, policy
-from rl_jax.objectives import dapo, sft
+from rl_jax.objectives import load, sft
 from rl_jax.objectives.base import Inputs, Objective, on_policy_gradient
 from rl_jax.ops import aggregation
+from rl_jax.rollouts import device
+from rl_jax.runs.settings import require_at_least, run_script
+from rl_jax.state import Forward, Sequences
 from rl_jax.tasks import on_device
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.on_device import base
-from rl_jax.train.compiled import Settings, compiled, make_warmup
-from rl_jax.train.device_rollout import make_play
-from rl_jax.train.score import Score, Sequences, make_score
-from rl_jax.train.settings import require_at_least, run_script
+from rl_jax.train import compiled
+from rl_jax.train.forward import make_forward
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
-  task_options: tuple[str, ...] = ("digits=2",)  # of the problems to learn from
-  longer: tuple[str, ...] = ("shortest=3", "digits=3")  # of the longer problems
-  seeds: int = 8  # runs of each
-  layers: int = 1  # of the model
-  width: int = 64  # of the model
-  warmup_steps: int = 800  # supervised updates before both
-  updates: int = 400  # of each
-  prompts: int = 32  # prompts an update; there are group_size times as many answers
+  task_options: tuple[str, ...] = ("digits=2",)  # options of the problems to learn from
+  longer: tuple[str, ...] = ("shortest=3", "digits=3")  # options of the longer problems
+  seeds: int = 8  # runs of each method
+  layers: int = 1  # layers of the model
+  width: int = 64  # width of the model
+  warmup_steps: int = 800  # supervised updates before both methods
+  updates: int = 400  # updates of each method
+  num_prompts: int = 32  # prompts an update; there are group_size times as many answers
   group_size: int = 8  # completions a prompt
-  learning_rate: float = 3e-4  # of Adam, for both
-  seed: int = 0  # of everything
+  learning_rate: float = 3e-4  # learning rate of Adam, for both methods
+  seed: int = 0  # seed of everything random
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 1, ("warmup_steps", "updates", "prompts", "group_size"))
+  require_at_least(config, 1, ("warmup_steps", "updates", "num_prompts", "group_size"))
   require_at_least(config, 2, ("seeds",))
   short = on_device.load(config.task, **parse_options(config.task_options))
   longer = on_device.load(config.task, **parse_options(config.longer))
   # A model reads any length; the room for answers is that of the longer problems.
   tasks = {"as trained": short._replace(max_new_tokens=longer.max_new_tokens), "longer": longer}
   model = policy(presets.small(short.vocab_size, layers=config.layers, width=config.width))
-  score = make_score(model)
-  print(f"largest difference of the two gradients: {identity(model, score, short):.1e}")
-  results = jax.jit(jax.vmap(lambda key: train(config, short, tasks, model, score, key)))(
+  forward = make_forward(model)
+  print(f"largest difference of the two gradients: {identity(model, forward, short):.1e}")
+  results = jax.jit(jax.vmap(lambda key: train(config, short, tasks, model, forward, key)))(
     jax.random.split(jax.random.key(config.seed), config.seeds)
   )
   table = Table("exact match", *tasks, title=f"{short.name}, longer: {longer.name}")
@@ -68,7 +69,7 @@ def main(config: Config) -> None:
   Console().print(table)
 
 
-def identity(model: Policy, score: Score, task: on_device.Task) -> float:
+def identity(model: Policy, forward: Forward, task: on_device.Task) -> float:
   """The largest difference between the gradient of cross-entropy and the policy gradient with reward 1."""
   problems = base.sample(task, jax.random.key(0), 64)
   tokens, mask = (x[:, None] for x in base.demonstrate(task, problems.data))
@@ -77,7 +78,7 @@ def identity(model: Policy, score: Score, task: on_device.Task) -> float:
   def gradient(objective: Objective) -> Any:
     given = Inputs(mask, advantages=jnp.ones(mask.shape))
     return jax.grad(
-      lambda params: objective.loss(given._replace(logp=score(params, sequences).logp), objective.weight(given))[0]
+      lambda params: objective.loss(given._replace(logp=forward(params, sequences).logp), objective.weight(given))[0]
     )(params)
 
   cross_entropy, reward_one = gradient(sft.objective()), gradient(on_policy_gradient(aggregation.token_mean()))
@@ -86,21 +87,27 @@ def identity(model: Policy, score: Score, task: on_device.Task) -> float:
 
 
 def train(
-  config: Config, task: on_device.Task, tasks: dict[str, on_device.Task], model: Policy, score: Score, key: jax.Array
+  config: Config,
+  task: on_device.Task,
+  tasks: dict[str, on_device.Task],
+  model: Policy,
+  forward: Forward,
+  key: jax.Array,
 ) -> dict[str, dict[str, jax.Array]]:
   """Returns `{method: {length: exact match}}` of one seed, to be mapped over seeds."""
   start_key, sft_key = jax.random.split(key)
-  sizes = Settings(
+  sizes = compiled.Config(
     steps=config.updates,
-    prompts=config.prompts,
+    num_prompts=config.num_prompts,
     group_size=config.group_size,
     warmup_steps=config.warmup_steps,
     warmup_examples=128,
   )
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-  run = compiled(task, model, dapo.objective(), tx, sizes, warmup_optimiser=optax.adam(2e-3))
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+  run = compiled.compiled(task, model, load("dapo"), optimizer, sizes, warmup_optimizer=optax.adam(2e-3))
   start, _ = run.start(start_key)
-  supervise = make_warmup(task, score, tx, steps=config.updates, examples=config.prompts * config.group_size)
+  examples = config.num_prompts * config.group_size
+  supervise = compiled.make_warmup(task, forward, optimizer, steps=config.updates, examples=examples)
   params = {
     "warm-up": start.policy.params,
     "supervised": supervise(start.policy.params, sft_key),
@@ -110,8 +117,9 @@ def train(
 
 
 def solved(model: Policy, params: Any, task: on_device.Task) -> jax.Array:
-  play = make_play(task, model, group_size=1, temperature=0.0)
-  return jnp.mean(play(params, base.sample(task, jax.random.key(1), 512), jax.random.key(0)).verdict.solved)
+  complete = device.make_complete(task, model, group_size=1, temperature=0.0)
+  judgment, _ = device.make_judge(task)(complete(params, base.sample(task, jax.random.key(1), 512), jax.random.key(0)))
+  return jnp.mean(jnp.asarray(judgment.solved))
 
 
 if __name__ == "__main__":

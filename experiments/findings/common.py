@@ -8,16 +8,16 @@ import numpy as np
 import optax
 
 from rl_jax.analysis import comparison
-from rl_jax.analysis.statistics import bootstrap_interval, probability_of_improvement
 from rl_jax.models import presets
 from rl_jax.models.transformer import policy
+from rl_jax.objectives import algorithm, grpo
 from rl_jax.objectives.base import Objective
-from rl_jax.ops import advantages
+from rl_jax.ops.estimates import Advantage
+from rl_jax.ops.statistics import bootstrap_interval, probability_of_improvement
+from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.tasks import on_device
-from rl_jax.train import variants
-from rl_jax.train.compiled import Settings, compiled
-from rl_jax.train.metrics_io import RunDirectory
-from rl_jax.train.settings import require_at_least, run_script
+from rl_jax.train import compiled, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Config:
   resume: bool = False  # go on with the study in run_dir, or show it again
   seeds: int = 8  # runs of each variant
   rollouts: int = 300  # batches of completions
-  warmup_steps: int = 500  # updates of supervised learning before
-  learning_rate: float = 3e-4  # of Adam
-  width: int = 64  # of the model, which has one layer
-  seed: int = 0  # of everything
+  warmup_steps: int = 500  # updates of supervised learning before the first rollout
+  learning_rate: float = 3e-4  # learning rate of Adam
+  width: int = 64  # width of the model, which has one layer
+  seed: int = 0  # seed of everything random
 
 
 class Arm(NamedTuple):
-  """One variant of a study: an objective, its estimator, and what differs in the sizes."""
+  """One variant of a study: an objective, how its advantages are estimated, and what differs in the sizes."""
 
   objective: Objective
-  estimator: Callable[..., Any] = advantages.group_normalized
+  advantage: Advantage = grpo.advantage()
   sizes: Mapping[str, Any] = {}
 
 
@@ -45,18 +45,17 @@ def study(config: Config, task: on_device.Task, arms: Mapping[str, Arm], **sizes
   require_at_least(config, 2, ("seeds",))
   require_at_least(config, 10, ("rollouts",))
   common: Any = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
-  common |= dict(evaluation_problems=512, prompts=32, group_size=8) | sizes
+  common |= dict(evaluation_problems=512, num_prompts=32, group_size=8) | sizes
   model = policy(presets.small(task.vocab_size, layers=1, width=config.width))
 
   def variant(name: str, arm: Arm) -> variants.Variant:
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-    settings = Settings(steps=config.rollouts, **common | dict(arm.sizes))
-    build = compiled(
-      task, model, arm.objective, tx, settings, estimator=arm.estimator, warmup_optimiser=optax.adam(2e-3)
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+    sizes = compiled.Config(steps=config.rollouts, **common | dict(arm.sizes))
+    learned = algorithm(arm.objective, arm.advantage, name=name)
+    build = compiled.compiled(task, model, learned, optimizer, sizes, warmup_optimizer=optax.adam(2e-3))
     return variants.Variant(name, lambda _: build)
 
-  with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
+  with RunDirectory(config.run_dir, dataclasses.asdict(config) | {"task": task.name}, resume=config.resume) as run:
     variants.train([variant(*arm) for arm in arms.items()], run.folder, seeds=config.seeds, seed=config.seed)
     comparison.show(run.folder)
     return variants.load(run.folder)

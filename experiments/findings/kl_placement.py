@@ -5,7 +5,7 @@
 Claim: Y. Tang and R. Munos, "On a Few Pitfalls in KL Divergence Gradient Estimation for RL", arXiv:2506.09477. The
 gradient of k1 as a loss is 0 in expectation; that of k2 is the KL's.
 
-Here: two-digit sums, on-policy updates of group-normalised advantages, a KL weight of 0.1, and the KL to the initial
+Here: two-digit sums, on-policy updates of group-normalized advantages, a KL weight of 0.1, and the KL to the initial
 policy at the end, which a useful term makes smaller than no term does.
 """
 
@@ -30,11 +30,11 @@ def main(config: Config) -> None:
     "k1 in the loss": Arm(with_penalty(kl.k1)),
     "k2 in the loss": Arm(with_penalty(kl.k2)),
     "k3 in the loss": Arm(with_penalty(kl.k3)),
-    "k1 in the reward": Arm(add(policy=policy), sizes={"kl_in_reward": COEFFICIENT}),
+    "k1 in the reward": Arm(add(policy=policy), sizes={"kl_coef": COEFFICIENT}),
   }
   results = study(config, on_device.load("addition"), arms)
   useful = ("k2 in the loss", "k3 in the loss", "k1 in the reward")
-  verdict(results, [Claim("k1 in the loss", name, "evaluation/kl") for name in useful])
+  verdict(results, [Claim("k1 in the loss", name, "evaluation/kl_ref") for name in useful])
 
 
 if __name__ == "__main__":

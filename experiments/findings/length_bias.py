@@ -20,11 +20,11 @@ def main(config: Config) -> None:
   by_sequence, by_constant = grpo.objective(kl_coef=0), dr_grpo.objective(length=task.max_new_tokens)
   arms = {
     "grpo": Arm(by_sequence),
-    "grpo without std": Arm(by_sequence, dr_grpo.estimator),
+    "grpo without std": Arm(by_sequence, dr_grpo.advantage()),
     "dr_grpo with std": Arm(by_constant),
-    "dr_grpo": Arm(by_constant, dr_grpo.estimator),
+    "dr_grpo": Arm(by_constant, dr_grpo.advantage()),
   }
-  results = study(config, task, arms, prompts=16, minibatches=2)
+  results = study(config, task, arms, num_prompts=16, minibatches=2)
   wrong = "evaluation/wrong_tokens"
   verdict(results, [Claim("grpo", "dr_grpo", wrong), Claim("grpo without std", "dr_grpo", wrong)])
 

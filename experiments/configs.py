@@ -1,0 +1,185 @@
+"""Settings that scripts share, each group with its own check and with the part of a run that it describes."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from rl_jax import tasks
+from rl_jax.devices import Devices
+from rl_jax.models import presets
+from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.settings import refuse, require_at_least, require_positive
+from rl_jax.tasks import files, rewards
+from rl_jax.tasks.text import Prompts, make_prompts
+from rl_jax.train.actors import Learner, make_learner
+from rl_jax.train.optimizers import make_optimizer
+from rl_jax.train.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+  """The end of every chain of checks."""
+
+  def check(self) -> None:
+    """Raises ValueError for settings that cannot work, alone or together, and for those that nothing would read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
+  run_dir: str  # configuration, metrics, samples, checkpoints, plots and the trained model
+  resume: bool = False  # go on with the run in run_dir
+  steps: int = 32  # rollouts, or updates where the data is fixed
+  checkpoint_every: int = 16  # steps between checkpoints, besides one at the end; 0 for none
+  seed: int = 0  # seed of data and sampling
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("steps",))
+    require_at_least(self, 0, ("checkpoint_every", "seed"))
+    super().check()
+
+  def directory(self, **settings: Any) -> RunDirectory:
+    """Returns the run's directory; keyword arguments add to the settings that a resumed run must share."""
+    return RunDirectory(self.run_dir, dataclasses.asdict(self) | settings, resume=self.resume)
+
+  def loop_settings(self, devices: Devices) -> dict[str, Any]:
+    """How long the loop goes on, how often it saves, and where."""
+    return dict(
+      steps=self.steps, checkpoint_every=self.checkpoint_every, put=devices.put, compiles=lambda: devices.compiles
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Checked):
+  model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, or a .gguf file
+  lora_rank: int = 0  # above 0: train adapters of this rank alone
+  lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
+  remat: bool = False  # compute activations again in the backward pass, to save memory
+
+  def check(self) -> None:
+    require_at_least(self, 0, ("lora_rank",))
+    require_positive(self, ("lora_alpha",))
+    if not self.lora_rank:
+      refuse(self, ("lora_alpha",), "lora_rank 0")
+    super().check()
+
+  def load_model(self, max_tokens: int) -> presets.Model:
+    """Loads the model, which must read sequences of `max_tokens`."""
+    model = presets.load(self.model, remat=self.remat)
+    presets.check_context(model, max_tokens)
+    return model
+
+  def make_learner(self, model: presets.Model) -> Learner:
+    """Returns the model as it is trained."""
+    return make_learner(model, base_model=self.model, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Checked):
+  learning_rate: float = 8e-6  # learning rate of AdamW, after warm-up; about 1e-4 for adapters
+  weight_decay: float = 0.0  # weight decay of AdamW
+  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+  microbatches: int = 1  # slices an update's gradient is accumulated over, to save memory
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("microbatches",))
+    require_at_least(self, 0, ("learning_rate", "weight_decay"))
+    require_positive(self, ("max_grad_norm",))
+    super().check()
+
+  def make_optimizer(self, **options: Any) -> optax.GradientTransformation:
+    """Returns AdamW; keyword arguments are those of `make_optimizer` that differ between scripts."""
+    return make_optimizer(
+      self.learning_rate, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm, **options
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig(Checked):
+  task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, or a .jsonl or .parquet file
+  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
+  rewards: tuple[str, ...] = ()  # reward functions, such as my_module:reward; they replace the task's own
+  reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
+  num_prompts: int = 16  # prompts a rollout
+  group_size: int = 8  # completions a prompt
+  max_prompt_tokens: int = 512  # longer prompts are passed over
+  max_new_tokens: int = 5  # longest completion
+  stop: tuple[str, ...] = ()  # texts of one token that end a completion; they replace the task's own
+  temperature: float = 1.0  # temperature of sampling and of every log-prob
+  epochs: int = 1  # passes over a rollout
+  minibatches: int = 1  # updates a pass
+  warmup_steps: int = 3  # updates over which the learning rate rises
+  mask_truncated: bool = False  # leave completions that were truncated out of the loss
+
+  def check(self) -> None:
+    names = ("num_prompts", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches")
+    require_at_least(self, 1, names)
+    require_at_least(self, 0, ("warmup_steps",))
+    require_positive(self, ("temperature",))
+    super().check()
+
+  def check_parts(self, microbatches: int) -> None:
+    """Raises ValueError if prompts do not divide into minibatches, micro-batches and over the devices."""
+    parts = self.minibatches * microbatches * jax.device_count()
+    if self.num_prompts % parts:
+      raise ValueError(
+        f"num_prompts must be a multiple of minibatches * microbatches * devices = {parts}, got {self.num_prompts}"
+      )
+
+  @property
+  def max_tokens(self) -> int:
+    """Tokens of the longest prompt with its completion."""
+    return self.max_prompt_tokens + self.max_new_tokens
+
+  @property
+  def schedule(self) -> Schedule:
+    """What each rollout is used for."""
+    return Schedule(self.epochs, self.minibatches)
+
+  @property
+  def sizes(self) -> dict[str, Any]:
+    """The shape of a rollout."""
+    return dict(num_prompts=self.num_prompts, group_size=self.group_size, max_new_tokens=self.max_new_tokens)
+
+  def load_task(self, seed: int) -> tasks.Task:
+    """Loads the task, with the reward functions that were named."""
+    functions = rewards.from_paths(self.rewards, self.reward_weights)
+    return tasks.load(self.task, self.task_options, rewards=functions, seed=seed)
+
+  def make_prompts(self, task: tasks.Task, model: presets.Model) -> Prompts:
+    """Returns the task's prompts for a model."""
+    limit = self.max_prompt_tokens
+    return make_prompts(task, model.tokenizer, model.eos_tokens, stop=self.stop, max_prompt_tokens=limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
+  data: str  # .jsonl or .parquet
+  steps: int = 100  # updates; the learning rate falls to 0 over them along a cosine
+  max_tokens: int = 512  # longer rows are left out
+  held_out: float = 0.1  # share of the data to measure on, of prompts that are not trained on
+  checkpoint_every: int = 50  # updates between checkpoints, besides one at the end; 0 for none
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("max_tokens",))
+    if not 0 < self.held_out < 1:
+      raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+    super().check()
+
+  def check_parts(self, rows: int, name: str) -> None:
+    """Raises ValueError if a batch's rows do not divide into micro-batches and over the devices."""
+    parts = self.microbatches * jax.device_count()
+    if rows % parts:
+      raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
+
+  def directory(self, **settings: Any) -> RunDirectory:
+    settings = dataclasses.asdict(self) | {"data": files.fingerprint(Path(self.data))} | settings
+    return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",))
+
+
+def settings_given(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+  """Returns those settings of an objective that are not None, as `{the objective's name: value}`."""
+  return {name: getattr(config, field) for field, name in names.items() if getattr(config, field) is not None}
