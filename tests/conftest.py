@@ -1,4 +1,4 @@
-"""Four virtual devices, no silent rank promotion, threads for their collectives, and a cache of compiled programs."""
+"""Four virtual devices, no silent rank promotion, threads for collectives, a cache of programs, checked annotations."""
 
 import atexit
 import os
@@ -17,10 +17,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
+import jaxtyping
 import pytest
+
+from tests import typechecker
+
+# Before any of these is imported.
+jaxtyping.install_import_hook(["rl_jax.ops", "rl_jax.objectives", "rl_jax.sampling"], f"{typechecker.__name__}.check")
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--objective",
+    action="append",
+    metavar="MODULE:OBJECTIVE",
+    help="test this objective in tests/conformance, not those of rl_jax; repeatable, found in the working directory",
+  )
 
 
 @pytest.fixture

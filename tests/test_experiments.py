@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from experiments import compare_objectives, grpo, ppo
-from rl_jax.train.metrics_io import read_lines
+from rl_jax.runs.directory import read_lines
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--model", "tiny", "--prompts", "4", "--group-size", "2", "--task-options", "evaluation_size=8"]
+SMALL = ["--model", "tiny", "--num-prompts", "4", "--group-size", "2", "--task-options", "evaluation_size=8"]
 ENVIRONMENT = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
@@ -36,16 +36,18 @@ def run(folder, *arguments):
   return process, process.communicate()[0]
 
 
-@pytest.mark.parametrize(("config", "file"), [(grpo.Config, "grpo"), (ppo.Config, "ppo_settings")])
-def test_help_explains_every_field(tmp_path, config, file):
-  command = [sys.executable, "-m", f"experiments.{file.removesuffix('_settings')}", "--help"]
+@pytest.mark.parametrize(("module", "groups"), [(grpo, 5), (ppo, 8)])
+def test_help_explains_every_field_in_groups(tmp_path, module, groups):
+  command = [sys.executable, "-m", module.__name__, "--help"]
   output = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
   words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
-  source = (ROOT / "experiments" / f"{file}.py").read_text()
-  for field in dataclasses.fields(config):
+  files = ("configs", "ppo_configs", module.__name__.rpartition(".")[2])
+  source = "\n".join((ROOT / "experiments" / f"{file}.py").read_text() for file in files)
+  for field in dataclasses.fields(module.Config):
     assert "--" + field.name.replace("_", "-") in words
-    comment = re.search(rf"^  {field.name}: .*  # (.*)$", source, re.MULTILINE)
-    assert comment and " ".join(comment[1].split()[:3]) in words, field.name
+    comments = re.findall(rf"^  {field.name}: .*  # (.*)$", source, re.MULTILINE)
+    assert any(" ".join(comment.split()[:3]) in words for comment in comments), field.name
+  assert output.count(" options ─") == groups + 1  # one of them holds --help alone
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,14 @@ def test_help_explains_every_field(tmp_path, config, file):
     (dict(task="sums"), "unknown task 'sums'"),
     (dict(model="nothing"), "unknown model 'nothing'"),
     (dict(group_size=1), "group_size must be at least 2"),
-    (dict(temperature=0.0), "temperature positive"),
-    (dict(prompts=3), "prompts must be a multiple of minibatches"),
+    (dict(temperature=0.0), "temperature must be positive"),
+    (dict(num_prompts=3), "num_prompts must be a multiple of minibatches"),
+    (dict(objective="foo"), "unknown objective 'foo'"),
+    (dict(objective="nowhere:objective"), "objective 'nowhere:objective' cannot be imported"),
+    (dict(objective="ppo"), "'ppo' needs a critic: python -m experiments.ppo"),
+    (dict(objective="dpo"), "'dpo' does not learn from rewards"),
+    (dict(objective="rloo", clip_low=0.1), "'rloo' makes no use of clip_low; it has no settings"),
+    (dict(objective_options=("foo=1",)), "'grpo' makes no use of foo"),
     (dict(microbatches=0), "microbatches must be at least 1 and finite, got 0"),
     (dict(learning_rate=float("nan")), "learning_rate must be at least 0 and finite, got nan"),
     (dict(checkpoint_every=-1), "checkpoint_every must be at least 0"),
@@ -76,7 +84,7 @@ def test_a_run_is_not_resumed_on_changed_data(tmp_path):
   rows, module = tmp_path / "rows.jsonl", "rl_jax.tasks.arithmetic:graded"
   rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 4)
   settings = dict(model="tiny", task=str(rows), task_options=("evaluation_size=2",), rewards=(module,))
-  settings |= dict(run_dir=str(tmp_path / "run"), prompts=4, minibatches=1, group_size=2, steps=1, resume=True)
+  settings |= dict(run_dir=str(tmp_path / "run"), num_prompts=4, minibatches=1, group_size=2, steps=1, resume=True)
   grpo.main(grpo.Config(**settings))
   rows.write_text('{"prompt": "1 + 1 =", "answer": "3"}\n' * 4)
   with pytest.raises(ValueError, match="other settings: data was '"):
@@ -96,7 +104,7 @@ def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
   assert "before:" in output and "after 2 steps:" in output and "step 2" in output
   names = {path.name for path in (tmp_path / "first").iterdir()}
   assert {"config.json", "metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "checkpoints", "model"} <= names
-  assert read_lines(tmp_path / "first", "metrics.jsonl")[0]["kl/kl"] >= 0
+  assert read_lines(tmp_path / "first", "metrics.jsonl")[0]["kl_ref"] >= 0
   process, output = run(tmp_path, *SMALL, "--steps", "1", "--run-dir", "first")
   assert process.returncode == 1 and "holds another run" in output
   (tmp_path / "rows.jsonl").write_text('{"prompt": "1 2", "target": 3}\n' * 20)
@@ -114,7 +122,7 @@ def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
     "mine:reward",
     "--steps",
     "1",
-    "--prompts",
+    "--num-prompts",
     "4",
     "--run-dir",
     "second",
@@ -170,7 +178,7 @@ TOY = ["--width", "32", "--seeds", "2", "--warmup-steps", "2", "--seed", "1"]
 
 @pytest.mark.slow
 def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
-  sizes = "--rollouts 4 --evaluate-every 2 --prompts 4 --group-size 4 --evaluation-problems 8 --warmup-examples 4"
+  sizes = "--rollouts 4 --evaluate-every 2 --num-prompts 4 --group-size 4 --evaluation-problems 8 --warmup-examples 4"
   toy = ["--task", "sorting", "--task-options", "length=2", *sizes.split(), "--run-dir", "cmp", *TOY]
 
   def compare(*arguments):
@@ -200,7 +208,7 @@ def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
   [
     (dict(objectives="foo"), "unknown objective 'foo'"),
     (dict(objectives="dpo"), "'dpo' does not learn from rewards"),
-    (dict(grid=("clip=1",)), "no argument 'clip' to sweep"),
+    (dict(grid=("clip=1",)), "no objective that is compared has a setting 'clip' to sweep"),
     (dict(grid=("clip_high",)), "grid must look like"),
     (dict(task_options=("digits=x",)), "option digits of task 'addition' must be like 2"),
     (dict(seeds=1), "seeds must be at least 2"),
@@ -215,7 +223,7 @@ def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
     (dict(grid=("clip_high=0.2", "clip_high=0.3")), "names 'clip_high' twice"),
     (dict(grid=("clip_high=nan,0.2",)), "must be finite and differ"),
     (dict(grid=("clip_high=0.2,0.20000001",)), "must be finite and differ"),
-    (dict(prompts=3), "prompts must be a multiple of minibatches = 2"),
+    (dict(num_prompts=3), "num_prompts must be a multiple of minibatches = 2"),
   ],
 )
 def test_mistakes_in_a_comparison_are_named(tmp_path, settings, message):
@@ -237,7 +245,7 @@ def test_findings_run_and_say_what_they_found(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [(), ("--task", "parity", "--task-options", "bits=2", "--longer", "bits=4")])
 def test_supervised_and_reinforcement_learning_side_by_side(tmp_path, task):
-  command = [sys.executable, "-m", "experiments.sft_vs_rl", "--updates", "2", "--prompts", "4", *TOY, *task]
+  command = [sys.executable, "-m", "experiments.sft_vs_rl", "--updates", "2", "--num-prompts", "4", *TOY, *task]
   process = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
   assert process.returncode == 0, process.stderr
   assert float(re.search(r"difference of the two gradients: (\S+)", process.stdout)[1]) < 1e-6

@@ -11,7 +11,7 @@ import pytest
 
 from rl_jax.models import hf_config, presets, weights
 from rl_jax.sampling.generate import make_generate
-from rl_jax.sampling.samplers import Sampler
+from rl_jax.sampling.samplers import SamplingParams
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 
@@ -120,7 +120,7 @@ def test_smollm2_greedy_text_matches_torch(smollm2):
     assert tokenizer(row["prompt"])["input_ids"] == row["prompt_ids"]
     prompts[i, : len(row["prompt_ids"])], mask[i, : len(row["prompt_ids"])] = row["prompt_ids"], 1
   generate = jax.jit(make_generate(model, group_size=1, max_new_tokens=24, pad_token=2))
-  out = generate(smollm2.params, prompts, mask, jnp.array([2]), jax.random.key(0), Sampler(0.0))
+  out = generate(smollm2.params, prompts, mask, jnp.array([2]), jax.random.key(0), SamplingParams(0.0))
   for i, row in enumerate(rows):
     ids = np.asarray(out.tokens[i, 0])[np.asarray(out.mask[i, 0])].tolist()
     assert tokenizer.decode(ids) == row["completion"]

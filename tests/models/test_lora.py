@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from rl_jax.models import lora, presets
 from rl_jax.objectives import sft
 from rl_jax.objectives.base import Inputs
-from rl_jax.train.score import Sequences, make_score
-from rl_jax.train.state import TrainState
-from rl_jax.train.step import Batch, make_train_step
+from rl_jax.state import Batch, Sequences, TrainState
+from rl_jax.train.forward import make_forward
+from rl_jax.train.step import make_train_step
 
 MODEL = presets.load("tiny")
 
@@ -41,7 +41,7 @@ def test_merging_adds_the_scaled_product_to_the_adapted_matrices_alone():
 
 
 def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_projected():
-  score = make_score(MODEL.policy)
+  score = make_forward(MODEL.policy)
   adapters = trained(rank=2, targets=("value",))
   tokens = jnp.array([[[5, 6, 7]]])
   sequences = Sequences(jnp.array([[3, 4]]), jnp.ones((1, 2), bool), tokens, jnp.ones(tokens.shape, bool))
@@ -49,10 +49,10 @@ def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_proj
   def merged_score(params, sequences):
     return score(lora.merge(params["base"], params["adapters"]), sequences)
 
-  tx = optax.sgd(1.0)
+  optimizer = optax.sgd(1.0)
   params = {"base": MODEL.params, "adapters": adapters}
-  state = TrainState.create(params, tx, frozen=("base",))
-  step = make_train_step(merged_score, sft.objective(), tx, frozen=("base",))
+  state = TrainState.create(params, optimizer, frozen=("base",))
+  step = make_train_step(merged_score, sft.objective(), optimizer, frozen=("base",))
   state, metrics = step(state, Batch(sequences, Inputs(mask=jnp.ones(tokens.shape))))
   assert float(metrics["skipped"].total) == 0
   for one, other in zip(jax.tree.leaves(state.params["base"]), jax.tree.leaves(MODEL.params), strict=True):
@@ -65,7 +65,7 @@ def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_proj
   np.testing.assert_allclose(b - np.asarray(state.params["adapters"]["value"].b), expected_b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_optimiser_holds_nothing_for_what_is_frozen():
+def test_the_optimizer_holds_nothing_for_what_is_frozen():
   params = {"base": MODEL.params, "adapters": trained(rank=1, targets=("query",))}
   state = TrainState.create(params, optax.adam(0.1), frozen=("base",))
   size = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))

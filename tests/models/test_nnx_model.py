@@ -11,10 +11,10 @@ from rl_jax.models.nnx_model import from_nnx
 from rl_jax.objectives import grpo
 from rl_jax.objectives.base import Inputs
 from rl_jax.sampling.generate import make_generate
-from rl_jax.sampling.samplers import Sampler
-from rl_jax.train.score import Sequences, make_score
-from rl_jax.train.state import TrainState
-from rl_jax.train.step import Batch, make_train_step
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.state import Batch, Sequences, TrainState
+from rl_jax.train.forward import make_forward
+from rl_jax.train.step import make_train_step
 from tests.fakes import Output, bigram, bigram_params
 
 
@@ -42,7 +42,7 @@ def test_samples_and_trains_as_the_same_model_without_nnx():
 
   def sample(policy, params):
     generate = jax.jit(make_generate(policy, group_size=3, max_new_tokens=4, pad_token=0))
-    return generate(params, prompts, real, stop, jax.random.key(1), Sampler())
+    return generate(params, prompts, real, stop, jax.random.key(1), SamplingParams())
 
   ours, plain = sample(model, params), sample(bigram(), plain_params)
   np.testing.assert_array_equal(ours.tokens, plain.tokens)
@@ -50,11 +50,11 @@ def test_samples_and_trains_as_the_same_model_without_nnx():
   sequences = Sequences(prompts, real, plain.tokens, plain.mask)
   advantages = jax.random.normal(jax.random.key(2), plain.tokens.shape)
   batch = Batch(sequences, Inputs(plain.mask, advantages))
-  tx = optax.sgd(1.0)
+  optimizer = optax.sgd(1.0)
 
   def trained(policy, params):
-    step = make_train_step(make_score(policy), grpo.objective(kl_coef=0), tx)
-    return jax.jit(step)(TrainState.create(params, tx), batch)[0].params
+    step = make_train_step(make_forward(policy), grpo.objective(kl_coef=0), optimizer)
+    return jax.jit(step)(TrainState.create(params, optimizer), batch)[0].params
 
   chex.assert_trees_all_close(trained(model, params), trained(bigram(), plain_params), rtol=1e-6)
   assert not np.allclose(trained(bigram(), plain_params)["table"], plain_params["table"])

@@ -36,7 +36,7 @@ def inputs(**changes):
     advantages=A,
     old_logp=OLD,
     ref_logp=REF,
-    behaviour_logp=MU,
+    behavior_logp=MU,
     batch_logp=L,
     old_values=OLD_VALUES,
     returns=RETURNS,
@@ -265,7 +265,7 @@ def test_all_objectives_are_here():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_loss_and_gradient_in_closed_form(name):
   objective = build(name)
-  learner = {key: x for key, x in dict(logp=L, values=VALUES, scores=SCORES).items() if key in objective.needs}
+  learner = {key: x for key, x in dict(logp=L, values=VALUES, reward_scores=SCORES).items() if key in objective.needs}
   value, gradients = evaluate(objective, inputs(), **learner)
   expected, *slopes = EXPECTED[name]()
   np.testing.assert_allclose(value, expected, rtol=1e-10)
@@ -279,7 +279,7 @@ HAND = dict(
   logp=np.log([[[0.6], [0.2]]]),
   old_logp=np.log([[[0.5], [0.5]]]),
   ref_logp=np.log([[[0.5], [0.5]]]),
-  behaviour_logp=np.log([[[0.25], [0.5]]]),
+  behavior_logp=np.log([[[0.25], [0.5]]]),
   batch_logp=np.log([[[0.6], [0.2]]]),
   advantages=np.array([[[1.0], [-1.0]]]),
   noise=np.zeros((1, 2, 1)),
@@ -287,7 +287,7 @@ HAND = dict(
   values=np.array([[[1.0], [0.0]]]),
   old_values=np.array([[[1.0], [0.0]]]),
   returns=np.array([[[2.0], [0.0]]]),
-  scores=np.array([[np.log(3.0), 0.0]]),
+  reward_scores=np.array([[np.log(3.0), 0.0]]),
   kl_baseline=np.array([[-1.0, -1.0]]),
 )
 LOG = np.log
@@ -408,7 +408,7 @@ def test_dpo_f_divergences(divergence, f):
   np.testing.assert_allclose(value, np.log1p(np.exp(-0.1 * (f(U) - f(V)))).mean(), rtol=1e-10)
 
 
-def test_length_desensitised_dpo():
+def test_length_desensitized_dpo():
   place = np.cumsum(MASK, axis=-1)
   shared = N.min(axis=1, keepdims=True)
   weight = np.where(place <= shared, 1, 0.5) * MASK
@@ -425,7 +425,7 @@ def test_rankings_take_all_pairs_with_margins_and_centering():
   mask = np.ones((2, 3, 1))
   mask[1, 2] = 0  # the second ranking has two answers
   given = Inputs(mask=jnp.asarray(mask), ratings=jnp.asarray(ratings))
-  value, _ = evaluate(build("reward_model", centering=0.1, margins=True), given, scores=scores)
+  value, _ = evaluate(build("reward_model", centering=0.1, margins=True), given, reward_scores=scores)
 
   def loss(row, i, j):
     gap = scores[row, i] - scores[row, j] - (ratings[row, i] - ratings[row, j])
@@ -434,7 +434,9 @@ def test_rankings_take_all_pairs_with_margins_and_centering():
   first = (loss(0, 0, 1) + loss(0, 0, 2) + loss(0, 1, 2)) / 3
   np.testing.assert_allclose(value, (first + loss(1, 0, 1)) / 2, rtol=1e-12)
   ratings[0] = [2.0, 1.0, 1.0]  # the last two are as good as each other
-  tied, _ = evaluate(build("reward_model", centering=0.1, margins=True), given._replace(ratings=ratings), scores=scores)
+  tied, _ = evaluate(
+    build("reward_model", centering=0.1, margins=True), given._replace(ratings=ratings), reward_scores=scores
+  )
   np.testing.assert_allclose(tied, ((loss(0, 0, 1) + loss(0, 0, 2)) / 2 + loss(1, 0, 1)) / 2, rtol=1e-12)
 
 
@@ -460,7 +462,10 @@ def test_mistakes_are_named(name, arguments, message):
 def test_the_accuracy_of_equals_is_a_half():
   logp = jnp.log(jnp.array([[[0.5], [0.25]], [[0.5], [0.5]], [[0.25], [0.5]], [[0.5], [0.5]]]))
   inputs = Inputs(jnp.ones(logp.shape), ref_logp=jnp.zeros(logp.shape), logp=logp)
-  for objective, given in ((build("dpo"), inputs), (build("reward_model"), inputs._replace(scores=logp[..., 0]))):
+  for objective, given in (
+    (build("dpo"), inputs),
+    (build("reward_model"), inputs._replace(reward_scores=logp[..., 0])),
+  ):
     metrics = objective.loss(given, objective.weight(given))[1]
     np.testing.assert_allclose(metrics["accuracy"].total / metrics["accuracy"].count, (1 + 0.5 + 0 + 0.5) / 4)
 

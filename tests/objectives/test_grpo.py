@@ -53,9 +53,9 @@ def test_value_by_hand(x64):
   loss, seen = evaluate(grpo.objective(), logp, **fields)
   np.testing.assert_allclose(loss, -0.15)
   results = metrics.results(seen)
-  np.testing.assert_allclose(results["policy/clip_high"], 1 / 3)
-  np.testing.assert_allclose(results["policy/clip_low"], 1 / 3)
-  np.testing.assert_allclose(results["kl/kl"], 0)
+  np.testing.assert_allclose(results["clip_high"], 1 / 3)
+  np.testing.assert_allclose(results["clip_low"], 1 / 3)
+  np.testing.assert_allclose(results["kl_ref"], 0)
 
 
 def test_without_kl_no_reference_is_needed():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_jax.objectives.base import Inputs, policy_gradient, reweigh, value_regression
+from rl_jax.objectives.base import Inputs, policy_gradient, value_regression, weighted
 from rl_jax.ops import advantages, aggregation, corrections, kl, masking, ratios, returns, rewards, surrogates
 from rl_jax.ops.masking import masked_mean, zero_masked
 from tests import systems
@@ -25,7 +25,7 @@ def correction(config):
   low, high = config["vllm_is_truncated_threshold"]
 
   def weights(inputs):
-    logps = inputs.old_logp, inputs.behaviour_logp, inputs.mask
+    logps = inputs.old_logp, inputs.behavior_logp, inputs.mask
     kind = config.get("vllm_is_correction_type", "tis")
     if kind == "tis":
       return corrections.truncated(*logps, low=low, high=high)
@@ -51,8 +51,8 @@ def test_policy_loss(name):
   else:
     objective = policy_gradient(ratios.token(), surrogate, aggregate(config))
     if corrected:
-      objective = reweigh(objective, correction(config), needs=("old_logp", "behaviour_logp"))
-  inputs = Inputs(given["response_mask"], given["advantages"], old_logp=old, behaviour_logp=mu)
+      objective = weighted(objective, correction(config), needs=("old_logp", "behavior_logp"))
+  inputs = Inputs(given["response_mask"], given["advantages"], old_logp=old, behavior_logp=mu)
   value, gradient = value_and_gradient(objective, inputs, logp=given["log_prob"])
   assert_agrees(value, expected["loss"])
   assert_agrees(gradient, expected["grad_log_prob"])
@@ -121,7 +121,7 @@ def test_from_rewards_to_advantages(name):
       estimates = zero_masked(estimates - masked_mean(estimates, mask), mask)
     else:
       estimates = masking.masked_whiten(estimates, mask, ddof=0, eps=0.0)
-  # In float32 there: entries that cancel to nearly nothing agree in the size of what cancelled.
+  # In float32 there: entries that cancel to nearly nothing agree in the size of what canceled.
   np.testing.assert_allclose(estimates, expected["advantages"] * mask, rtol=1e-6, atol=1e-6)
   np.testing.assert_allclose(targets, expected["returns"] * mask, rtol=1e-6, atol=1e-6)
 

@@ -24,9 +24,9 @@ def test_huber_counts_large_errors_linearly():
 
 
 def test_kl_with_importance_weights_against_the_sampler():
-  term = kl_penalty(kl.k2, aggregation.token_mean(), ratio=ratios.token(), ratio_to="behaviour_logp")
-  assert term.needs == {"logp", "ref_logp", "behaviour_logp"}
-  inputs = Inputs(jnp.ones(1), ref_logp=jnp.log(jnp.array([0.5])), behaviour_logp=jnp.log(jnp.array([0.2])))
+  term = kl_penalty(kl.k2, aggregation.token_mean(), ratio=ratios.token(), ratio_to="behavior_logp")
+  assert term.needs == {"logp", "ref_logp", "behavior_logp"}
+  inputs = Inputs(jnp.ones(1), ref_logp=jnp.log(jnp.array([0.5])), behavior_logp=jnp.log(jnp.array([0.2])))
   value, slope = value_and_slope(term, inputs, logp=np.log([0.4]).astype(np.float32))
   d = np.log(0.4 / 0.5)
   np.testing.assert_allclose(value, 2 * d**2 / 2, rtol=1e-5)

@@ -16,10 +16,10 @@ def test_group_normalized_matches_numpy(ddof, x64):
 
 
 def test_scales(x64):
-  centred = REWARDS - REWARDS.mean(-1, keepdims=True)
+  centered = REWARDS - REWARDS.mean(-1, keepdims=True)
   rewards = jnp.asarray(REWARDS)
-  np.testing.assert_allclose(advantages.group_normalized(rewards, scale="none"), centred, rtol=1e-12)
-  expected = centred / (REWARDS.std(ddof=1) + 1e-6)
+  np.testing.assert_allclose(advantages.group_normalized(rewards, scale="none"), centered, rtol=1e-12)
+  expected = centered / (REWARDS.std(ddof=1) + 1e-6)
   np.testing.assert_allclose(advantages.group_normalized(rewards, scale="batch"), expected, rtol=1e-12)
   with pytest.raises(ValueError, match="scale must be"):
     advantages.group_normalized(rewards, scale="groups")

@@ -142,8 +142,8 @@ def test_the_longest_completion_has_nobody_to_be_compared_with_at_its_end():
 def test_whitened_token_advantages():
   rewards = RNG.normal(size=(2, 3))
   actual = token_advantages.reinforce_plus_plus_baseline(jnp.asarray(rewards), TOKENS)
-  centred = np.broadcast_to((rewards - rewards.mean(-1, keepdims=True))[..., None], TOKENS.shape)
-  expected = (centred - centred[TOKENS].mean()) / np.sqrt(centred[TOKENS].var(ddof=1) + 1e-8)
+  centered = np.broadcast_to((rewards - rewards.mean(-1, keepdims=True))[..., None], TOKENS.shape)
+  expected = (centered - centered[TOKENS].mean()) / np.sqrt(centered[TOKENS].var(ddof=1) + 1e-8)
   np.testing.assert_allclose(actual[TOKENS], expected[TOKENS], rtol=1e-9)
   np.testing.assert_allclose(masking.masked_mean(actual, TOKENS), 0, atol=1e-12)
 
@@ -152,7 +152,7 @@ def test_steps_from_the_same_state_are_compared():
   step_rewards, states = jnp.array([1.0, 3.0, 5.0, 7.0]), jnp.array([8, 8, 8, 2])
   steps, mask = jnp.array([[0, 0, 3, -7], [1, 2, 2, 2]]), jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
   actual = token_advantages.step_level(jnp.ones((2, 4)), step_rewards, states, steps, mask, weight=0.5)
-  z = np.array([-1.0, 0.0, 1.0, 0.0])  # (1, 3, 5) normalised by their deviation of 2, and a state seen once
+  z = np.array([-1.0, 0.0, 1.0, 0.0])  # (1, 3, 5) normalized by their deviation of 2, and a state seen once
   expected = np.where(mask, 1 + 0.5 * z[np.where(mask, steps, 0)], 0)
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
@@ -184,7 +184,7 @@ def test_equal_rewards_give_exactly_zero(value):
   assert not token_advantages.reinforce_plus_plus(same[:, None], jnp.ones((1000, 1))).any()
 
 
-def test_rewards_that_do_not_apply_are_left_out_of_their_own_normalisation():
+def test_rewards_that_do_not_apply_are_left_out_of_their_own_normalization():
   first, second = np.array([[1.0, 2.0, np.nan]]), np.array([[0.0, 1.0, 5.0]])
   mask = jnp.array([[[1, 1, 0]], [[1, 1, 1]]])
   actual = advantages.normalize_then_sum(jnp.asarray(np.stack([first, second])), mask, eps=0.0)
@@ -193,7 +193,7 @@ def test_rewards_that_do_not_apply_are_left_out_of_their_own_normalisation():
 
 
 def test_members_that_do_not_exist_count_in_no_mean_of_reinforce_plus_plus_baseline():
-  """Centred (.5, -.5) and (1, -1, 0) without the third of the first group; two tokens each, mean 0."""
+  """Centered (.5, -.5) and (1, -1, 0) without the third of the first group; two tokens each, mean 0."""
   rewards, group_mask = jnp.array([[1.0, 0.0, jnp.nan], [2.0, 0.0, 1.0]]), jnp.array([[1, 1, 0], [1, 1, 1]])
   estimates = token_advantages.reinforce_plus_plus_baseline(
     rewards, jnp.ones((2, 3, 2)), group_mask=group_mask, ddof=0, eps=0.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_jax.objectives import simpo
-from rl_jax.objectives.base import Inputs, kl_penalty, likelihood, policy_gradient, restrict, reweigh
+from rl_jax.objectives.base import Inputs, kl_penalty, likelihood, masked, policy_gradient, weighted
 from rl_jax.ops import aggregation, corrections, kl, ratios, surrogates
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -41,11 +41,11 @@ def test_truncation_and_icepop():
 
 def test_normalized_weights_average_one():
   weights = corrections.truncated(*DIRTY, MASK)
-  by_token = corrections.normalized(weights, MASK)
+  by_token = corrections.self_normalized(weights, MASK)
   np.testing.assert_allclose(by_token[MASK].mean(), 1, rtol=1e-12)
-  by_row = np.asarray(corrections.normalized(weights, MASK, level="sequence"))
+  by_row = np.asarray(corrections.self_normalized(weights, MASK, level="sequence"))
   np.testing.assert_allclose(np.mean([by_row[i][MASK[i]].mean() for i in (0, 1)]), 1, rtol=1e-12)
-  assert not corrections.normalized(jnp.zeros((3, 5)), MASK).any()
+  assert not corrections.self_normalized(jnp.zeros((3, 5)), MASK).any()
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
@@ -104,8 +104,8 @@ def test_second_moment_drops_the_fewest_tokens():
 def test_metrics():
   seen = corrections.mismatch(*DIRTY, MASK)
   d = (OLD - MU)[MASK]
-  np.testing.assert_allclose(seen["abs"].result(), np.abs(d).mean(), rtol=1e-12)
-  np.testing.assert_allclose(seen["max"].result(), np.abs(d).max(), rtol=1e-12)
+  np.testing.assert_allclose(seen["mismatch_mean"].result(), np.abs(d).mean(), rtol=1e-12)
+  np.testing.assert_allclose(seen["mismatch_max"].result(), np.abs(d).max(), rtol=1e-12)
   rho = np.exp(d)
   np.testing.assert_allclose(
     corrections.effective_sample_size(*DIRTY, MASK), rho.mean() ** 2 / (rho**2).mean(), rtol=1e-12
@@ -125,7 +125,7 @@ def test_reweighing_keeps_the_denominators_and_restricting_counts_what_is_kept()
   inputs = Inputs(mask, jnp.array([[1.0, 2.0, 5.0, 5.0]]), old_logp=-mask)
   losses = [
     float(narrowed.loss(inputs._replace(logp=-mask), narrowed.weight(inputs))[0])
-    for narrowed in (reweigh(term, lambda _: keep, needs=()), restrict(term, lambda _: keep, needs=()))
+    for narrowed in (weighted(term, lambda _: keep, needs=()), masked(term, lambda _: keep, needs=()))
   ]
   assert losses == [-3 / 4, -3 / 2]
 
@@ -141,9 +141,9 @@ def test_any_token_may_be_dropped_where_asked_for():
 def test_restricting_narrows_labels_too_and_sequences_cannot_be_reweighed():
   term = likelihood(aggregation.token_mean(), on="target_mask")
   inputs = Inputs(jnp.zeros(2), target_mask=jnp.ones(2))
-  narrowed = restrict(term, lambda _: jnp.array([True, False]), needs=())
+  narrowed = masked(term, lambda _: jnp.array([True, False]), needs=())
   np.testing.assert_array_equal(narrowed.weight(inputs), [1.0, 0.0])
-  pairs = reweigh(simpo.objective(), lambda inputs: inputs.mask, needs=())
+  pairs = weighted(simpo.objective(), lambda inputs: inputs.mask, needs=())
   with pytest.raises(ValueError, match="weight per token"):
     pairs.weight(Inputs(jnp.ones((3, 2, 4))))
 

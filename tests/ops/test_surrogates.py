@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,45 @@ def test_huge_ratios_that_are_clipped_away_stay_finite(surrogate):
 def test_dual_clip_is_finite_where_clip_overflows():
   loss = surrogates.dual_clip(bound=3.0)(jnp.array([90.0]), jnp.array([-1.0]))
   np.testing.assert_allclose(loss, [3.0], rtol=1e-6)
+
+
+FACTORIES = {
+  name: factory
+  for name, factory in inspect.getmembers(surrogates, inspect.isfunction)
+  if factory.__module__ == surrogates.__name__ and inspect.signature(factory).return_annotation is surrogates.Surrogate
+}
+
+
+def test_surrogates_that_never_stop_are_surrogates():
+  assert surrogates.NEVER_STOP < FACTORIES.keys()
+  assert {"clip", "gmpo", "dppo_kl", "probability_band"} <= FACTORIES.keys()
+
+
+def stopped(name, span):
+  """Where it stops on random log-ratios of rows of four, of -span to span, and advantages of both signs."""
+  rng = np.random.default_rng(0)
+  log_ratio, advantages = rng.uniform(-span, span, size=(64, 4)), rng.normal(size=(64, 4))
+  # Log-probs of the learner, and those of the old policy, `logp - log_ratio`, are at most 0.
+  logp = np.minimum(log_ratio, 0) - rng.exponential(size=(64, 4))
+  mask = rng.random((64, 4)) < 0.8
+  given = (jnp.asarray(x) for x in (log_ratio, advantages))
+  found = surrogates.is_stopped(FACTORIES[name](), *given, logp=jnp.asarray(logp), mask=jnp.asarray(mask))
+  assert not found[~mask].any()
+  return np.asarray(found), np.where(mask, log_ratio, 0)
+
+
+FADE = {"sapo", "vespo"}  # where the ratio, or that of the row, is far above 1 their slope is less than a float holds
+
+
+@pytest.mark.parametrize("name", sorted(FACTORIES.keys() - FADE))
+def test_a_surrogate_stops_tokens_unless_it_is_one_that_never_does(name, x64):
+  assert stopped(name, span=8)[0].any() == (name not in surrogates.NEVER_STOP)
+
+
+@pytest.mark.parametrize("name", sorted(FADE))
+def test_a_surrogate_that_fades_stops_no_token(name, x64):
+  assert name in surrogates.NEVER_STOP
+  assert not stopped(name, span=1)[0].any()
+  faded, log_ratio = stopped(name, span=8)
+  sizes = log_ratio if name == "sapo" else np.broadcast_to(log_ratio.sum(-1, keepdims=True), log_ratio.shape)
+  assert (sizes[faded] > 3.5).all() and not faded.all()

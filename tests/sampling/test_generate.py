@@ -6,8 +6,9 @@ import numpy as np
 
 from rl_jax.models.transformer import TransformerConfig, policy
 from rl_jax.sampling.generate import last_real, make_generate, prompt_positions
-from rl_jax.sampling.samplers import Sampler
-from rl_jax.train.score import Sequences, make_score
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.state import Sequences
+from rl_jax.train.forward import make_forward
 from tests.fakes import bigram, bigram_params, chain
 
 NEVER = jnp.array([-1], jnp.int32)
@@ -17,7 +18,7 @@ def test_stops_at_the_stop_token_which_belongs_to_the_completion():
   model, params = chain(10)
   generate = jax.jit(make_generate(model, group_size=2, max_new_tokens=6, pad_token=0))
   prompts = jnp.array([[1, 2], [5, 6]])
-  out = generate(params, prompts, jnp.ones((2, 2)), jnp.array([5, 99]), jax.random.key(0), Sampler(0.0))
+  out = generate(params, prompts, jnp.ones((2, 2)), jnp.array([5, 99]), jax.random.key(0), SamplingParams(0.0))
   np.testing.assert_array_equal(out.tokens[:, 0], [[3, 4, 5, 0, 0, 0], [7, 8, 9, 9, 9, 9]])
   np.testing.assert_array_equal(out.mask[:, 0], [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
   np.testing.assert_array_equal(out.stopped, [[True, True], [False, False]])
@@ -28,7 +29,7 @@ def test_any_of_several_stop_tokens_ends_a_row():
   model, params = chain(10)
   generate = jax.jit(make_generate(model, group_size=1, max_new_tokens=6, pad_token=0))
   prompts = jnp.array([[1], [5]])
-  out = generate(params, prompts, jnp.ones((2, 1)), jnp.array([3, 8]), jax.random.key(0), Sampler(0.0))
+  out = generate(params, prompts, jnp.ones((2, 1)), jnp.array([3, 8]), jax.random.key(0), SamplingParams(0.0))
   np.testing.assert_array_equal(out.mask.sum(-1)[:, 0], [2, 3])
 
 
@@ -42,7 +43,7 @@ def test_decoding_ends_when_all_rows_have_stopped():
 
   counting = SimpleNamespace(apply=apply, unembed=model.unembed, empty_cache=model.empty_cache)
   generate = jax.jit(make_generate(counting, group_size=1, max_new_tokens=50, pad_token=0))
-  generate(params, jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([4]), jax.random.key(0), Sampler(0.0))
+  generate(params, jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([4]), jax.random.key(0), SamplingParams(0.0))
   jax.effects_barrier()
   assert len(fed) == 1 + 2  # the prompt, then tokens 2 and 3; token 4 is never fed back
 
@@ -53,7 +54,9 @@ def test_temperature_stops_and_seed_do_not_compile_again():
   counted = jax.jit(lambda *args: (traces.append(1), generate(*args))[1])
   for seed, temperature in ((0, 1.0), (1, 0.3), (2, 0.0)):
     stops = jnp.array([seed, 7])
-    counted(bigram_params(), jnp.array([[1]]), jnp.ones((1, 1)), stops, jax.random.key(seed), Sampler(temperature))
+    counted(
+      bigram_params(), jnp.array([[1]]), jnp.ones((1, 1)), stops, jax.random.key(seed), SamplingParams(temperature)
+    )
   assert len(traces) == 1
 
 
@@ -73,9 +76,9 @@ def sample(sampler, seed=0, stops=NEVER, length=6, prompts=PROMPTS, mask=PROMPT_
 
 def test_sampler_and_scorer_agree_on_log_probs():
   temperature = 0.8
-  out = sample(Sampler(temperature, top_k=5), stops=jnp.array([7, 11]))
+  out = sample(SamplingParams(temperature, top_k=5), stops=jnp.array([7, 11]))
   sequences = Sequences(PROMPTS, PROMPT_MASK, out.tokens, out.mask)
-  scores = jax.jit(make_score(MODEL, temperature=temperature))(PARAMS, sequences)
+  scores = jax.jit(make_forward(MODEL, temperature=temperature))(PARAMS, sequences)
   real = np.asarray(out.mask)
   assert 0 < real.mean() < 1
   np.testing.assert_allclose(np.asarray(scores.logp)[real], np.asarray(out.full_logp)[real], rtol=1e-4, atol=1e-5)
@@ -87,7 +90,7 @@ def test_greedy_decoding_matches_running_the_whole_text_again():
   def logits(tokens):
     return MODEL.apply(PARAMS, tokens, jnp.arange(tokens.size)).hidden @ MODEL.unembed(PARAMS)
 
-  out = sample(Sampler(0.0))
+  out = sample(SamplingParams(0.0))
   for row, length in enumerate((5, 3)):
     tokens = np.zeros(11, np.int32)  # what follows a token does not change its logits
     tokens[:length] = PROMPTS[row, :length]
@@ -99,15 +102,15 @@ def test_greedy_decoding_matches_running_the_whole_text_again():
 def test_left_and_right_padding_give_the_same_completions():
   left = jnp.array([[3, 1, 4, 1, 5], [0, 0, 9, 2, 6]])
   left_mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
-  one, other = sample(Sampler(1.0)), sample(Sampler(1.0), prompts=left, mask=left_mask)
+  one, other = sample(SamplingParams(1.0)), sample(SamplingParams(1.0), prompts=left, mask=left_mask)
   np.testing.assert_array_equal(one.tokens, other.tokens)
   np.testing.assert_allclose(one.logp, other.logp, rtol=1e-4, atol=1e-5)
 
 
 def test_one_new_token_is_sampled_scored_and_differentiated():
-  out = sample(Sampler(1.0), length=1)
+  out = sample(SamplingParams(1.0), length=1)
   sequences = Sequences(PROMPTS, PROMPT_MASK, out.tokens, out.mask)
-  score = make_score(MODEL)
+  score = make_forward(MODEL)
   np.testing.assert_allclose(jax.jit(score)(PARAMS, sequences).logp, out.logp, rtol=1e-4, atol=1e-5)
   gradient = jax.jit(jax.grad(lambda params: score(params, sequences).logp.sum()))(PARAMS)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -115,10 +118,10 @@ def test_one_new_token_is_sampled_scored_and_differentiated():
 
 
 def test_rows_of_a_group_differ_and_seeds_reproduce():
-  tokens = np.asarray(sample(Sampler(1.0), seed=5).tokens)
+  tokens = np.asarray(sample(SamplingParams(1.0), seed=5).tokens)
   assert (tokens[0, 0] != tokens[0, 1]).any()
-  np.testing.assert_array_equal(tokens, sample(Sampler(1.0), seed=5).tokens)
-  assert (tokens != np.asarray(sample(Sampler(1.0), seed=6).tokens)).any()
+  np.testing.assert_array_equal(tokens, sample(SamplingParams(1.0), seed=5).tokens)
+  assert (tokens != np.asarray(sample(SamplingParams(1.0), seed=6).tokens)).any()
 
 
 def test_positions_and_last_token_with_padding_on_either_side():

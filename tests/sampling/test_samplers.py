@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rl_jax.sampling import samplers
-from rl_jax.sampling.samplers import Sampler
+from rl_jax.sampling.samplers import SamplingParams
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 LOGITS = jnp.asarray(np.log(P), jnp.float32)
@@ -12,10 +12,10 @@ DRAWS = 20_000
 
 
 def draw(sampler, logits=LOGITS, seed=0):
-  return samplers.choose(jax.random.key(seed), jnp.broadcast_to(logits, (DRAWS, logits.size)), sampler)
+  return samplers.sample_token(jax.random.key(seed), jnp.broadcast_to(logits, (DRAWS, logits.size)), sampler)
 
 
-def renormalised(keep, temperature=1.0):
+def renormalized(keep, temperature=1.0):
   p = P ** (1 / temperature) * keep
   return p / p.sum()
 
@@ -23,14 +23,14 @@ def renormalised(keep, temperature=1.0):
 @pytest.mark.parametrize(
   "sampler,expected",
   [
-    (Sampler(), renormalised([1, 1, 1, 1, 1])),
-    (Sampler(temperature=0.5), renormalised([1, 1, 1, 1, 1], 0.5)),
-    (Sampler(top_k=2), renormalised([1, 1, 0, 0, 0])),
-    (Sampler(top_p=0.6), renormalised([1, 1, 0, 0, 0])),
-    (Sampler(top_p=0.75), renormalised([1, 1, 1, 0, 0])),
-    (Sampler(min_p=0.3), renormalised([1, 1, 1, 0, 0])),
-    (Sampler(temperature=2.0, top_k=4, top_p=0.5), renormalised([1, 1, 0, 0, 0], 2.0)),
-    (Sampler(top_k=4, min_p=0.5), renormalised([1, 1, 0, 0, 0])),
+    (SamplingParams(), renormalized([1, 1, 1, 1, 1])),
+    (SamplingParams(temperature=0.5), renormalized([1, 1, 1, 1, 1], 0.5)),
+    (SamplingParams(top_k=2), renormalized([1, 1, 0, 0, 0])),
+    (SamplingParams(top_p=0.6), renormalized([1, 1, 0, 0, 0])),
+    (SamplingParams(top_p=0.75), renormalized([1, 1, 1, 0, 0])),
+    (SamplingParams(min_p=0.3), renormalized([1, 1, 1, 0, 0])),
+    (SamplingParams(temperature=2.0, top_k=4, top_p=0.5), renormalized([1, 1, 0, 0, 0], 2.0)),
+    (SamplingParams(top_k=4, min_p=0.5), renormalized([1, 1, 0, 0, 0])),
   ],
 )
 def test_frequencies_and_recorded_log_probs(sampler, expected):
@@ -39,12 +39,12 @@ def test_frequencies_and_recorded_log_probs(sampler, expected):
   # Five standard errors of a frequency.
   assert (np.abs(frequencies - expected) <= 5 * np.sqrt(expected * (1 - expected) / DRAWS)).all()
   np.testing.assert_allclose(np.exp(choice.logp), expected[choice.token], rtol=1e-5)
-  full = renormalised([1, 1, 1, 1, 1], sampler.temperature)
+  full = renormalized([1, 1, 1, 1, 1], sampler.temperature)
   np.testing.assert_allclose(np.exp(choice.full_logp), full[choice.token], rtol=1e-5)
 
 
 def test_greedy_takes_the_likeliest_with_certainty():
-  choice = draw(Sampler(temperature=0.0))
+  choice = draw(SamplingParams(temperature=0.0))
   np.testing.assert_array_equal(choice.token, 0)
   np.testing.assert_array_equal(choice.logp, 0)
 
@@ -53,12 +53,12 @@ def test_numbers_are_traced():
   traces = []
 
   @jax.jit
-  def choose(key, sampler):
+  def sample_token(key, sampler):
     traces.append(1)
-    return samplers.choose(key, LOGITS, sampler)
+    return samplers.sample_token(key, LOGITS, sampler)
 
   for temperature, top_k, top_p in ((0.0, 1, 0.1), (0.7, 3, 0.9), (2.0, 5, 1.0)):
-    choose(jax.random.key(0), Sampler(temperature, top_k, top_p))
+    sample_token(jax.random.key(0), SamplingParams(temperature, top_k, top_p))
   assert len(traces) == 1
 
 
@@ -87,10 +87,10 @@ def test_excluded_tokens_are_never_drawn():
 @pytest.mark.parametrize(
   "sampler,message",
   [
-    (Sampler(temperature=-0.1), "temperature"),
-    (Sampler(top_k=0), "top_k"),
-    (Sampler(top_p=0.0), "top_p"),
-    (Sampler(min_p=1.5), "min_p"),
+    (SamplingParams(temperature=-0.1), "temperature"),
+    (SamplingParams(top_k=0), "top_k"),
+    (SamplingParams(top_p=0.0), "top_p"),
+    (SamplingParams(min_p=1.5), "min_p"),
   ],
 )
 def test_settings_out_of_range_are_named(sampler, message):

@@ -1,21 +1,27 @@
 import asyncio
 import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_jax.ops import shaping
 from rl_jax.tasks import rewards
 from rl_jax.tasks.rewards import Reward
 
 ROWS = dict(prompts=["p", "q", "r"], completions=["a", "bb", "ccc"], completion_ids=[[1], [2, 2], [3, 3, 3]])
 
 
-def score(*functions, columns=None, weights=None):
+def call(*functions, columns=None, weights=None):
+  """Each function's numbers, and their weighted sum, NaN where none applies."""
   weights = weights or [1.0] * len(functions)
   names = [getattr(function, "__name__", f"f{i}") for i, function in enumerate(functions)]
   given = [Reward(*each) for each in zip(functions, weights, names, strict=True)]
-  return rewards.score(given, columns=columns or {}, **ROWS)
+  parts = rewards.judge(given, columns=columns or {}, **ROWS)
+  scores = {name: jnp.asarray(values, jnp.float32) for name, values in parts.items()}
+  combined = shaping.combine(scores, rewards.weights(given), jnp.ones((3, 4)))
+  return SimpleNamespace(parts=parts, total=jnp.where(combined.rewarded, combined.total, jnp.nan))
 
 
 def length(completions, **_):
@@ -30,7 +36,7 @@ def test_functions_get_keywords_and_columns():
       for p, c, ids, a in zip(prompts, completions, completion_ids, answer, strict=True)
     ]
 
-  np.testing.assert_array_equal(score(check, columns={"answer": [1, 2, 3]}).total, [0, 1, 0])
+  np.testing.assert_array_equal(call(check, columns={"answer": [1, 2, 3]}).total, [0, 1, 0])
 
 
 def test_weighted_sum_and_rows_where_nothing_applies():
@@ -40,7 +46,7 @@ def test_weighted_sum_and_rows_where_nothing_applies():
   def other(**_):
     return [None, jnp.float32(2.0), np.float32(3)]
 
-  scored = score(sometimes, other, weights=[10.0, 0.5])
+  scored = call(sometimes, other, weights=[10.0, 0.5])
   np.testing.assert_array_equal(scored.total, [np.nan, 1.0, 11.5])
   np.testing.assert_array_equal(scored.parts["sometimes"], [np.nan, np.nan, 1.0])
 
@@ -59,7 +65,7 @@ def test_async_functions_run_at_the_same_time():
       both.append("second starts")
       return [2] * len(completions)
 
-  np.testing.assert_array_equal(score(first, Second(), length).total, [4, 5, 6])
+  np.testing.assert_array_equal(call(first, Second(), length).total, [4, 5, 6])
   assert both.index("second starts") < both.index("first ends")
 
 
@@ -68,7 +74,7 @@ def test_async_functions_work_inside_a_running_loop():
     return [1.0] * len(completions)
 
   async def notebook():
-    return score(reward).total
+    return call(reward).total
 
   np.testing.assert_array_equal(asyncio.run(notebook()), 1)
 
@@ -87,7 +93,7 @@ def test_async_functions_work_inside_a_running_loop():
 def test_what_goes_wrong_names_function_and_row(returned, message):
   returned.__name__ = "bad"
   with pytest.raises(ValueError, match=message):
-    score(returned)
+    call(returned)
 
 
 def test_async_failure_is_named():
@@ -95,7 +101,7 @@ def test_async_failure_is_named():
     raise RuntimeError("no connection")
 
   with pytest.raises(ValueError, match="'bad' raised RuntimeError on row 0 of the batch: no connection"):
-    score(bad)
+    call(bad)
 
 
 def test_dotted_paths(tmp_path, monkeypatch):
@@ -134,13 +140,13 @@ def test_functions_are_called_once_a_batch():
     calls.append(time.time())
     return [0] * len(completions)
 
-  score(reward)
+  call(reward)
   assert len(calls) == 1
 
 
 def test_columns_cannot_hide_arguments():
   with pytest.raises(ValueError, match="column 'completions' of the task"):
-    score(length, columns={"completions": [1, 2, 3]})
+    call(length, columns={"completions": [1, 2, 3]})
 
 
 def test_async_failure_on_a_later_row():
@@ -148,7 +154,7 @@ def test_async_failure_on_a_later_row():
     return [1 / (len(c) - 3) for c in completions]
 
   with pytest.raises(ValueError, match="'bad' raised ZeroDivisionError on row 2"):
-    score(bad)
+    call(bad)
 
 
 def test_async_rewards_share_one_event_loop():
@@ -163,7 +169,7 @@ def test_async_rewards_share_one_event_loop():
     return await asyncio.gather(*(one(text) for text in completions))
 
   for _ in range(2):
-    np.testing.assert_array_equal(score(locked).total, [1, 2, 3])
+    np.testing.assert_array_equal(call(locked).total, [1, 2, 3])
 
 
 def test_an_error_of_several_lines_is_told_in_one():
@@ -171,6 +177,6 @@ def test_an_error_of_several_lines_is_told_in_one():
     raise TimeoutError("no answer\nfrom the judge")
 
   with pytest.raises(ValueError) as caught:
-    score(judge)
+    call(judge)
   first, _, place = str(caught.value).partition(" (test_rewards.py, line ")
   assert first == "reward function 'judge' raised TimeoutError on row 0 of the batch: no answer" and place.endswith(")")

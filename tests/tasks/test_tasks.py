@@ -6,9 +6,8 @@ import pytest
 
 from rl_jax import tasks
 from rl_jax.models import presets
-from rl_jax.tasks import arithmetic
+from rl_jax.tasks import arithmetic, text
 from rl_jax.tasks.rewards import Reward
-from rl_jax.train import text
 
 ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
 
@@ -136,11 +135,11 @@ class TestText:
   def test_long_prompts_are_passed_over_and_counted(self, tokenizer):
     rows = [{"prompt": "x" * n} for n in (3, 9, 4, 9, 5)]
     task = tasks.Task("t", lambda i: rows[i % 5], rows, (ONE,))
-    drawn = text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=6)
+    drawn = text.make_prompts(task, tokenizer, (1,), max_prompt_tokens=6).draw(0, 4)
     assert [len(row["prompt"]) for row in drawn.rows] == [3, 4, 5, 3]
     assert drawn.position == 6 and drawn.skipped == 2 and drawn.tokens.shape == (4, 5)
     with pytest.raises(ValueError, match="rows 0 to 999 are over max_prompt_tokens=2"):
-      text.draw_prompts(task, tokenizer, 0, 4, max_prompt_tokens=2)
+      text.make_prompts(task, tokenizer, (1,), max_prompt_tokens=2).draw(0, 4)
 
   def test_chat_without_a_template(self, tokenizer):
     silent = copy.deepcopy(tokenizer)

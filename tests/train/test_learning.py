@@ -4,25 +4,25 @@ import jax
 import optax
 import pytest
 
+from rl_jax import objectives
 from rl_jax.models import heads, presets
 from rl_jax.models.transformer import policy
-from rl_jax.objectives import dapo, gspo, ppo, reinforce, reinforce_plus_plus, rloo
 from rl_jax.tasks import on_device
-from rl_jax.train.compiled import Settings, compiled
+from rl_jax.train.compiled import Config, compiled
 
 TASK = on_device.load("stopping", longest=6)
-CONFIG = presets.small(TASK.vocab_size, layers=1, width=32)
-MODEL = heads.with_value_head(policy(CONFIG), CONFIG.embed_dim)
-SETTINGS = Settings(
-  steps=300, prompts=16, group_size=8, minibatches=2, evaluate_every=300, warmup_steps=60, warmup_examples=32
+SHAPE = presets.small(TASK.vocab_size, layers=1, width=32)
+MODEL = heads.with_value_head(policy(SHAPE), SHAPE.embed_dim)
+CONFIG = Config(
+  steps=300, num_prompts=16, group_size=8, minibatches=2, evaluate_every=300, warmup_steps=60, warmup_examples=32
 )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [dapo, gspo, ppo, reinforce, reinforce_plus_plus, rloo], ids=lambda m: m.__name__)
-def test_exact_match_rises(module):
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-  run = compiled(TASK, MODEL, module.objective(), tx, SETTINGS, estimator=module.estimator)
+@pytest.mark.parametrize("name", ["dapo", "gspo", "ppo", "reinforce", "reinforce_plus_plus", "rloo"])
+def test_exact_match_rises(name):
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+  run = compiled(TASK, MODEL, objectives.load(name), optimizer, CONFIG)
   _, history = jax.jit(run)(jax.random.key(0))
   before, after = history.evaluation["solved"]
   assert before < 0.3 and after > 0.6

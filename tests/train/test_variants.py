@@ -5,20 +5,20 @@ import numpy as np
 import optax
 import pytest
 
+from rl_jax import objectives
 from rl_jax.models import presets
 from rl_jax.models.transformer import policy
-from rl_jax.objectives import dapo
 from rl_jax.tasks import on_device
 from rl_jax.train import variants
-from rl_jax.train.compiled import Settings, compiled
+from rl_jax.train.compiled import Config, compiled
 
 TASK = on_device.load("sorting", length=2)
 MODEL = policy(presets.small(TASK.vocab_size, layers=1, width=32))
-SETTINGS = Settings(steps=2, prompts=4, group_size=4, evaluate_every=1, evaluation_problems=4, minibatches=2)
+CONFIG = Config(steps=2, num_prompts=4, group_size=4, evaluate_every=1, evaluation_problems=4, minibatches=2)
 
 
 def build(hyperparameters):
-  return compiled(TASK, MODEL, dapo.objective(**hyperparameters), optax.sgd(0.5), SETTINGS)
+  return compiled(TASK, MODEL, objectives.load("dapo", **hyperparameters), optax.sgd(0.5), CONFIG)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rl_jax.models import presets
+from rl_jax.tasks import examples
 from rl_jax.tasks.preferences import Preferences, Ranking
-from rl_jax.train import examples
 
 TINY = presets.load("tiny").tokenizer
 
@@ -60,8 +60,8 @@ def test_every_message_of_the_assistant_is_a_label():
   found, _ = examples.encode_demonstrations(TINY, [("row 1", {"messages": messages})], max_tokens=99)
   tokens, labels = found[0]
   assert len(tokens) == len(labels)
-  learnt = "".join(TINY.decode([token]) for token, label in zip(tokens, labels, strict=True) if label)
-  assert learnt == "b\nd\n<eos>"
+  learned = "".join(TINY.decode([token]) for token, label in zip(tokens, labels, strict=True) if label)
+  assert learned == "b\nd\n<eos>"
 
 
 def test_long_rows_are_counted():
@@ -102,7 +102,10 @@ def test_an_end_inside_a_text_stays():
 
 
 def test_a_batch_of_rankings_is_padded_on_the_right():
-  rows = [examples.Answers([5, 6], [[7, 1], [8, 9, 1]], (2.0, 1.0)), examples.Answers([5], [[7], [1]], (0.5, 0.0))]
+  rows = [
+    examples.EncodedRanking([5, 6], [[7, 1], [8, 9, 1]], (2.0, 1.0)),
+    examples.EncodedRanking([5], [[7], [1]], (0.5, 0.0)),
+  ]
   sequences = examples.ranking_sequences(rows, 0)
   np.testing.assert_array_equal(sequences.completions[:, :, :3], [[[7, 1, 0], [8, 9, 1]], [[7, 0, 0], [1, 0, 0]]])
   np.testing.assert_array_equal(np.asarray(sequences.completion_mask).sum(-1), [[2, 3], [1, 1]])

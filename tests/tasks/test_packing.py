@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rl_jax.models import presets
-from rl_jax.train.examples import Example
-from rl_jax.train.packing import make_packed_score, pack
+from rl_jax.tasks.examples import Example
+from rl_jax.tasks.packing import pack
+from rl_jax.train.forward import make_packed_forward
 
 MODEL = presets.load("tiny")
 
@@ -20,7 +21,7 @@ def examples(seed=0, count=7, longest=9):
 
 def label_log_probs(packed, labels):
   """Log-probs of labels by example: {tokens: log-probs}."""
-  logp = np.asarray(make_packed_score(MODEL.policy)(MODEL.params, packed).logp)
+  logp = np.asarray(make_packed_forward(MODEL.policy)(MODEL.params, packed).logp)
   found = {}
   for row in range(packed.tokens.shape[0]):
     for segment in range(1, int(packed.segments[row].max()) + 1):
@@ -50,9 +51,9 @@ def test_rows_are_filled_and_every_label_is_there_once():
 
 def test_what_stands_in_other_examples_and_in_padding_has_no_gradient():
   packed, labels = pack([Example([5, 6, 7], [False, True, True]), Example([8, 9], [False, True])], 8)
-  score = make_packed_score(MODEL.policy)
+  forward = make_packed_forward(MODEL.policy)
   first = jnp.asarray(labels & (np.asarray(packed.segments) == 1))
-  loss = lambda params, packed: -jnp.sum(jnp.where(first, score(params, packed).logp, 0))  # noqa: E731
+  loss = lambda params, packed: -jnp.sum(jnp.where(first, forward(params, packed).logp, 0))  # noqa: E731
   gradient = jax.grad(loss)(MODEL.params, packed)
   changed = packed._replace(tokens=jnp.where(packed.segments == 1, packed.tokens, 50))
   other = jax.grad(loss)(MODEL.params, changed)

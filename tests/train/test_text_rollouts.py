@@ -1,0 +1,102 @@
+"""Rollouts on text put together for a learner are those that are composed by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rl_jax import objectives
+from rl_jax.devices import Devices, make_mesh
+from rl_jax.models import presets
+from rl_jax.ops import kl
+from rl_jax.ops.shaping import Shaping
+from rl_jax.state import RLState
+from rl_jax.tasks import Task
+from rl_jax.tasks.rewards import Reward
+from rl_jax.tasks.text import make_prompts
+from rl_jax.train.actors import create_state, make_learner
+from rl_jax.train.schedule import Schedule
+from rl_jax.train.text_rollouts import make_text_rollouts
+from tests.fakes import text_rollouts
+
+TINY = presets.load("tiny")
+SIZES = dict(num_prompts=2, group_size=3, max_new_tokens=4)
+
+
+def vowels(completions, **_):
+  return [sum(letter in "aeiou" for letter in text) for text in completions]
+
+
+def make_task(*rewards):
+  return Task("vowels", lambda i: {"prompt": str(i % 10)}, [{"prompt": "a"}, {"prompt": "bc"}], rewards)
+
+
+def make(task, algorithm, devices=None, **options):
+  prompts = make_prompts(task, TINY.tokenizer, TINY.eos_tokens, max_prompt_tokens=8)
+  devices = devices or Devices(make_mesh(data=1, devices=jax.devices()[:1]))
+  return make_text_rollouts(prompts, make_learner(TINY), algorithm, devices, **SIZES | options)
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("remax", {"reward_model": lambda sequences: 0.1 * jnp.sum(sequences.completion_mask, axis=-1)}),
+    ("grpo", {"max_draws": 2, "mask_truncated": True, "recompute_old_logp": True}),
+  ],
+)
+def test_a_learners_rollouts_are_those_composed_by_hand(name, options):
+  task, shaping = make_task(Reward(vowels, 0.5, "vowels")), Shaping(kl=kl.k1, missing_eos_penalty=0.25)
+  algorithm, schedule = objectives.load(name), Schedule() if name == "remax" else Schedule(2, 2)
+  devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
+  optimizer, given = optax.sgd(0.1), dict(shaping=shaping, **options)
+  create = create_state(make_learner(TINY), optimizer, keep_reference=True, coefficients={"kl_coef": 0.1})
+  state = jax.jit(create)(TINY.params, jax.random.key(3))
+  bare = RLState.create(TINY.params, optimizer, jax.random.key(3), keep_reference=True, coefficients={"kl_coef": 0.1})
+  put_together = make(task, algorithm, devices, schedule=schedule, **given)
+  by_hand = text_rollouts(
+    task,
+    TINY.tokenizer,
+    TINY.policy,
+    algorithm,
+    stop_tokens=TINY.eos_tokens,
+    on_policy=schedule.on_policy,
+    **SIZES,
+    **given,
+  )
+  for _ in range(2):
+    one, other = put_together.collect(state), by_hand.collect(bare)
+    for a, b in zip(jax.tree.leaves(one.batch), jax.tree.leaves(other.batch), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert one.records == other.records and one.metrics.keys() == other.metrics.keys()
+    for metric, value in one.metrics.items():
+      np.testing.assert_allclose(value, other.metrics[metric], rtol=1e-5, atol=1e-6, err_msg=metric)
+    state, bare = one.state, other.state
+  assert int(state.running.position) == int(bare.running.position) >= 4
+  assert put_together.evaluate(state) == by_hand.evaluate(bare)
+  compiled = devices.compiles
+  put_together.collect(state)
+  assert devices.compiles == compiled > 0  # nothing is traced anew for a rollout of the same shapes
+
+
+def test_a_task_without_rewards_is_refused():
+  grpo = objectives.load("grpo", kl_coef=0)
+  with pytest.raises(
+    ValueError, match="nothing to learn from: give a reward function with a weight, or a reward model"
+  ):
+    make(make_task(), grpo)
+  with pytest.raises(ValueError, match="nothing to learn from"):
+    make(make_task(Reward(vowels, 0.0, "vowels")), grpo)
+  make(make_task(), grpo, reward_model=lambda sequences: jnp.zeros(sequences.completions.shape[:2]))
+
+
+def test_what_a_learner_cannot_give_is_named():
+  refused = partial(make, make_task(Reward(vowels, 1.0, "vowels")))
+  with pytest.raises(ValueError, match="needs values, which nothing gives"):
+    refused(objectives.load("ppo"))
+  with pytest.raises(ValueError, match="objective 'dpo' does not learn from rewards"):
+    refused(objectives.load("dpo"))
+  with pytest.raises(ValueError, match="num_prompts must be at least 1, got 0"):
+    refused(objectives.load("grpo"), num_prompts=0)
