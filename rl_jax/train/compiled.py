@@ -105,11 +105,13 @@ class Run:
 
   Attributes:
     start: `key -> (state, {name: scalar})`: initialization, supervised warm-up, and the first evaluation.
+    create: `(parameters, key) -> state`: a new run around parameters, such as those that another run started from.
     advance: `state -> (state, History)`: the rollouts up to the next evaluation, and that evaluation.
     chunks: How often to advance.
   """
 
   start: Callable[[Array], tuple[RLState, dict[str, Array]]]
+  create: Callable[[Any, Array], RLState]
   advance: Callable[[RLState], tuple[RLState, History]]
   chunks: int
 
@@ -173,16 +175,19 @@ def compiled(
   def evaluated(state: RLState) -> dict[str, Array]:
     return evaluate(state) if config.evaluate_every else {}
 
+  def create(params: Any, key: Array) -> RLState:
+    return _create_state(params, key, algorithm, optimizer, config, controllers)
+
   def start(key: Array) -> tuple[RLState, dict[str, Array]]:
     init_key, warmup_key, run_key = jax.random.split(key, 3)
-    state = _create_state(warm_up(model.init(init_key), warmup_key), run_key, algorithm, optimizer, config, controllers)
+    state = create(warm_up(model.init(init_key), warmup_key), run_key)
     return state, evaluated(state)
 
   def advance(state: RLState) -> tuple[RLState, History]:
     state, train = jax.lax.scan(rollout_and_update, state, length=config.steps // config.chunks)
     return state, History(train, evaluated(state))
 
-  return Run(start, advance, config.chunks)
+  return Run(start, create, advance, config.chunks)
 
 
 def _make_collect(

@@ -40,8 +40,8 @@ class Variant(NamedTuple):
 def train(variants: Sequence[Variant], folder: Path, *, seeds: int, seed: int = 0) -> None:
   """Trains every variant that has no results in the folder yet, and saves `results/NAME.npz` for each of its points.
 
-  All variants must begin in the same way (model, warm-up, optimizer): the beginning is computed once, so that each
-  seed's runs differ by the variant alone.
+  All variants must begin in the same way (model, warm-up): the parameters are computed once, so that each seed's runs
+  differ by the variant alone. What a variant keeps besides them (optimizer, coefficients) is its own.
 
   Args:
     variants: Variants with different names.
@@ -57,8 +57,8 @@ def train(variants: Sequence[Variant], folder: Path, *, seeds: int, seed: int = 
   keys = jax.random.split(jax.random.key(seed), seeds)
   with Progress() as progress:
     bar = progress.add_task("warm-up", total=None)
-    beginning, first = jax.jit(jax.vmap(_at_first_point(missing[0]).start))(keys)
-    jax.block_until_ready(beginning)
+    state, first = jax.jit(jax.vmap(_at_first_point(missing[0]).start))(keys)
+    beginning = jax.block_until_ready((state.policy.params, state.key))
     progress.remove_task(bar)
     for variant in missing:
       began = time.perf_counter()
@@ -75,7 +75,8 @@ def _train_one(variant: Variant, beginning: Any, seeds: int, progress: Progress)
   """Returns `{name: [points * seeds, time]}`; says what compiling took, and what memory is needed, before it starts."""
   points = len(variant.names)
   grid = {name: jnp.repeat(jnp.asarray(values, jnp.float32), seeds) for name, values in variant.grid.items()}
-  state = jax.tree.map(lambda x: jnp.copy(jnp.concatenate([x] * points)), beginning)  # it is donated below
+  repeated = jax.tree.map(lambda x: jnp.concatenate([x] * points), beginning)
+  state = jax.jit(jax.vmap(lambda begun, grid: variant.build(grid).create(*begun)))(repeated, grid)
   chunks = _at_first_point(variant).chunks
   bar = progress.add_task(f"{variant.name} (compiling)", total=chunks)
   began = time.perf_counter()

@@ -1,5 +1,7 @@
 """Variants: grid points and seeds in one program are what they are alone, and finished ones are not trained again."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -40,3 +42,23 @@ def test_a_grid_is_what_its_points_are_alone_and_results_are_kept(tmp_path):
     raise AssertionError("trained again")
 
   variants.train([swept._replace(build=never)], tmp_path, seeds=2)
+
+
+@pytest.mark.slow
+def test_variants_share_parameters_and_keep_coefficients_of_their_own(tmp_path):
+  def weighed(hyperparameters):
+    config = dataclasses.replace(CONFIG, minibatches=1, **hyperparameters)
+    return compiled(TASK, MODEL, objectives.load("rloo"), optax.sgd(0.5), config)
+
+  compared = [variants.Variant("free", weighed), variants.Variant("paid", weighed, {"kl_coef": [0.0, 2.0]})]
+  variants.train(compared, tmp_path, seeds=2, seed=3)
+  found = variants.load(tmp_path)
+  assert list(found) == ["free", "paid kl_coef=0", "paid kl_coef=2"]
+  assert "train/kl_coef" not in found["free"]
+  for value in (0, 2):
+    np.testing.assert_array_equal(found[f"paid kl_coef={value}"]["train/kl_coef"], np.full((2, 2), value))
+  for name in ("train/reward", "train/loss"):  # the first rollout is the same: nothing has moved away yet
+    np.testing.assert_allclose(found["free"][name][:, 0], found["paid kl_coef=0"][name][:, 0], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(found["free"]["train/reward"], found["paid kl_coef=0"]["train/reward"], rtol=1e-4)
+  first = [metrics["evaluation/reward"][:, 0] for metrics in found.values()]
+  np.testing.assert_array_equal(first[0], first[2])
