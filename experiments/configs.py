@@ -1,7 +1,7 @@
 """Settings that scripts share, each group with its own check and with the part of a run that it describes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import optax
 
 from rl_jax import tasks
 from rl_jax.devices import Devices
-from rl_jax.models import presets
+from rl_jax.models import heads, presets
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import refuse, require_at_least, require_positive
 from rl_jax.tasks import files, rewards
 from rl_jax.tasks.text import Prompts, make_prompts
-from rl_jax.train.actors import Learner, make_learner
+from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
 from rl_jax.train.schedule import Schedule
 
@@ -180,6 +180,16 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",))
 
 
-def settings_given(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
-  """Returns those settings of an objective that are not None, as `{the objective's name: value}`."""
-  return {name: getattr(config, field) for field, name in names.items() if getattr(config, field) is not None}
+def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:
+  """Returns those of an objective's settings that are not None."""
+  return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def reward_model_settings(folder: str) -> dict[str, Any]:
+  """Returns what a resumed run must share of its reward model; nothing where there is none."""
+  return {"reward_model": [folder, heads.fingerprint(folder)]} if folder else {}
+
+
+def load_reward(folder: str, model: presets.Model, *, max_tokens: int, remat: bool) -> LoadedReward | None:
+  """Loads a reward model, which must read the policy's tokens; None where there is none."""
+  return load_reward_model(folder, model.tokenizer, max_tokens=max_tokens, remat=remat) if folder else None

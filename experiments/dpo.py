@@ -74,7 +74,7 @@ def load_objective(config: Config) -> Objective:
     raise ValueError(f"loss must be one of {', '.join(sorted(LOSSES + RELATIVES))}, got {config.loss!r}")
   if config.loss not in SMOOTHED:
     refuse(config, ("label_smoothing",), f"loss {config.loss!r}")
-  settings = settings_given(config, {"beta": "beta"})
+  settings = settings_given(config, ["beta"])
   if config.loss not in LOSSES:
     return objectives.load(config.loss, **settings).objective({})
   return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **settings)

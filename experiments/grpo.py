@@ -22,6 +22,7 @@ from rl_jax import objectives, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
+from rl_jax.rollouts.experience import check_needs
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import command_line, exit_if_stopped, require_at_least, run_script
 from rl_jax.sampling import samplers
@@ -67,13 +68,13 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig):
 
 def load_algorithm(config: Config) -> objectives.Algorithm:
   """The objective by name with its advantage and the settings that were given."""
-  settings = settings_given(config, {"clip_low": "clip_low", "clip_high": "clip_high", "kl_coef": "kl_coef"})
+  settings = settings_given(config, ["clip_low", "clip_high", "kl_coef"])
   fallback: dict[str, Any] = {"length": config.max_new_tokens}
   if config.objective == "grpo":
     fallback["kl_coef"] = 0.01
   options = parse_options(config.objective_options)
   algorithm = objectives.load(config.objective, fallback=fallback, **(settings | options))
-  needs = algorithm.needs | algorithm.from_rewards().needs
+  needs = check_needs(algorithm)
   check_updates(algorithm, config.schedule)
   check_ratio(algorithm, config.schedule)
   if config.group_size < 2 and not needs & {"token_rewards", "greedy_rewards", "reward_baseline"}:

@@ -18,19 +18,21 @@ from typing import Any
 
 import jax
 
+from experiments.configs import load_reward, reward_model_settings
 from experiments.ppo_configs import Config, load_algorithm
 from rl_jax import objectives, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
-from rl_jax.models import heads, presets
+from rl_jax.models import presets
 from rl_jax.rollouts import pretraining
+from rl_jax.rollouts.experience import check_needs
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import exit_if_stopped, run_script
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import files, rewards
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import control, loop
-from rl_jax.train.actors import Actors, Learner, LoadedReward, create_state, load_reward_model, make_actors
+from rl_jax.train.actors import Actors, Learner, LoadedReward, create_state, make_actors
 from rl_jax.train.step import make_train_step
 from rl_jax.train.text_rollouts import TextRollouts, make_text_rollouts
 
@@ -43,17 +45,13 @@ def main(config: Config) -> Path:
   algorithm, task = load_algorithm(config), config.load_task(config.seed)
   if "target_mask" in algorithm.needs and not config.ptx_data and task.solved is None:
     raise ValueError(f"objective {config.objective!r} imitates solved completions; task {task.name!r} knows of none")
-  settings: dict[str, Any] = {"data": task.fingerprint}
+  settings: dict[str, Any] = {"data": task.fingerprint, **reward_model_settings(config.reward_model)}
   if config.ptx_data:
     settings["ptx_data"] = files.fingerprint(Path(config.ptx_data))
-  if config.reward_model:
-    settings["reward_model"] = [config.reward_model, heads.fingerprint(config.reward_model)]
   directory = config.directory(**settings)
   model = config.load_model(max(config.max_tokens, config.ptx_tokens + 1))
   stream = config.make_stream(model, group_size=config.group_size, seed=config.seed)
-  reward = None
-  if config.reward_model:
-    reward = load_reward_model(config.reward_model, model.tokenizer, max_tokens=config.max_tokens, remat=config.remat)
+  reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
   with directory as run:
     return train(config, algorithm, task, stream, model, reward, run)
@@ -69,7 +67,7 @@ def train(
   run: RunDirectory,
 ) -> Path:
   devices, learner, prompts = Devices(), config.make_learner(model), config.make_prompts(task, model)
-  needs = algorithm.needs | algorithm.from_rewards().needs
+  needs = check_needs(algorithm)
   critic = config.critic if {"values", "old_values"} & needs else "none"
   kinds = f"policy{', critic' * (critic != 'none')}{', reward model' * (reward is not None)}"
   size = f"{model.num_params / 1e6:.1f} M parameters"

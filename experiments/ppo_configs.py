@@ -221,7 +221,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
 def load_algorithm(config: Config) -> objectives.Algorithm:
   """The objective by name, with its advantage, the settings that were given, and the KL where it is wanted."""
   names = ("value_coef", "value_clip", "ptx_coef", "gamma", "lam", "whiten")
-  settings = settings_given(config, {name: name for name in names}) | parse_options(config.objective_options)
+  settings = settings_given(config, names) | parse_options(config.objective_options)
   if config.value_clip == 0:
     settings["value_clip"] = None
   if config.clip is not None:

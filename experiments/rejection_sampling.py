@@ -14,15 +14,21 @@ Feedback", arXiv:2402.04792.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from experiments.configs import ModelConfig, OptimizerConfig, RolloutConfig, RunConfig
+from experiments.configs import (
+  ModelConfig,
+  OptimizerConfig,
+  RolloutConfig,
+  RunConfig,
+  load_reward,
+  reward_model_settings,
+)
 from rl_jax import tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
-from rl_jax.models import heads, presets
+from rl_jax.models import presets
 from rl_jax.objectives import algorithm, dpo, gpg, sft
 from rl_jax.rollouts import selected
 from rl_jax.runs.directory import RunDirectory
@@ -30,7 +36,7 @@ from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, requ
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import rewards
 from rl_jax.train import loop
-from rl_jax.train.actors import LoadedReward, create_state, load_reward_model
+from rl_jax.train.actors import LoadedReward, create_state
 from rl_jax.train.step import make_train_step
 from rl_jax.train.text_rollouts import make_text_rollouts
 
@@ -61,13 +67,9 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   task = config.load_task(config.seed)
-  settings: dict[str, Any] = {"data": task.fingerprint, "above": str(config.above)}
-  if config.reward_model:
-    settings["reward_model"] = [config.reward_model, heads.fingerprint(config.reward_model)]
+  settings = {"data": task.fingerprint, "above": str(config.above), **reward_model_settings(config.reward_model)}
   directory, model = config.directory(**settings), config.load_model(config.max_tokens)
-  reward = None
-  if config.reward_model:
-    reward = load_reward_model(config.reward_model, model.tokenizer, max_tokens=config.max_tokens)
+  reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
   with directory as run:
     return train(config, task, model, reward, run)
