@@ -31,7 +31,7 @@ from rl_jax.ops.masking import masked_sum
 from rl_jax.ops.metrics import results
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.results import Measured
+from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, run_script
 from rl_jax.state import Batch, RLState, Sequences
 from rl_jax.tasks import examples, preferences, text
@@ -123,7 +123,7 @@ def train(
   def make_batch(state: RLState, numbers: np.ndarray) -> Batch:
     return prepare(state, examples.ranking_sequences([training[i] for i in numbers], pad_token))
 
-  def measure(state: RLState) -> Measured:
+  def measure(state: RLState) -> Measurements:
     """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
     everything, parts = examples.ranking_sequences(held_out, pad_token), list[Any]()
     for numbers in fixed.fixed_size_batches(len(held_out), config.num_pairs):
@@ -132,7 +132,7 @@ def train(
       parts.append(jax.device_get(inputs._replace(logp=logp, batch_logp=logp)))
     inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held_out)], *parts)
     loss, metrics = objective.loss(inputs, objective.weight(inputs))
-    return Measured({"loss": float(loss), **results(metrics), "pairs": len(held_out)})
+    return Measurements({"loss": float(loss), **results(metrics), "pairs": len(held_out)})
 
   create = create_state(learner, optimizer, keep_reference="ref_logp" in objective.needs)
   state, model = devices.build(create, model.params, jax.random.key(config.seed)), model._replace(params=None)

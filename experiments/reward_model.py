@@ -26,7 +26,7 @@ from rl_jax.objectives.base import Inputs
 from rl_jax.ops.statistics import calibration_error
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.results import Measured
+from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.state import Batch, ModelOutputs, RLState, Sequences
 from rl_jax.tasks import examples, preferences, text
@@ -92,7 +92,7 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     ratings = None if ratings is None else jnp.asarray(ratings)
     return Batch(sequences, Inputs(mask=sequences.completion_mask, ratings=ratings))
 
-  def measure(state: RLState) -> Measured:
+  def measure(state: RLState) -> Measurements:
     everything = examples.ranking_sequences(held_out, pad_token)
     batches = fixed.fixed_size_batches(len(held_out), config.num_rankings)
     parts = [devices.put(fixed.select_rows(everything, numbers)) for numbers in batches]
@@ -103,7 +103,9 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     if ratings is not None:  # equally rated ones are no pair
       margins = margins[(ratings[:, better] != ratings[:, worse]).ravel()]
     values = {"accuracy": float(np.heaviside(margins, 0.5).mean()), "calibration error": calibration_error(margins)}
-    return Measured(values | {"margin": float(margins.mean()), "score": float(scores.mean()), "pairs": margins.size})
+    return Measurements(
+      values | {"margin": float(margins.mean()), "reward_score": float(scores.mean()), "pairs": margins.size}
+    )
 
   def init(start: Any, key: jax.Array) -> dict[str, Any]:
     head_key, adapters_key = jax.random.split(key)

@@ -25,7 +25,7 @@ from rl_jax.objectives.base import Inputs, Objective
 from rl_jax.ops.masking import masked_sum
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.results import Measured
+from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.state import Batch, RLState
 from rl_jax.tasks import examples, files, text
@@ -85,14 +85,14 @@ def train(
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
     return Batch(fixed.select_rows(rows, numbers), Inputs(mask=jnp.asarray(labels[numbers])))
 
-  def perplexity(state: RLState) -> Measured:
+  def perplexity(state: RLState) -> Measurements:
     total = 0.0
     for part, numbers in enumerate(fixed.fixed_size_batches(len(test_labels), config.num_rows)):
       new = part * config.num_rows + np.arange(config.num_rows) < len(test_labels)
       mask = test_labels[numbers] & new[:, None]
       logp = measured(state.policy.params, fixed.select_rows(test_rows, numbers)).logp
       total -= float(masked_sum(logp, jnp.asarray(mask)))
-    return Measured({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "tokens": int(test_labels.sum())})
+    return Measurements({"perplexity": math.exp(total / max(test_labels.sum(), 1)), "tokens": int(test_labels.sum())})
 
   create = create_state(learner, optimizer, keep_reference=False)
   state, model = devices.build(create, model.params, jax.random.key(config.seed)), model._replace(params=None)

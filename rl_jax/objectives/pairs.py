@@ -138,7 +138,7 @@ def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0
 
   Scores come best first; K = 2 is a preference pair. Sequences without tokens take part in no pair, and where there
   are `ratings`, equally rated ones are no pair. Metrics: `accuracy` (share of pairs in the right order; equal scores
-  count half), `margin`, `score`.
+  count half), `margin`, `reward_score`.
 
   Args:
     compare: `score difference (better minus worse) -> loss`, elementwise.
@@ -174,7 +174,7 @@ def ranking(compare: Callable[[Array], Array], *, centering: float | Array = 0.0
     metrics: Metrics = {
       "accuracy": Mean.of(jnp.heaviside(difference, 0.5), weights),
       "margin": Mean.of(difference, weights),
-      "score": Mean.of(scores, exists),
+      "reward_score": Mean.of(scores, exists),
     }
     return weighted_sum(weights, losses), metrics
 

@@ -102,7 +102,7 @@ def per_completion(estimator: Callable[..., Any]) -> Advantage:
   >>> print(per_completion(advantages_lib.leave_one_out).estimate(experience)["advantages"].ravel())
   [ 1. -1.]
   """
-  return Advantage(lambda given: _for_tokens(estimator(_total(given), given.rewarded), given))
+  return Advantage(lambda experience: _for_tokens(estimator(_total(experience), experience.rewarded), experience))
 
 
 def with_lengths(estimator: Callable[..., Any]) -> Advantage:
@@ -113,7 +113,9 @@ def with_lengths(estimator: Callable[..., Any]) -> Advantage:
   >>> print(with_lengths(advantages_lib.opo).estimate(experience)["advantages"].ravel())
   [-0.75  0.25]
   """
-  return Advantage(lambda given: _for_tokens(estimator(_total(given), given.lengths, given.rewarded), given))
+  return Advantage(
+    lambda experience: _for_tokens(estimator(_total(experience), experience.lengths, experience.rewarded), experience)
+  )
 
 
 def over_tokens(estimator: Callable[..., Any]) -> Advantage:
@@ -125,7 +127,9 @@ def over_tokens(estimator: Callable[..., Any]) -> Advantage:
   >>> print(found.ravel().round(2))
   [-0.71  0.71]
   """
-  return Advantage(lambda given: {"advantages": estimator(_total(given), given.mask, group_mask=given.rewarded)})
+  return Advantage(
+    lambda experience: {"advantages": estimator(_total(experience), experience.mask, group_mask=experience.rewarded)}
+  )
 
 
 def per_token(estimator: Callable[..., Any]) -> Advantage:
@@ -138,7 +142,8 @@ def per_token(estimator: Callable[..., Any]) -> Advantage:
   [3. 2.]
   """
   return Advantage(
-    lambda given: {"advantages": estimator(given.token_rewards, given.mask)}, frozenset({"token_rewards"})
+    lambda experience: {"advantages": estimator(experience.token_rewards, experience.mask)},
+    frozenset({"token_rewards"}),
   )
 
 
@@ -157,10 +162,10 @@ def per_reward(estimator: Callable[..., Any], *, whiten: bool = True) -> Advanta
   [-0.35  0.35]
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    parts = jnp.asarray(given.reward_parts)
-    found = estimator(parts, ~jnp.isnan(parts), weights=given.reward_weights)
-    return _for_tokens(whitened(found, given.rewarded) if whiten else found, given)
+  def estimate(experience: Experience) -> dict[str, Array]:
+    parts = jnp.asarray(experience.reward_parts)
+    found = estimator(parts, ~jnp.isnan(parts), weights=experience.reward_weights)
+    return _for_tokens(whitened(found, experience.rewarded) if whiten else found, experience)
 
   return Advantage(estimate, frozenset({"reward_parts"}))
 
@@ -169,16 +174,16 @@ def against_greedy(estimator: Callable[..., Any]) -> Advantage:
   """As `per_completion`, for `estimator(rewards, greedy_rewards [P], mask)`; 0 where the greedy one has no reward.
 
   >>> ones = jnp.ones((1, 2, 1))
-  >>> given = Experience(ones, ones, ones[..., 0], ones[..., 0], greedy_rewards=jnp.array([0.25]))
-  >>> print(against_greedy(advantages_lib.remax).estimate(given)["advantages"].ravel())
+  >>> experience = Experience(ones, ones, ones[..., 0], ones[..., 0], greedy_rewards=jnp.array([0.25]))
+  >>> print(against_greedy(advantages_lib.remax).estimate(experience)["advantages"].ravel())
   [0.75 0.75]
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    greedy = jnp.asarray(given.greedy_rewards)
+  def estimate(experience: Experience) -> dict[str, Array]:
+    greedy = jnp.asarray(experience.greedy_rewards)
     known = ~jnp.isnan(greedy)
-    compared = given.rewarded.astype(bool) & known[:, None]
-    return _for_tokens(estimator(_total(given), jnp.where(known, greedy, 0), compared), given)
+    compared = experience.rewarded.astype(bool) & known[:, None]
+    return _for_tokens(estimator(_total(experience), jnp.where(known, greedy, 0), compared), experience)
 
   return Advantage(estimate, frozenset({"greedy_rewards"}))
 
@@ -190,16 +195,16 @@ def against_running_mean(*, decay: float | Array = 0.95) -> Advantage:
     decay: `b' = decay b + (1 - decay) mean(s)`, as `advantages.running_mean` has it.
 
   >>> ones = jnp.ones((1, 2, 1))
-  >>> given = Experience(ones, ones, ones[..., 0], ones[..., 0], reward_baseline=jnp.array(0.5))
-  >>> found = against_running_mean(decay=0.5).estimate(given)
+  >>> experience = Experience(ones, ones, ones[..., 0], ones[..., 0], reward_baseline=jnp.array(0.5))
+  >>> found = against_running_mean(decay=0.5).estimate(experience)
   >>> print(found["advantages"].ravel(), found["reward_baseline"])
   [0.5 0.5] 0.75
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    before, rewards = jnp.asarray(given.reward_baseline), _total(given)
-    after = advantages_lib.running_mean(before, rewards, given.rewarded, decay=decay)
-    return _for_tokens(advantages_lib.baseline(rewards, given.rewarded, value=before), given) | {
+  def estimate(experience: Experience) -> dict[str, Array]:
+    before, rewards = jnp.asarray(experience.reward_baseline), _total(experience)
+    after = advantages_lib.running_mean(before, rewards, experience.rewarded, decay=decay)
+    return _for_tokens(advantages_lib.baseline(rewards, experience.rewarded, value=before), experience) | {
       "reward_baseline": after
     }
 
@@ -215,15 +220,15 @@ def with_critic(estimator: Callable[..., Any], *, whiten: bool = True) -> Advant
 
   >>> from rl_jax.ops import returns
   >>> ones = jnp.ones((1, 2, 1))
-  >>> given = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0], values=0.5 * ones)
-  >>> print(with_critic(returns.gae, whiten=False).estimate(given)["advantages"].ravel())
+  >>> experience = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0], values=0.5 * ones)
+  >>> print(with_critic(returns.gae, whiten=False).estimate(experience)["advantages"].ravel())
   [ 0.5 -0.5]
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    bootstrap = {} if given.last_values is None else {"last_value": given.last_values}
-    advantages, returns = estimator(given.token_rewards, given.values, given.mask, **bootstrap)
-    return {"advantages": masked_whiten(advantages, given.mask) if whiten else advantages, "returns": returns}
+  def estimate(experience: Experience) -> dict[str, Array]:
+    bootstrap = {} if experience.last_values is None else {"last_value": experience.last_values}
+    advantages, returns = estimator(experience.token_rewards, experience.values, experience.mask, **bootstrap)
+    return {"advantages": masked_whiten(advantages, experience.mask) if whiten else advantages, "returns": returns}
 
   return Advantage(estimate, frozenset({"token_rewards", "values"}))
 
@@ -232,14 +237,14 @@ def with_probabilities(estimator: Callable[..., Any]) -> Advantage:
   """`estimator(token_rewards, old_logp, sum_squared_probs, mask) -> (advantages, returns)`, all `[P, G, T]`.
 
   >>> ones = jnp.ones((1, 2, 1))
-  >>> given = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0],
+  >>> experience = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0],
   ...     old_logp=jnp.log(0.5 * ones), sum_squared_probs=0.5 * ones)
-  >>> print(with_probabilities(token_advantages.optimal_token_baseline).estimate(given)["advantages"].ravel())
+  >>> print(with_probabilities(token_advantages.optimal_token_baseline).estimate(experience)["advantages"].ravel())
   [ 0.5 -0.5]
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    found = estimator(given.token_rewards, given.old_logp, given.sum_squared_probs, given.mask)
+  def estimate(experience: Experience) -> dict[str, Array]:
+    found = estimator(experience.token_rewards, experience.old_logp, experience.sum_squared_probs, experience.mask)
     return dict(zip(("advantages", "returns"), found, strict=True))
 
   return Advantage(estimate, frozenset({"token_rewards", "old_logp", "sum_squared_probs"}))
@@ -249,12 +254,12 @@ def from_teacher(estimator: Callable[..., Any] = token_advantages.distillation) 
   """`estimator(teacher_logp, old_logp, mask) -> [P, G, T]`: no reward but another policy's log-probs.
 
   >>> ones = jnp.ones((1, 1, 1))
-  >>> given = Experience(ones, 0 * ones, ones[..., 0], ones[..., 0], teacher_logp=-ones, old_logp=-3 * ones)
-  >>> print(from_teacher().estimate(given)["advantages"].ravel())
+  >>> experience = Experience(ones, 0 * ones, ones[..., 0], ones[..., 0], teacher_logp=-ones, old_logp=-3 * ones)
+  >>> print(from_teacher().estimate(experience)["advantages"].ravel())
   [2.]
   """
   return Advantage(
-    lambda given: {"advantages": estimator(given.teacher_logp, given.old_logp, given.mask)},
+    lambda experience: {"advantages": estimator(experience.teacher_logp, experience.old_logp, experience.mask)},
     frozenset({"teacher_logp", "old_logp"}),
   )
 
@@ -263,16 +268,16 @@ def by_steps(base: Advantage, estimator: Callable[..., Any] = token_advantages.s
   """`estimator(advantages [P, G, T], step_rewards, states, steps, mask)` on top of another estimate.
 
   >>> ones = jnp.ones((1, 2, 1))
-  >>> given = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0],
+  >>> experience = Experience(ones, jnp.array([[[1.0], [0.0]]]), ones[..., 0], ones[..., 0],
   ...     step_rewards=jnp.array([3.0, 1.0]), states=jnp.array([0, 0]), steps=jnp.array([[[0], [1]]]))
-  >>> found = by_steps(per_completion(advantages_lib.leave_one_out)).estimate(given)["advantages"]
+  >>> found = by_steps(per_completion(advantages_lib.leave_one_out)).estimate(experience)["advantages"]
   >>> [f"{x:.2f}" for x in found.ravel()]
   ['1.71', '-1.71']
   """
 
-  def estimate(given: Experience) -> dict[str, Array]:
-    fields = base.estimate(given)
-    steps = (given.step_rewards, given.states, given.steps)
-    return fields | {"advantages": estimator(fields["advantages"], *steps, given.mask)}
+  def estimate(experience: Experience) -> dict[str, Array]:
+    fields = base.estimate(experience)
+    steps = (experience.step_rewards, experience.states, experience.steps)
+    return fields | {"advantages": estimator(fields["advantages"], *steps, experience.mask)}
 
   return Advantage(estimate, base.needs | {"step_rewards", "states", "steps"})

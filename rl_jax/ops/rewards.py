@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.ops import kl
 from rl_jax.ops.kl import Estimator
-from rl_jax.ops.masking import as_bool, masked_whiten, zero_masked
+from rl_jax.ops.masking import as_bool, zero_masked
 
 
 def _is_last(mask: Array) -> Bool[Array, "*batch T"]:
@@ -129,30 +129,30 @@ def overlong_penalty(
 
 
 def missing_eos_penalty(
-  rewards: Float[Array, "*batch"], stopped: Bool[Array, "*batch"], *, penalty: float | Array, replace: bool = False
+  rewards: Float[Array, "*batch"], terminated: Bool[Array, "*batch"], *, penalty: float | Array, replace: bool = False
 ) -> Float[Array, "*batch"]:
   """Takes `penalty` from completions that were truncated.
 
   Args:
     rewards: `[...]`.
-    stopped: Whether an end-of-sequence token ended the completion.
+    terminated: Whether an end-of-sequence token ended the completion.
     penalty: What is taken, a positive number.
     replace: Whether `-penalty` takes the reward's place (InstructGPT's summaries, `non_eos_penalty`).
 
   >>> print(missing_eos_penalty(jnp.array([1.0, 1.0]), jnp.array([True, False]), penalty=1.0))
   [1. 0.]
   """
-  return jnp.where(stopped, rewards, -jnp.asarray(penalty) + (0 if replace else rewards))
+  return jnp.where(terminated, rewards, -jnp.asarray(penalty) + (0 if replace else rewards))
 
 
-def mask_truncated(mask: Array, stopped: Bool[Array, "*batch"]) -> Array:
+def mask_truncated(mask: Array, terminated: Bool[Array, "*batch"]) -> Array:
   """Leaves completions that were truncated out of the loss (DAPO's overlong filtering).
 
   >>> print(mask_truncated(jnp.ones((2, 2)), jnp.array([True, False])))
   [[1. 1.]
    [0. 0.]]
   """
-  return jnp.where(jnp.broadcast_to(stopped[..., None], mask.shape), mask, jnp.zeros_like(mask))
+  return jnp.where(jnp.broadcast_to(terminated[..., None], mask.shape), mask, jnp.zeros_like(mask))
 
 
 def length_penalty(
@@ -182,17 +182,3 @@ def length_penalty(
   term = 0.5 - (lengths - shortest) / jnp.where(differ, longest - shortest, 1)
   term = jnp.where(correct, term, jnp.minimum(term, 0))
   return zero_masked(rewards, mask) + jnp.where(as_bool(mask) & differ, term, 0)
-
-
-def whitened(
-  rewards: Float[Array, "*batch"], mask: Array | None = None, *, shift_mean: bool = True, eps: float | Array = 1e-8
-) -> Float[Array, "*batch"]:
-  """`(s - mean) / sqrt(var + eps)` over the batch's rewards; with `shift_mean=False` the mean stays.
-
-  Arguments as `ops.masking.masked_whiten`, with the population's variance.
-
-  >>> print(whitened(jnp.array([1.0, 3.0]), shift_mean=False))
-  [1. 3.]
-  """
-  mask = jnp.ones_like(rewards) if mask is None else mask
-  return masked_whiten(rewards, mask, shift_mean=shift_mean, ddof=0, eps=eps)

@@ -46,9 +46,9 @@ def make_complete(
   def complete(params: Any, problems: on_device.Problems, key: Array) -> Sampled:
     prompts = problems.prompts, problems.prompt_mask
     out = generate(params, *prompts, jnp.array([on_device.EOS]), key, SamplingParams(temperature))
-    mask = out.mask & out.stopped[..., None] if mask_truncated else out.mask
+    mask = out.mask & out.terminated[..., None] if mask_truncated else out.mask
     sequences = Sequences(*prompts, out.tokens, out.mask)
-    rollout = Rollout(sequences, mask, out.logp, out.full_logp, out.stopped)
+    rollout = Rollout(sequences, mask, out.logp, out.full_logp, out.terminated)
     return Sampled(problems.data, rollout, Running(jnp.zeros((), jnp.int32)))
 
   return complete

@@ -77,7 +77,7 @@ def make_experience(
     if shaping.kl is not None:
       at_tokens, paid = _pay_kl(shaping, at_tokens, outputs, counted, rewards.rewarded, coefficients)
       metrics |= paid
-    given = estimates.Experience(
+    facts = estimates.Experience(
       trained,
       at_tokens,
       rewards.rewarded,
@@ -85,19 +85,19 @@ def make_experience(
       reward_baseline=running.reward_baseline,
       old_logp=outputs.old_logp,
     )
-    given = _with_values(given, outputs, rollout.terminated)
+    facts = _with_values(facts, outputs, rollout.terminated)
     if judgment.greedy is not None:
-      given = given._replace(greedy_rewards=_greedy_rewards(judgment.greedy, weights, shaping, moments))
+      facts = facts._replace(greedy_rewards=_greedy_rewards(judgment.greedy, weights, shaping, moments))
     if "reward_parts" in advantage.needs:
-      given = given._replace(**_parts(judgment, weights, real))
-    fields = advantage.estimate(given)
+      facts = facts._replace(**_parts(judgment, weights, real))
+    fields = advantage.estimate(facts)
     running = running._replace(reward_moments=moments, reward_baseline=fields.pop("reward_baseline", None))
     inputs = Inputs(
       mask=trained,
       old_logp=None if on_policy else outputs.old_logp,
       ref_logp=outputs.ref_logp if "ref_logp" in needs else None,
       behavior_logp=rollout.behavior_logp,
-      old_values=given.values,
+      old_values=facts.values,
       target_mask=_target_mask(rollout, judgment) if "target_mask" in needs else None,
       noise=jax.random.uniform(key, trained.shape) if "noise" in needs else None,
       **fields,
@@ -146,12 +146,12 @@ def _pay_kl(
   return rewards_lib.with_kl(at_tokens, old, ref, mask, coef=coef, estimator=shaping.kl), metrics
 
 
-def _with_values(given: estimates.Experience, outputs: Outputs, terminated: Array) -> estimates.Experience:
+def _with_values(facts: estimates.Experience, outputs: Outputs, terminated: Array) -> estimates.Experience:
   """Adds the critic's values; what a stop token ended is worth nothing after it."""
   if outputs.values is None:
-    return given
+    return facts
   tokens, last = outputs.values
-  return given._replace(values=tokens, last_values=None if last is None else jnp.where(terminated, 0, last))
+  return facts._replace(values=tokens, last_values=None if last is None else jnp.where(terminated, 0, last))
 
 
 def _greedy_rewards(greedy: Any, weights: Mapping[str, float], shaping: Shaping, moments: Any) -> Array:

@@ -46,10 +46,10 @@ def make_complete(
     mask = out.mask[..., :length]
     return Rollout(
       Sequences(given[0], given[1], out.tokens[..., :length], mask),
-      mask=mask & out.stopped[..., None] if mask_truncated else mask,
+      mask=mask & out.terminated[..., None] if mask_truncated else mask,
       behavior_logp=out.logp[..., :length],
       full_logp=out.full_logp[..., :length],
-      terminated=out.stopped,
+      terminated=out.terminated,
     )
 
   return complete

@@ -44,7 +44,7 @@ class EvaluationResult(NamedTuple):
     return f"no reward applied to any of {problems}"
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
   """Held-out numbers of a supervised model, in place of answers.
 
   Attributes:
@@ -58,24 +58,24 @@ class Measured(NamedTuple):
   def describe(self) -> str:
     """Returns one line.
 
-    >>> Measured({"accuracy": 0.5, "pairs": 4}).describe()
+    >>> Measurements({"accuracy": 0.5, "pairs": 4}).describe()
     'accuracy 0.5, pairs 4'
     """
     values = {name: math.nan if value is None else value for name, value in self.values.items()}
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-Result = EvaluationResult | Measured
+Result = EvaluationResult | Measurements
 
 
 def from_row(row: Mapping[str, Any]) -> Result:
   """Returns a line of evaluation.jsonl as what it was.
 
   >>> from_row({"step": 3, "values": {"loss": 0.5}})
-  Measured(values={'loss': 0.5}, samples=())
+  Measurements(values={'loss': 0.5}, samples=())
   """
   fields = {name: value for name, value in row.items() if name != "step"}
-  return Measured(**fields) if "values" in fields else EvaluationResult(**fields)
+  return Measurements(**fields) if "values" in fields else EvaluationResult(**fields)
 
 
 def _is_number(value: float | None) -> bool:

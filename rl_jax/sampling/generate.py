@@ -19,14 +19,14 @@ class Completions(NamedTuple):
     mask: Which tokens are real.
     logp: Log-probs in the distribution that was sampled from (truncated and renormalized).
     full_logp: Log-probs in the untruncated distribution at the same temperature.
-    stopped: Whether a stop token ended the completion; False for one truncated at T.
+    terminated: Whether a stop token ended the completion; False for one truncated at T.
   """
 
   tokens: Int[Array, "P G T"]
   mask: Bool[Array, "P G T"]
   logp: Float[Array, "P G T"]
   full_logp: Float[Array, "P G T"]
-  stopped: Bool[Array, "P G"]
+  terminated: Bool[Array, "P G"]
 
 
 Generate = Callable[..., Completions]
@@ -114,7 +114,7 @@ def make_generate(
   >>> generate = make_generate(model, group_size=1, max_new_tokens=4, pad_token=0)
   >>> greedy = SamplingParams(0.0)
   >>> out = generate(None, jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([5]), jax.random.key(0), greedy)
-  >>> print(out.tokens[0], out.stopped[0])
+  >>> print(out.tokens[0], out.terminated[0])
   [[3 4 5 0]] [ True]
   """
   if group_size < 1 or max_new_tokens < 1:
@@ -163,10 +163,10 @@ def _nothing_yet(model: LanguageModel, rows: tuple[int, int], length: int, pad_t
     mask=jnp.zeros((*rows, length), bool),
     logp=jnp.zeros((*rows, length), jnp.float32),
     full_logp=jnp.zeros((*rows, length), jnp.float32),
-    stopped=jnp.zeros(rows, bool),
+    terminated=jnp.zeros(rows, bool),
   )
   # The last token is never fed back, so the cache holds one fewer.
-  return Decoding(jnp.int32(0), completions.stopped, model.empty_cache(rows, max(length - 1, 1)), completions)
+  return Decoding(jnp.int32(0), completions.terminated, model.empty_cache(rows, max(length - 1, 1)), completions)
 
 
 def _decode_step(
@@ -191,6 +191,6 @@ def _add_token(state: Decoding, choice: Choice, stop_tokens: Array, pad_token: i
     mask=out.mask.at[:, :, t].set(~done),
     logp=out.logp.at[:, :, t].set(jnp.where(done, 0, choice.logp)),
     full_logp=out.full_logp.at[:, :, t].set(jnp.where(done, 0, choice.full_logp)),
-    stopped=out.stopped | stops,
+    terminated=out.terminated | stops,
   )
   return Decoding(t + 1, done | stops, state.cache, completions)

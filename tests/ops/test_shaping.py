@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.ops import controllers, kl, returns, rewards
+from rl_jax.ops import controllers, kl, masking, returns, rewards
 
 MASK = jnp.array([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
 
@@ -39,11 +39,11 @@ def test_overlong_penalty_is_daps():
 
 
 def test_truncated_completions():
-  stopped = jnp.array([True, False])
-  np.testing.assert_array_equal(rewards.missing_eos_penalty(jnp.array([1.0, 1.0]), stopped, penalty=2.0), [1, -1])
-  replaced = rewards.missing_eos_penalty(jnp.array([1.0, 1.0]), stopped, penalty=2.0, replace=True)
+  terminated = jnp.array([True, False])
+  np.testing.assert_array_equal(rewards.missing_eos_penalty(jnp.array([1.0, 1.0]), terminated, penalty=2.0), [1, -1])
+  replaced = rewards.missing_eos_penalty(jnp.array([1.0, 1.0]), terminated, penalty=2.0, replace=True)
   np.testing.assert_array_equal(replaced, [1, -2])
-  np.testing.assert_array_equal(rewards.mask_truncated(MASK[:2], stopped), [[1, 1, 0, 1], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(rewards.mask_truncated(MASK[:2], terminated), [[1, 1, 0, 1], [0, 0, 0, 0]])
 
 
 def test_length_penalty_of_a_group():
@@ -58,9 +58,9 @@ def test_length_penalty_of_a_group():
 def test_whitened_rewards():
   values = np.array([1.0, 2.0, 6.0])
   masked = jnp.array([1.0, 2.0, jnp.nan, 6.0])
-  actual = rewards.whitened(masked, jnp.array([1, 1, 0, 1]), eps=0.0)
+  actual = masking.masked_whiten(masked, jnp.array([1, 1, 0, 1]), ddof=0, eps=0.0)
   np.testing.assert_allclose(np.delete(actual, 2), (values - 3) / values.std(), rtol=1e-6)
-  kept = rewards.whitened(masked, jnp.array([1, 1, 0, 1]), shift_mean=False, eps=0.0)
+  kept = masking.masked_whiten(masked, jnp.array([1, 1, 0, 1]), shift_mean=False, ddof=0, eps=0.0)
   np.testing.assert_allclose(np.delete(kept, 2), (values - 3) / values.std() + 3, rtol=1e-6)
 
 

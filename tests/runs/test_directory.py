@@ -12,7 +12,7 @@ from rl_jax import devices
 from rl_jax.ops.moments import Moments
 from rl_jax.runs.checkpoint import open_checkpoints
 from rl_jax.runs.directory import RunDirectory, read_lines
-from rl_jax.runs.results import EvaluationResult, Measured, from_row
+from rl_jax.runs.results import EvaluationResult, Measurements, from_row
 from rl_jax.state import RLState
 
 PARAMS = {"table": jnp.arange(12.0).reshape(4, 3), "unembedding": jnp.ones((3, 4))}
@@ -152,7 +152,7 @@ def test_evaluation_without_any_reward_says_so():
 
 @pytest.mark.parametrize(
   "result",
-  [EvaluationResult(None, 1, 2, 0, {"two": None, "learned": 1.5}, [{"reward": 1.0}]), Measured({"loss": None})],
+  [EvaluationResult(None, 1, 2, 0, {"two": None, "learned": 1.5}, [{"reward": 1.0}]), Measurements({"loss": None})],
 )
 def test_a_result_is_read_back_as_what_it_was(tmp_path, result):
   with RunDirectory(tmp_path / "run", {}, resume=False) as run:

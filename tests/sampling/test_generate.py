@@ -21,7 +21,7 @@ def test_stops_at_the_stop_token_which_belongs_to_the_completion():
   out = generate(params, prompts, jnp.ones((2, 2)), jnp.array([5, 99]), jax.random.key(0), SamplingParams(0.0))
   np.testing.assert_array_equal(out.tokens[:, 0], [[3, 4, 5, 0, 0, 0], [7, 8, 9, 9, 9, 9]])
   np.testing.assert_array_equal(out.mask[:, 0], [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
-  np.testing.assert_array_equal(out.stopped, [[True, True], [False, False]])
+  np.testing.assert_array_equal(out.terminated, [[True, True], [False, False]])
   np.testing.assert_array_equal(out.logp[0, 0, 3:], 0)
 
 

@@ -18,7 +18,7 @@ from rl_jax.ops.metrics import Mean
 from rl_jax.rollouts.collect import Collected
 from rl_jax.runs.checkpoint import open_checkpoints
 from rl_jax.runs.directory import RunDirectory, read_lines
-from rl_jax.runs.results import Measured
+from rl_jax.runs.results import Measurements
 from rl_jax.state import Batch, RLState, Sequences
 from rl_jax.tasks import Task
 from rl_jax.tasks.rewards import Reward
@@ -231,7 +231,7 @@ def test_a_whole_run_is_evaluated_at_both_ends_and_once_each(tmp_path):
 
   def evaluate(state):
     seen.append(int(state.rollouts))
-    return Measured({"rollouts": float(state.rollouts)})
+    return Measurements({"rollouts": float(state.rollouts)})
 
   for steps, resume in ((2, False), (2, True), (3, True)):
     parts = make()

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
   tokens: Int[Array, " T"]
   length: Int[Array, ""]
-  stopped: Bool[Array, ""]
+  terminated: Bool[Array, ""]
 
 
 class Verdict(NamedTuple):
@@ -113,8 +113,8 @@ def judge(task: Task, data: Any, tokens: Int[Array, "n G T"], mask: Bool[Array, 
   """
   count = jnp.sum(mask != 0, axis=-1)
   last = jnp.take_along_axis(tokens, jnp.maximum(count - 1, 0)[..., None], axis=-1)[..., 0]
-  stopped = (count > 0) & (last == EOS)
-  answers = Answer(tokens, count - stopped, stopped)
+  terminated = (count > 0) & (last == EOS)
+  answers = Answer(tokens, count - terminated, terminated)
   return jax.vmap(jax.vmap(task.verify, in_axes=(None, 0)))(data, answers)
 
 
@@ -200,7 +200,7 @@ def equals(answer: Answer, text: Text) -> Bool[Array, ""]:
   >>> [bool(equals(Answer(jnp.array([5, 6, end]), jnp.int32(2), jnp.bool_(end == EOS)), text)) for end in (EOS, 7)]
   [True, False]
   """
-  return answer.stopped & (answer.length == text.length) & (matches(answer, text) == text.length)
+  return answer.terminated & (answer.length == text.length) & (matches(answer, text) == text.length)
 
 
 def matches(answer: Answer, text: Text) -> Int[Array, ""]:
@@ -223,7 +223,7 @@ def is_number(answer: Answer) -> Bool[Array, ""]:
   """
   digit = (answer.tokens >= SPECIAL) & (answer.tokens < SPECIAL + 10)
   inside = jnp.arange(answer.tokens.shape[0]) < answer.length
-  return answer.stopped & (answer.length > 0) & jnp.all(digit | ~inside)
+  return answer.terminated & (answer.length > 0) & jnp.all(digit | ~inside)
 
 
 def graded(answer: Answer, text: Text) -> Verdict:

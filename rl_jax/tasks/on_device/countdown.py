@@ -57,7 +57,7 @@ def load(*, count: int = 3, format_reward: float = 0.1) -> Task:
     written = jnp.pad(answer.tokens, (0, max(length - answer.tokens.shape[0], 0)))[:length]
     value, valid = _evaluate(written, answer.length)
     used = jnp.sort(written[::2]) == jnp.sort(SPECIAL + digits)
-    well_formed = answer.stopped & (answer.length == length) & valid & jnp.all(used)
+    well_formed = answer.terminated & (answer.length == length) & valid & jnp.all(used)
     solved = well_formed & (value == target)
     return Verdict(jnp.where(solved, 1.0, format_reward * well_formed), solved)
 

@@ -45,10 +45,10 @@ def to_host(task: base.Task, *, key: jax.Array, batch: int, evaluation_size: int
     for ids, datum in zip(completion_ids, data, strict=True):
       if len(ids) > task.max_new_tokens:
         raise ValueError(f"answers to {task.name!r} have at most {task.max_new_tokens} tokens, got {len(ids)}")
-      stopped = len(ids) > 0 and ids[-1] == base.EOS
+      terminated = len(ids) > 0 and ids[-1] == base.EOS
       tokens = np.full(task.max_new_tokens, base.PAD, np.int32)
       tokens[: len(ids)] = ids
-      answer = base.Answer(jnp.asarray(tokens), jnp.int32(len(ids) - stopped), jnp.bool_(stopped))
+      answer = base.Answer(jnp.asarray(tokens), jnp.int32(len(ids) - terminated), jnp.bool_(terminated))
       verdicts.append(verify(datum, answer))
     return jax.device_get(verdicts)
 

@@ -43,7 +43,7 @@ def load(*, bits: int = 6, max_new_tokens: int | None = None) -> Task:
     right = jnp.pad(steps.tokens, (0, room - bits))
     chain = (place < steps.length) & (place < answer.length) & (answer.tokens == right)
     last = answer.tokens[jnp.maximum(answer.length - 1, 0)]
-    solved = answer.stopped & (answer.length > 0) & (last == steps.tokens[steps.length - 1])
+    solved = answer.terminated & (answer.length > 0) & (last == steps.tokens[steps.length - 1])
     return Verdict(solved.astype(jnp.float32), solved, chain / steps.length)
 
   return Task(f"parity-{bits}", CHARACTERS, bits + 1, longest, draw, verify, lambda steps: steps, 1.0, 0.5)

@@ -33,7 +33,7 @@ def load(*, longest: int = 9) -> Task:
 
   def verify(wanted: Array, answer: Answer) -> Verdict:
     inside = jnp.arange(answer.tokens.shape[0]) < answer.length
-    letters = answer.stopped & jnp.all((answer.tokens >= _A) | ~inside)
+    letters = answer.terminated & jnp.all((answer.tokens >= _A) | ~inside)
     solved = letters & (answer.length == wanted)
     nearness = jnp.maximum(0, 1 - jnp.abs(answer.length - wanted) / longest)
     return Verdict(jnp.where(solved, 1.0, jnp.where(letters, 0.5 * nearness, 0.0)), solved)
