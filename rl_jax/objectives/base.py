@@ -22,7 +22,7 @@ from rl_jax.ops.aggregation import Aggregate
 from rl_jax.ops.masking import as_bool, zero_masked
 from rl_jax.ops.metrics import Mean, Metrics
 from rl_jax.ops.numerics import largest_exponent, safe_exp
-from rl_jax.ops.ratios import Ratio
+from rl_jax.ops.ratios import OF_ITSELF, Ratio
 from rl_jax.ops.surrogates import NEVER_STOP, Surrogate, is_stopped
 
 
@@ -146,7 +146,7 @@ def policy_gradient(
     ratio: `(logp, old_logp, mask) -> log-ratio [..., T]`, from `ops.ratios`.
     surrogate: `(log_ratio, advantages, *, logp, mask) -> loss [..., T]`, from `ops.surrogates`.
     aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
-    needs: Without "old_logp" the ratio gets None for it, as `ratios.on_policy` allows.
+    needs: Without "old_logp" the ratio gets None for it; `ratios.on_policy` never asks for it.
 
   Metrics, where there is an old policy: `ratio` and `approx_kl` (k3 of old against new), and where the surrogate can
   stop a gradient `clip_low` and `clip_high`: the fractions of tokens with negative and with positive advantage whose
@@ -158,7 +158,7 @@ def policy_gradient(
   >>> float(objective.loss(inputs, objective.weight(inputs))[0])
   -2.0
   """
-  needs = frozenset(needs)
+  needs = frozenset(needs) - ({"old_logp"} if name_of(ratio) in OF_ITSELF else set())
 
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
     logp, advantages = field(inputs, "logp"), field(inputs, "advantages")
@@ -186,7 +186,7 @@ def on_policy_gradient(aggregate: Aggregate) -> Objective:
   >>> sorted(on_policy_gradient(aggregation.sequence_sum()).needs)
   ['advantages', 'logp']
   """
-  return policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate, needs=("logp", "advantages"))
+  return policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate)
 
 
 def kl_penalty(
@@ -210,7 +210,8 @@ def kl_penalty(
     reference: The field to compare with; "old_logp" gives PPO's penalty on the update itself.
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
       the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
-    ratio_to: The field that the ratio is taken against; "behavior_logp" corrects for the sampler.
+    ratio_to: The field that the ratio is taken against; "behavior_logp" corrects for the sampler. `ratios.on_policy`
+      compares with nothing, and needs none.
     max_log_ratio: Clamp of that log-ratio from above; `numerics.largest_exponent` by default. Where the ratio exceeds
       1 the estimate is bounded further, so that their product stays finite.
     max_value: Clamp of each token's penalty, weighted by its ratio (slime's 10); none by default.
@@ -224,12 +225,14 @@ def kl_penalty(
   """
 
   name = metric or f"kl_{reference.removesuffix('_logp')}"
+  compared = None if ratio is None or name_of(ratio) in OF_ITSELF else ratio_to
 
   def loss(inputs: Inputs, weights: Array) -> tuple[Array, Metrics]:
     divergence = estimator(field(inputs, "logp"), field(inputs, reference))
     metrics: Metrics = {name: Mean.of(divergence, inputs.mask)}
     if ratio is not None:
-      log_ratio = ratio(field(inputs, "logp"), field(inputs, ratio_to), inputs.mask)
+      before = None if compared is None else field(inputs, compared)
+      log_ratio = ratio(field(inputs, "logp"), before, inputs.mask)
       limit = largest_exponent(log_ratio)
       log_ratio = jnp.minimum(log_ratio, limit if max_log_ratio is None else max_log_ratio)
       room = jnp.exp(limit - jax.lax.stop_gradient(jnp.maximum(log_ratio, 0)))
@@ -238,7 +241,7 @@ def kl_penalty(
       divergence = jnp.minimum(divergence, max_value)
     return weighted_sum(weights, divergence), metrics
 
-  needs = {"logp", reference} | ({ratio_to} if ratio is not None else set())
+  needs = {"logp", reference} | (set() if compared is None else {compared})
   parts = (("kl", f"{name_of(estimator)} to {reference.removesuffix('_logp')}"), ("aggregation", name_of(aggregate)))
   return Objective(lambda inputs: aggregate(inputs.mask), loss, frozenset(needs), parts)
 
@@ -335,7 +338,8 @@ def likelihood(
 def weighted(objective: Objective, factor: Callable[[Inputs], Array], *, needs: Iterable[str]) -> Objective:
   """Multiplies an objective's per-token weights by a factor that carries no gradient, such as an importance weight.
 
-  The denominators stay those of all tokens: see `masked` for the other convention.
+  The denominators stay those of all tokens: see `masked` for the other convention, which comes first where both are
+  wanted. The factor is computed on all tokens of the batch.
 
   Args:
     objective: Its weights are arrays `[..., T]`: a term, or a sum of terms.
@@ -364,10 +368,16 @@ def masked(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iter
   """Narrows a term to some tokens, with the denominators of those alone: its weights come from `mask & keep`
   (and `target_mask & keep`).
 
+  Only weights are narrowed: a ratio of whole sequences is still one of all their tokens, those left out included.
+
   Args:
     objective: A term.
     keep: `Inputs -> [..., T]` booleans, from parameter-free fields of the global batch.
     needs: The fields that it reads.
+
+  Raises:
+    ValueError: If the term was weighted or narrowed before: factor and mask would be computed on what is kept alone,
+      and the order of the two would change the loss.
 
   >>> from rl_jax.ops import aggregation
   >>> first = masked(entropy_bonus(aggregation.token_mean()), lambda inputs: jnp.array([True, False]), needs=())
@@ -375,6 +385,11 @@ def masked(objective: Objective, keep: Callable[[Inputs], Array], *, needs: Iter
   >>> float(first.loss(inputs, first.weight(inputs))[0])
   -1.0
   """
+
+  if before := [value for kind, value in objective.parts if kind in ("correction", "restriction")]:
+    raise ValueError(
+      f"masked: {before[0]} changed the term already; narrow a term by one mask (`&` joins several), then weigh it"
+    )
 
   def weight(inputs: Inputs) -> Weights:
     kept = as_bool(keep(inputs))

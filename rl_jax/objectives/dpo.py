@@ -1,7 +1,7 @@
 """Direct Preference Optimization (DPO) and its family, by the name of the loss.
 
 With `c = log pi(y_c) - log ref(y_c)`, `r` likewise for the rejected answer, `d = f(c) - f(r)` and `S = sigmoid`, each
-is the mean over pairs of
+is the mean over pairs of what follows. `f(u) = u` unless another divergence is chosen, which losses of d alone allow.
 
     sigmoid     -(1 - e) log S(beta d) - e log S(-beta d)          DPO, arXiv:2305.18290; e > 0: cDPO
     robust      (-(1 - e) log S(beta d) + e log S(-beta d)) / (1 - 2 e)                     arXiv:2403.00409
@@ -114,6 +114,8 @@ LOSSES: dict[str, Callable[[Compared], Array]] = {
   function.__name__.removeprefix("_"): function
   for function in (_sigmoid, _robust, _hinge, _ipo, _exo, _nca, _bco, _sppo, _apo_zero, _apo_down, _discopop)
 }
+# Those that are no functions of the difference alone: what they mean under another divergence, no paper says.
+_ONE_SIDED = frozenset({"nca", "bco", "sppo", "apo_zero", "apo_down"})
 _DIVERGENCES: dict[str, Callable[[Array, float | Array], Array]] = {
   "reverse_kl": lambda u, alpha: u,
   "forward_kl": lambda u, alpha: 1 - safe_exp(-u),
@@ -151,7 +153,8 @@ def objective(
     delta: Shift of `bco`, usually a running mean of the rewards.
 
   Raises:
-    ValueError: For another loss or divergence, and for `exo` without label smoothing.
+    ValueError: For another loss or divergence, for another divergence than "reverse_kl" with `nca`, `bco`, `sppo`,
+      `apo_zero` and `apo_down`, and for `exo` without label smoothing.
 
   >>> sorted(objective().needs)
   ['logp', 'ref_logp']
@@ -166,6 +169,11 @@ def objective(
     raise ValueError("alpha must not be 1: the alpha-divergence is then 'reverse_kl'")
   if loss == "exo" and isinstance(label_smoothing, int | float) and label_smoothing <= 0:
     raise ValueError(f"loss 'exo' needs a positive label_smoothing, got {label_smoothing}")
+  if loss in _ONE_SIDED and divergence != "reverse_kl":
+    raise ValueError(
+      f"loss {loss!r} is defined for divergence 'reverse_kl' alone, being no function of the difference; "
+      f"got {divergence!r}"
+    )
   if loss == "aot" and (divergence != "reverse_kl" or length_normalized):
     raise ValueError("loss 'aot' takes neither another divergence nor length normalization")
   if loss == "aot":

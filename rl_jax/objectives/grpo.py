@@ -24,7 +24,11 @@ advantage = partial(estimates.per_completion, advantages.group_normalized)
 
 
 def objective(
-  *, clip_low: float | Array = 0.2, clip_high: float | Array = 0.2, kl_coef: float | Array = 0.04
+  *,
+  clip_low: float | Array = 0.2,
+  clip_high: float | Array = 0.2,
+  kl_coef: float | Array = 0.04,
+  kl_correction: bool = False,
 ) -> Objective:
   """Returns the GRPO objective.
 
@@ -32,9 +36,12 @@ def objective(
     clip_low: The ratio's gradient stops below `1 - clip_low` where the advantage is negative.
     clip_high: It stops above `1 + clip_high` where the advantage is positive.
     kl_coef: Weight of the k3 penalty; a Python 0 removes the term and the reference pass with it.
+    kl_correction: Whether each token's penalty is multiplied by its ratio to the old policy, so that its mean and
+      gradient are those of the KL also on tokens that an older policy drew (TRL's `use_bias_correction_kl`).
 
   >>> sorted(objective().needs)
   ['advantages', 'logp', 'old_logp', 'ref_logp']
   """
   policy = policy_gradient(ratios.token(), surrogates.clip(low=clip_low, high=clip_high), aggregation.sequence_mean())
-  return add(policy=policy, kl=scale(kl_coef, kl_penalty(kl.k3, aggregation.sequence_mean())))
+  penalty = kl_penalty(kl.k3, aggregation.sequence_mean(), ratio=ratios.token() if kl_correction else None)
+  return add(policy=policy, kl=scale(kl_coef, penalty))

@@ -6,8 +6,8 @@
 These tokens are what drives the entropy down. The choice is a statistic of the global batch at each update: it needs
 `batch_logp`, so that micro-batches and devices choose the same tokens as one device does.
 
-How the defaults differ elsewhere: verl takes `kl_cov_ratio = 0.0002` and `ppo_kl_coef = 1`, as here, and chooses within
-each micro-batch; TRL 1.16 has none.
+How the defaults differ elsewhere: verl takes `kl_cov_ratio = 0.0002`, as here, with `ppo_kl_coef = 0.1`, and chooses
+within each micro-batch; TRL 1.16 has none.
 
 Reference: G. Cui et al., "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
 arXiv:2505.22617.

@@ -1,4 +1,4 @@
-"""Pure array functions on `[..., T]`, time last. They import jax and chex only and never touch a model."""
+"""Pure array functions on `[..., T]`, time last. They import jax, chex and jaxtyping, and never touch a model."""
 
 from rl_jax import lazy
 

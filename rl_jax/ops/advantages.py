@@ -54,14 +54,15 @@ def group_normalized(
     ddof: 1 for the unbiased standard deviation (verl, TRL, AReaL), 0 for the population's (EasyDeL, MaxText).
     eps: Added to the standard deviation. TRL uses 1e-4, verl 1e-6.
     leave_self_out: Whether mean and standard deviation of the group are those of the other completions (an option of
-      NeMo-RL), or only the mean is, `"mean"` (an option of AReaL). Where the others are equal, as around the one
-      success of a group, nothing is divided.
+      NeMo-RL), or only the mean is, `"mean"`: the deviation is then the root mean square of the distances from those
+      means (an option of AReaL). Where the others are equal, as around the one success of a group, True divides by
+      nothing.
 
   Returns:
     `[..., G]`, 0 where the mask is 0; positive for completions that are better than their group.
 
   Raises:
-    ValueError: For another `scale`.
+    ValueError: For another `scale` or `leave_self_out`.
 
   Reference: Z. Shao et al., "DeepSeekMath" (GRPO), arXiv:2402.03300.
 
@@ -69,6 +70,8 @@ def group_normalized(
   [[-1.  0.  1.]
    [ 0.  0.  0.]]
   """
+  if leave_self_out not in (True, False, "mean"):
+    raise ValueError(f"leave_self_out must be True, False or 'mean', got {leave_self_out!r}")
   if scale not in ("group", "batch", "none"):
     raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}")
   mask = jnp.ones_like(rewards) if mask is None else mask
@@ -84,6 +87,9 @@ def group_normalized(
     itself = jnp.broadcast_to(jnp.eye(shape[-1], dtype=bool), shape)
     others = jnp.broadcast_to(as_bool(mask)[..., None, :], shape) & ~itself
     variance = _variance(jnp.broadcast_to(rewards[..., None, :], shape), others, ddof)[..., 0]
+  elif leave_self_out == "mean":
+    degrees = jnp.maximum(masked_count(mask, axis=-1) - ddof, 1)[..., None]
+    variance = jnp.sum(jnp.square(centered), axis=-1, keepdims=True) / degrees
   else:
     variance = _variance(rewards, mask, ddof)
   # The gradient of a root at 0 is infinite.
@@ -294,7 +300,7 @@ def normalize_then_sum(
     scale: As for `group_normalized`.
     ddof: As for `group_normalized`.
     eps: As for `group_normalized`.
-    leave_self_out: As for `group_normalized`; NeMo-RL leaves it out, and does not divide, by default.
+    leave_self_out: As for `group_normalized`; NeMo-RL leaves it out by default.
 
   Reference: S. Liu et al., "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL
   Optimization", arXiv:2601.05242.
@@ -329,39 +335,50 @@ def whitened(
   return flat.reshape(advantages.shape)
 
 
-def by_group_ids(estimator: Callable[..., Array], *, num_groups: int, max_group_size: int) -> Callable[..., Array]:
-  """Turns an estimator on `[groups, G]` into one on flat rewards with a group id each.
+def by_group_ids(
+  estimator: Callable[..., Any], *, num_groups: int, max_group_size: int, exists: str | None = "mask"
+) -> Callable[..., Any]:
+  """Turns an estimator on `[groups, G]` into one on flat completions with a group id each.
 
   Args:
     estimator: `(rewards [groups, G], *others, mask=...) -> [groups, G]`, such as `group_normalized`, or `opo`, whose
-      lengths come along as one of the others; or `-> [groups]`, such as `keep_groups`.
+      lengths come along as one of the others; or `-> [groups]`, such as `keep_groups`. Arrays of tokens
+      `[groups, G, T]` serve too, as in `token_advantages`.
     num_groups: Ids run from 0 to `num_groups - 1`. Other ids, negative ones included, belong to no group and get NaN,
       or False.
-    max_group_size: The largest number of rewards that share an id; further ones likewise.
+    max_group_size: The largest number of completions that share an id; further ones likewise.
+    exists: The argument of the estimator that says which completions exist, "group_mask" for
+      `token_advantages.reinforce_plus_plus_baseline`; None for one that knows it by its mask of tokens, which comes as
+      the last of the others (`optimal_token_baseline`).
 
   Returns:
-    `(rewards [N], group_ids [N], *others [N]) -> [N]`.
+    `(rewards [N, ...], group_ids [N], *others [N, ...]) -> [N, ...]`, or a tuple of such arrays.
 
   >>> rloo = by_group_ids(leave_one_out, num_groups=2, max_group_size=3)
   >>> print(rloo(jnp.array([0.0, 1.0, 0.0, 3.0, 5.0]), jnp.array([0, 1, 0, 0, 1])))
   [-1.5 -4.  -1.5  3.   4. ]
   """
 
-  def estimate(rewards: Float[Array, " N"], group_ids: Int[Array, " N"], *others: Array) -> Shaped[Array, " N"]:
-    chex.assert_equal_shape([rewards, group_ids, *others])
+  def estimate(rewards: Shaped[Array, "N ..."], group_ids: Int[Array, " N"], *others: Array) -> Any:
+    chex.assert_equal_shape_prefix([rewards, group_ids, *others], 1)
     group_ids = jnp.where(group_ids < 0, num_groups, group_ids)  # a negative index would count from the end
     order = jnp.argsort(group_ids, stable=True)
     sorted_ids = group_ids[order]
-    place_sorted = jnp.arange(rewards.size) - jnp.searchsorted(sorted_ids, sorted_ids)
+    place_sorted = jnp.arange(group_ids.size) - jnp.searchsorted(sorted_ids, sorted_ids)
     place = jnp.zeros_like(place_sorted).at[order].set(place_sorted)
     shape = (num_groups, max_group_size)
-    padded = [jnp.zeros(shape, x.dtype).at[group_ids, place].set(x, mode="drop") for x in (rewards, *others)]
-    mask = jnp.zeros(shape, bool).at[group_ids, place].set(True, mode="drop")
-    result = estimator(*padded, mask=mask)
-    if result.ndim == 1:
-      result = jnp.broadcast_to(result[:, None], shape)
-    fill = False if result.dtype == jnp.bool_ else jnp.nan
-    return result.at[group_ids, place].get(mode="fill", fill_value=fill)
+
+    def in_groups(x: Array) -> Array:
+      return jnp.zeros((*shape, *x.shape[1:]), x.dtype).at[group_ids, place].set(x, mode="drop")
+
+    def flat(result: Array) -> Array:
+      if result.ndim == 1:
+        result = jnp.broadcast_to(result[:, None], shape)
+      fill = False if result.dtype == jnp.bool_ else jnp.nan
+      return result.at[group_ids, place].get(mode="fill", fill_value=fill)
+
+    mask = {} if exists is None else {exists: in_groups(jnp.ones(group_ids.shape, bool))}
+    return jax.tree.map(flat, estimator(*map(in_groups, (rewards, *others)), **mask))
 
   return estimate
 

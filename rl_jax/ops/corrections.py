@@ -9,6 +9,9 @@ All are parameter-free: computed once, on the global batch. To correct at every 
 `batch_logp` for `old_logp`; to do without the `old` pass ("bypass"), pass the behavior's log-probs for `old`.
 Log-ratios are clamped to +-`max_log_ratio` before exp, by default to the 20 of verl; NeMo-RL and AReaL do not clamp.
 
+A token whose behavior log-prob is NaN has no known ratio: its weight is 0, it is kept by no mask, and it stands in no
+metric; with ratios of sequences, so does its whole row.
+
 Reference: F. Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025, TIS).
 """
 
@@ -35,6 +38,10 @@ def log_ratio(old_logp: Array, behavior_logp: Array, mask: Array) -> Float[Array
   """
   chex.assert_equal_shape([old_logp, behavior_logp, mask])
   return jax.lax.stop_gradient(zero_masked(old_logp, mask) - zero_masked(behavior_logp, mask))
+
+
+def _known(ratio: Array, mask: Array) -> Bool[Array, "*batch T"]:
+  return as_bool(mask) & ~jnp.isnan(ratio)
 
 
 def _clamped(ratio: Array, limit: float | Array | None) -> Array:
@@ -77,7 +84,7 @@ def importance(
     ratio = jnp.broadcast_to(masked_mean(ratio, mask, axis=-1)[..., None], mask.shape)
   elif level != "token":
     raise ValueError(f"level must be 'token', 'sequence' or 'geometric', got {level!r}")
-  return zero_masked(jnp.exp(_clamped(ratio, max_log_ratio)), mask)
+  return zero_masked(jnp.exp(_clamped(ratio, max_log_ratio)), _known(ratio, mask))
 
 
 def truncated(
@@ -88,6 +95,7 @@ def truncated(
   level: Level = "token",
   low: float | Array = 0.0,
   high: float | Array = 2.0,
+  max_log_ratio: float | Array | None = 20.0,
 ) -> Float[Array, "*batch T"]:
   """Truncated importance sampling (TIS): `clip(rho, low, high)`. Arguments as `importance`.
 
@@ -98,11 +106,13 @@ def truncated(
     level: As for `importance`.
     low: The smallest weight; OpenRLHF also truncates from below.
     high: The largest weight.
+    max_log_ratio: As for `importance`.
 
   >>> print(truncated(jnp.array([0.0, -1.0]), jnp.array([-5.0, -1.0]), jnp.ones(2)))
   [2. 1.]
   """
-  return zero_masked(jnp.clip(importance(old_logp, behavior_logp, mask, level=level), low, high), mask)
+  weights = importance(old_logp, behavior_logp, mask, level=level, max_log_ratio=max_log_ratio)
+  return zero_masked(jnp.clip(weights, low, high), weights > 0)
 
 
 def icepop(
@@ -113,6 +123,7 @@ def icepop(
   level: Level = "token",
   low: float | Array = 0.5,
   high: float | Array = 5.0,
+  max_log_ratio: float | Array | None = 20.0,
 ) -> Float[Array, "*batch T"]:
   """IcePop: `rho` inside `[low, high]` and 0 outside. Arguments as `importance`.
 
@@ -122,7 +133,7 @@ def icepop(
   >>> print(icepop(jnp.array([0.0, -1.0]), jnp.array([-5.0, -1.0]), jnp.ones(2)))
   [0. 1.]
   """
-  weights = importance(old_logp, behavior_logp, mask, level=level)
+  weights = importance(old_logp, behavior_logp, mask, level=level, max_log_ratio=max_log_ratio)
   return jnp.where((weights >= low) & (weights <= high), weights, 0)
 
 
@@ -246,7 +257,7 @@ def keep_on_policy_failures(
    [False]]
   """
   gap = masked_mean(-log_ratio(logp, behavior_logp, mask), mask, axis=-1)[..., None]
-  return ((zero_masked(advantages, mask) >= 0) | (gap <= delta)) & as_bool(mask)
+  return ((zero_masked(advantages, mask) >= 0) | (gap <= delta)) & _known(jnp.broadcast_to(gap, mask.shape), mask)
 
 
 def keep_second_moment(
@@ -279,14 +290,15 @@ def keep_second_moment(
   [ True  True False]
   """
   ratio = log_ratio(logp, behavior_logp, mask)
-  at_risk = as_bool(mask)
+  mask = _known(ratio, mask)
+  ratio, at_risk = zero_masked(ratio, mask), mask
   if only_at_risk:
-    at_risk &= ratio * zero_masked(advantages, mask) > 0
+    at_risk = at_risk & (ratio * zero_masked(advantages, mask) > 0)
   # Candidates by their squared log-ratio, largest first; what may not be dropped counts as 0 here.
   squared = jnp.where(at_risk, jnp.square(ratio), 0)
   descending = -jnp.sort(-squared, axis=None)
   # Row k: the mean of what stays when the k largest are dropped, with what cannot be dropped counted in full.
-  fixed = jnp.sum(jnp.where(as_bool(mask) & ~at_risk, jnp.square(ratio), 0))
+  fixed = jnp.sum(jnp.where(mask & ~at_risk, jnp.square(ratio), 0))
   left = fixed + jnp.cumsum(descending[::-1])[::-1]
   mean = left / jnp.maximum(masked_count(mask) - jnp.arange(squared.size), 1)
   drop = jnp.argmax(jnp.concatenate([mean <= limit, jnp.ones(1, bool)]))  # the smallest k that is enough, or all
@@ -294,7 +306,7 @@ def keep_second_moment(
   # The rank of each token in that order; those of the first `drop` ranks go.
   order = jnp.argsort(-squared, axis=None, stable=True)
   rank = jnp.zeros(squared.size, drop.dtype).at[order].set(jnp.arange(squared.size, dtype=drop.dtype))
-  return as_bool(mask) & ~(at_risk & (rank.reshape(mask.shape) < drop))
+  return mask & ~(at_risk & (rank.reshape(mask.shape) < drop))
 
 
 def mismatch(old_logp: Array, behavior_logp: Array, mask: Array) -> Metrics:
@@ -314,6 +326,8 @@ def mismatch(old_logp: Array, behavior_logp: Array, mask: Array) -> Metrics:
   (0.25, 0.5)
   """
   ratio = log_ratio(old_logp, behavior_logp, mask)
+  mask = _known(ratio, mask)
+  ratio = zero_masked(ratio, mask)
   rho = jnp.exp(_clamped(ratio, 20.0))
   return {
     "mismatch_mean": Mean.of(jnp.abs(ratio), mask),
@@ -330,6 +344,7 @@ def effective_sample_size(old_logp: Array, behavior_logp: Array, mask: Array) ->
   1.0
   """
   rho = importance(old_logp, behavior_logp, mask)
+  mask = rho > 0
   return jnp.square(masked_mean(rho, mask)) / jnp.maximum(masked_mean(jnp.square(rho), mask), 1e-30)
 
 
@@ -342,6 +357,9 @@ def chi_squared(
   0.0
   """
   rho = importance(old_logp, behavior_logp, mask, level=level)
+  mask = rho > 0
   if level == "token":
-    return masked_mean(jnp.square(rho), mask) - 1
-  return masked_mean(jnp.square(jnp.max(rho, axis=-1)), jnp.any(as_bool(mask), axis=-1)) - 1
+    mean = masked_mean(jnp.square(rho), mask)
+  else:
+    mean = masked_mean(jnp.square(jnp.max(rho, axis=-1)), jnp.any(mask, axis=-1))
+  return jnp.where(jnp.any(mask), mean - 1, 0)

@@ -34,8 +34,16 @@ def _log_ratio(logp: Array, ref_logp: Array, max_log_ratio: float | None) -> Arr
   return d if max_log_ratio is None else jnp.clip(d, -max_log_ratio, max_log_ratio)
 
 
+def _at_most(estimate: Array, max_value: float | None) -> Array:
+  return estimate if max_value is None else jnp.minimum(estimate, max_value)
+
+
 def k1(
-  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
+  logp: Float[Array, "*batch T"],
+  ref_logp: Float[Array, "*batch T"],
+  *,
+  max_log_ratio: float | None = None,
+  max_value: float | None = None,
 ) -> Float[Array, "*batch T"]:
   """Returns `log policy - log reference`.
 
@@ -43,6 +51,7 @@ def k1(
     logp: Learner's log-probs `[..., T]`, in nats.
     ref_logp: The reference's log-probs of the same tokens.
     max_log_ratio: If given, the difference is clamped to +-this first (gradient 0 beyond it).
+    max_value: If given, the estimate is clamped to this from above (gradient 0 beyond it).
 
   Returns:
     `[..., T]`, in nats; of either sign.
@@ -50,22 +59,30 @@ def k1(
   >>> print(k1(jnp.array([-1.0]), jnp.array([-1.5])))
   [0.5]
   """
-  return -_log_ratio(logp, ref_logp, max_log_ratio)
+  return _at_most(-_log_ratio(logp, ref_logp, max_log_ratio), max_value)
 
 
 def k2(
-  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
+  logp: Float[Array, "*batch T"],
+  ref_logp: Float[Array, "*batch T"],
+  *,
+  max_log_ratio: float | None = None,
+  max_value: float | None = None,
 ) -> Float[Array, "*batch T"]:
   """Returns `(log policy - log reference)^2 / 2`, `[..., T]`, at least 0. Arguments as `k1`.
 
   >>> print(k2(jnp.array([-1.0]), jnp.array([-1.5])))
   [0.125]
   """
-  return 0.5 * jnp.square(_log_ratio(logp, ref_logp, max_log_ratio))
+  return _at_most(0.5 * jnp.square(_log_ratio(logp, ref_logp, max_log_ratio)), max_value)
 
 
 def absolute(
-  logp: Float[Array, "*batch T"], ref_logp: Float[Array, "*batch T"], *, max_log_ratio: float | None = None
+  logp: Float[Array, "*batch T"],
+  ref_logp: Float[Array, "*batch T"],
+  *,
+  max_log_ratio: float | None = None,
+  max_value: float | None = None,
 ) -> Float[Array, "*batch T"]:
   """Returns `|log policy - log reference|`, `[..., T]`, at least 0. Arguments as `k1`. The gradient at 0 is 0.
 
@@ -73,7 +90,7 @@ def absolute(
   [0.5]
   """
   d = _log_ratio(logp, ref_logp, max_log_ratio)
-  return d * jax.lax.stop_gradient(jnp.sign(d))  # the derivative of jnp.abs at 0 is 1
+  return _at_most(d * jax.lax.stop_gradient(jnp.sign(d)), max_value)  # the derivative of jnp.abs at 0 is 1
 
 
 def k3(
@@ -86,16 +103,14 @@ def k3(
   """Returns `expm1(d) - d` with `d = log reference - log policy`, `[..., T]`, at least 0.
 
   Arguments as `k1`, but `d` is clamped just below overflow unless told otherwise (64.7 in float32). Its gradient in
-  `logp` is `-expm1(d)`, and 0 beyond the clamp. `max_value` clamps the estimate itself. verl: `max_log_ratio=20`,
-  `max_value=10`; TRL does not clamp.
+  `logp` is `-expm1(d)`, and 0 beyond the clamps. verl: `max_log_ratio=20`, `max_value=10`; TRL does not clamp.
 
   >>> print(k3(jnp.array([-1.0]), jnp.array([-1.5])).round(4))
   [0.1065]
   """
   d = _log_ratio(logp, ref_logp, max_log_ratio)
   d = jnp.minimum(d, largest_exponent(d))
-  estimate = jnp.expm1(d) - d
-  return estimate if max_value is None else jnp.minimum(estimate, max_value)
+  return _at_most(jnp.expm1(d) - d, max_value)
 
 
 def straight_through(estimator: Estimator) -> Estimator:

@@ -50,9 +50,8 @@ def gather_log_probs(
   [-1.3863]
   """
   chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
-  scaled = upcast(logits) / temperature
-  chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
-  return chosen - jax.nn.logsumexp(scaled, axis=-1)
+  logp = jax.nn.log_softmax(upcast(logits) / temperature, axis=-1)
+  return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
 
 
 def entropy(logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.0) -> Float[Array, "*batch"]:
@@ -63,7 +62,7 @@ def entropy(logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.
   """
   logp = jax.nn.log_softmax(upcast(logits) / temperature, axis=-1)
   p = jnp.exp(logp)
-  return -jnp.sum(jnp.where(p > 0, p * jnp.where(p > 0, logp, 0), 0), axis=-1)
+  return jnp.sum(jnp.where(p > 0, p * -jnp.where(p > 0, logp, 0), 0), axis=-1)
 
 
 def token_log_probs(
@@ -76,7 +75,7 @@ def token_log_probs(
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
   """Log-probs of tokens and entropies straight from hidden states, without ever holding `[tokens, V]` logits.
 
-    z = hidden W / temperature,  logp = z[token] - logsumexp(z),  H = logsumexp(z) - sum softmax(z) z
+    z = hidden W / temperature - max,  logp = z[token] - logsumexp(z),  H = logsumexp(z) - sum softmax(z) z
 
   Logits exist for one chunk at a time, forward and backward: the backward pass computes them again. Chunks
   are cut along time, so rows may be sharded over devices.
@@ -140,7 +139,7 @@ def sum_squared_probs(
   temperature = jnp.asarray(temperature, _compute_dtype(hidden))
 
   def step(h: Array) -> Array:
-    return jnp.sum(jnp.square(jax.nn.softmax(_scaled_logits(h, unembedding, temperature), axis=-1)), axis=-1)
+    return jnp.sum(jnp.square(jax.nn.softmax(_logits(h, unembedding) / temperature, axis=-1)), axis=-1)
 
   return jax.lax.stop_gradient(jnp.moveaxis(jax.lax.map(step, jnp.moveaxis(hidden, -2, 0)), 0, -1))
 
@@ -149,9 +148,15 @@ def _compute_dtype(x: Array) -> jnp.dtype:
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _scaled_logits(hidden: Array, unembedding: Array, temperature: Array) -> Array:
-  logits = jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=_compute_dtype(hidden))
-  return logits / temperature
+def _logits(hidden: Array, unembedding: Array) -> Array:
+  return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=_compute_dtype(hidden))
+
+
+def _sums(*arrays: Array) -> tuple[Array, ...]:
+  """Sums over the last axis, in one pass: an exponential that several sums need is not kept for them."""
+  zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+  add = lambda left, right: tuple(x + y for x, y in zip(left, right, strict=True))  # noqa: E731
+  return jax.lax.reduce(arrays, zeros, add, (arrays[0].ndim - 1,))
 
 
 @jax.custom_vjp
@@ -160,28 +165,33 @@ def _chunked_log_probs(hidden: Array, unembedding: Array, tokens: Array, tempera
 
 
 def _chunked_forward(hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
-  def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+  def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
     h, token = inputs
-    z = _scaled_logits(h, unembedding, temperature)
-    highest = jnp.max(z, axis=-1, keepdims=True)
-    weight = jnp.exp(z - highest)
-    total = jnp.sum(weight, axis=-1)
-    log_total = jnp.log(total) + highest[..., 0]
-    mean_logit = jnp.sum(weight * z, axis=-1) / total
-    chosen = jnp.take_along_axis(z, token[..., None], axis=-1)[..., 0]
-    return chosen - log_total, log_total - mean_logit, log_total
+    logits = _logits(h, unembedding)
+    # Relative to the highest one: log-probs near 0 and small entropies would cancel against a large logit. Logits are
+    # compared as they are, since a difference that is computed twice need not be the same number twice.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    below = (logits - highest) / temperature
+    weight = jnp.exp(below)
+    is_highest = logits == highest
+    others, ties, weighted = _sums(jnp.where(is_highest, 0, weight), is_highest.astype(weight.dtype), weight * below)
+    others += ties - 1
+    log_total = jnp.log1p(others)
+    mean_below = weighted / (1 + others)
+    chosen = ((jnp.take_along_axis(logits, token[..., None], axis=-1) - highest) / temperature)[..., 0]
+    return chosen - log_total, log_total - mean_below, highest, log_total
 
-  logp, entropies, log_total = jax.lax.map(chunk, (hidden, tokens))
-  return (logp, entropies), (hidden, unembedding, tokens, temperature, log_total, entropies)
+  logp, entropies, highest, log_total = jax.lax.map(chunk, (hidden, tokens))
+  return (logp, entropies), (hidden, unembedding, tokens, temperature, highest, log_total, entropies)
 
 
 def _chunked_backward(residuals: tuple, cotangents: tuple[Array, Array]):
-  hidden, unembedding, tokens, temperature, log_totals, entropies = residuals
+  hidden, unembedding, tokens, temperature, highest, log_totals, entropies = residuals
 
   def chunk(carry: tuple[Array, Array], inputs: tuple):
     d_unembedding, d_temperature = carry
-    h, token, log_total, entropy_, d_logp, d_entropy = inputs
-    z = _scaled_logits(h, unembedding, temperature)
+    h, token, highest, log_total, entropy_, d_logp, d_entropy = inputs
+    z = (_logits(h, unembedding) - highest) / temperature
     logp = z - log_total[..., None]
     # d logp[token] / dz = onehot - p;   d H / dz = -p (log p + H)
     d_z = -jnp.exp(logp) * (d_logp[..., None] + d_entropy[..., None] * (logp + entropy_[..., None]))
@@ -195,7 +205,7 @@ def _chunked_backward(residuals: tuple, cotangents: tuple[Array, Array]):
 
   zeros = (jnp.zeros(unembedding.shape, _compute_dtype(unembedding)), jnp.zeros_like(temperature))
   (d_unembedding, d_temperature), d_hidden = jax.lax.scan(
-    chunk, zeros, (hidden, tokens, log_totals, entropies, *cotangents)
+    chunk, zeros, (hidden, tokens, highest, log_totals, entropies, *cotangents)
   )
   return d_hidden, d_unembedding.astype(unembedding.dtype), None, d_temperature
 

@@ -80,6 +80,8 @@ def masked_mean(x: Array, mask: Array, *, axis: int | None = None) -> Array:
 def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   """Returns the variance of the selected entries over all axes, `sum m (x - mean)^2 / max(n - ddof, 1)`.
 
+  It is exactly 0 where they are all equal.
+
   Args:
     x: Values `[..., T]`; anything may stand where the mask is 0.
     mask: Float or bool, of `x`'s shape.
@@ -89,7 +91,7 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
   1.0
   """
   x = zero_masked(x, mask)
-  centered = zero_masked(x - masked_mean(x, mask), mask)
+  centered = zero_masked(jnp.where(is_constant(x, mask), 0, x - masked_mean(x, mask)), mask)
   return jnp.sum(jnp.square(centered)) / jnp.maximum(masked_count(mask) - ddof, 1)
 
 

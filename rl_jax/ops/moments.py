@@ -41,7 +41,9 @@ def update(moments: Moments, x: Float[Array, "*batch"], mask: Array) -> Moments:
   (2.0, 1.0)
   """
   count = jnp.sum(as_bool(mask), dtype=jnp.float32)
-  mean = masked_sum(x, mask) / jnp.maximum(count, 1)
+  # From the largest one on: the mean of equal numbers is then that number, and not one beside it.
+  highest = jnp.where(count > 0, jnp.max(jnp.where(as_bool(mask), x, -jnp.inf)), 0)
+  mean = highest + masked_sum(x - highest, mask) / jnp.maximum(count, 1)
   squares = masked_sum(jnp.square(x - mean), mask)
   total = moments.count + count
   gap = mean - moments.mean

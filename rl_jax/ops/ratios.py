@@ -11,6 +11,9 @@ from rl_jax.ops.masking import masked_mean, zero_masked
 
 Ratio = Callable[[Array, Array | None, Array], Array]
 
+# Ratios that compare the policy with itself: the old log-probs are not looked at.
+OF_ITSELF = frozenset({"on_policy"})
+
 
 def token() -> Ratio:
   """One ratio per token: `log r_t = log pi(a_t) - log pi_old(a_t)`.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rl_jax.ops.masking import as_bool, is_constant, masked_count, masked_variance, zero_masked
+from rl_jax.ops.masking import as_bool, masked_count, masked_variance, zero_masked
 
 Holes = Literal["carry", "zero"]
 _BLOCK = 64
@@ -98,7 +98,7 @@ def explained_variance(
   [1.0, 0.0]
   """
   left = masked_variance(zero_masked(returns, mask) - zero_masked(values, mask), mask)
-  total = jnp.where(is_constant(returns, mask), 0, masked_variance(returns, mask))
+  total = masked_variance(returns, mask)
   return jnp.where(total > 0, 1 - left / jnp.where(total > 0, total, 1), 0)
 
 

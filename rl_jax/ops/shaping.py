@@ -104,10 +104,15 @@ PLAIN = Shaping()
 def standardized(rewards: Float[Array, "*batch"], moments: Moments | None) -> Float[Array, "*batch"]:
   """Returns `(s - mean) / std` by running moments; rewards as they are without.
 
+  A deviation that rounding alone can make, of a few units in the mean's last place, divides by no less than that.
+
   >>> print(standardized(jnp.array([3.0]), Moments(jnp.array(2.0), jnp.array(2.0), jnp.array(0.5))))
   [2.]
   """
-  return rewards if moments is None else (rewards - moments.mean) / jnp.maximum(moments.std, 1e-6)
+  if moments is None:
+    return rewards
+  rounding = 8 * jnp.finfo(moments.mean.dtype).eps * jnp.abs(moments.mean)
+  return (rewards - moments.mean) / jnp.maximum(moments.std, jnp.maximum(rounding, 1e-6))
 
 
 def updated(moments: Moments | None, rewards: Rewards) -> Moments | None:

@@ -101,7 +101,13 @@ def clip(
   return surrogate
 
 
-def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: float | Array = 3.0) -> Surrogate:
+def dual_clip(
+  *,
+  low: float | Array = 0.2,
+  high: float | Array = 0.2,
+  bound: float | Array = 3.0,
+  max_log_ratio: float | Array | None = None,
+) -> Surrogate:
   """The clipped surrogate with a ceiling for negative advantages: where `A < 0`, `min(clip's loss, -A bound)`.
 
   Without it, a token that the policy has made much likelier (`r >> 1`) and whose advantage is negative has an unbounded
@@ -111,6 +117,7 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
     low: As for `clip`.
     high: As for `clip`.
     bound: The ratio at which the loss stops growing, above 1.
+    max_log_ratio: As for `clip`.
 
   Returns:
     `(log_ratio [..., T], advantages [..., T]) -> loss [..., T]`, minimized.
@@ -121,7 +128,7 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
   >>> [f"{x:.2f}" for x in dual_clip()(jnp.log(jnp.array([5.0, 5.0])), jnp.array([1.0, -1.0]))]
   ['-1.20', '3.00']
   """
-  clipped = clip(low=low, high=high)
+  clipped = clip(low=low, high=high, max_log_ratio=max_log_ratio)
 
   def surrogate(log_ratio: Array, advantages: Array, **_) -> Array:
     bounded = jnp.where(advantages < 0, jnp.minimum(log_ratio, jnp.log(bound)), log_ratio)
@@ -130,7 +137,9 @@ def dual_clip(*, low: float | Array = 0.2, high: float | Array = 0.2, bound: flo
   return surrogate
 
 
-def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
+def band(
+  *, low: float | Array = 0.2, high: float | Array = 0.2, max_log_ratio: float | Array | None = None
+) -> Surrogate:
   """`-A r` inside `1 - low <= r <= 1 + high` and 0 outside, whatever the advantage's sign (a symmetric mask).
 
   Unlike `clip` it also drops tokens whose gradient would lead back into the band.
@@ -138,6 +147,7 @@ def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
   Args:
     low: How far the ratio may fall below 1.
     high: How far it may rise above 1.
+    max_log_ratio: As for `importance`; it matters where `high` is infinite.
 
   Returns:
     `(log_ratio, advantages) -> loss [..., T]`, minimized.
@@ -150,12 +160,14 @@ def band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
 
   def surrogate(log_ratio: Array, advantages: Array, **_) -> Array:
     inside = (log_ratio >= jnp.log(jnp.maximum(1 - jnp.asarray(low), 0))) & (log_ratio <= jnp.log1p(high))
-    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0)), 0)
+    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0), max_log_ratio), 0)
 
   return surrogate
 
 
-def probability_band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Surrogate:
+def probability_band(
+  *, low: float | Array = 0.2, high: float | Array = 0.2, max_log_ratio: float | Array | None = None
+) -> Surrogate:
   """`-A r` where the token's probability has moved by `-low` to `high`, and 0 elsewhere, whatever the advantage's sign.
 
   As `band`, with the distance that `dppo_tv` uses: a symmetric mask in probabilities.
@@ -163,12 +175,13 @@ def probability_band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> 
   Args:
     low: Largest fall of the probability.
     high: Largest rise of the probability.
+    max_log_ratio: As for `importance`.
 
   Returns:
     `(log_ratio, advantages, *, logp) -> loss [..., T]`, minimized. Use `ratios.token`.
 
-  Reference: the mask of Prime Intellect's prime-rl; its small quadratic pull to the old policy is
-  `kl_penalty(kl.k2, ..., reference="old_logp")`.
+  Reference: the loss type `ipo` of Prime Intellect's prime-rl, whose default depends on the advantage's sign
+  (`dppo_tv`); its small quadratic pull to the old policy is `kl_penalty(kl.k2, ..., reference="old_logp")`.
 
   >>> logp = jnp.log(jnp.array([0.5, 0.5]))
   >>> loss = probability_band()(logp - jnp.log(jnp.array([0.4, 0.2])), jnp.ones(2), logp=logp)
@@ -179,7 +192,7 @@ def probability_band(*, low: float | Array = 0.2, high: float | Array = 0.2) -> 
   def surrogate(log_ratio: Array, advantages: Array, *, logp: Array, **_) -> Array:
     moved = jax.lax.stop_gradient(jnp.exp(logp) - jnp.exp(logp - log_ratio))
     inside = (moved >= -jnp.asarray(low)) & (moved <= high)
-    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0)), 0)
+    return jnp.where(inside, -advantages * safe_exp(jnp.where(inside, log_ratio, 0), max_log_ratio), 0)
 
   return surrogate
 

@@ -46,8 +46,8 @@ def reinforce_plus_plus(
     gamma: Discount a token.
     ddof: 1 for the unbiased variance (verl), 0 for the population's (OpenRLHF, NeMo-RL).
     eps: Added to the variance.
-    holes: Interior slots with mask 0, as for `ops.returns.gae`: OpenRLHF and slime step through them, `"zero"`. In
-      verl and SkyRL no reward behind a hole reaches the tokens before it.
+    holes: Interior slots with mask 0, as for `ops.returns.gae`: verl carries returns across them, OpenRLHF and slime
+      step through them, `"zero"`. In SkyRL no reward behind a hole reaches the tokens before it.
 
   Reference: J. Hu et al., "REINFORCE++", arXiv:2501.03262.
 

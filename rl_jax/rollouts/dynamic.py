@@ -77,7 +77,7 @@ def play_until_full(
 def informative(drawn: Drawn, weights: Mapping[str, float]) -> Bool[np.ndarray, " P"]:
   """Which groups have rewards that differ; completions without a reward do not count."""
   rewards = known_rewards(drawn.judgment, weights, drawn.rollout)
-  return np.asarray(keep_groups(jnp.nan_to_num(rewards), ~jnp.isnan(rewards)))
+  return np.asarray(keep_groups(rewards, ~jnp.isnan(rewards)))
 
 
 def _select(drawn: Drawn, groups: np.ndarray) -> Drawn:

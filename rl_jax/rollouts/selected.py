@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_jax.ops.masking import zero_masked
 from rl_jax.ops.selection import best_and_worst, best_of
 from rl_jax.rollouts.collect import Collect, Collected
 from rl_jax.state import RLState, Sequences
@@ -77,4 +78,5 @@ def _rewards(collected: Collected) -> tuple[jax.Array, jax.Array]:
   """Rewards `[P, G]`, 0 where none applied, and where one did."""
   if collected.rewards is None:
     raise ValueError("the batch has no rewards to select by")
-  return jnp.nan_to_num(collected.rewards), ~jnp.isnan(collected.rewards)
+  known = ~jnp.isnan(collected.rewards)
+  return zero_masked(collected.rewards, known), known

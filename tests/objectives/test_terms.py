@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_jax.objectives import grpo
 from rl_jax.objectives.base import Inputs, add, entropy_bonus, kl_penalty, scale, value_regression
 from rl_jax.ops import aggregation, kl, ratios
 
@@ -70,3 +71,24 @@ def test_weighted_kl_is_clamped_after_the_weighting():
   objective = kl_penalty(kl.k3, aggregation.token_mean(), ratio=ratios.token(), max_value=10.0)
   inputs = Inputs(jnp.ones(1), logp=-jnp.ones(1), old_logp=jnp.array([-3.0]), ref_logp=jnp.array([1.0]))
   assert float(objective.loss(inputs, objective.weight(inputs))[0]) == 10.0
+
+
+def test_grpos_corrected_kl_is_exact_on_tokens_of_an_older_policy():
+  """Every token of a vocabulary of three as a row, weighed by how often the old policy draws it."""
+  old, ref = jnp.log(jnp.array([0.7, 0.2, 0.1])), jnp.log(jnp.array([0.2, 0.2, 0.6]))
+  logits = jnp.array([-1.0, 0.5, 0.3])
+
+  def loss(logits, **settings):
+    objective = grpo.objective(kl_coef=1.0, **settings)
+    column = lambda x: x[:, None]  # noqa: E731
+    inputs = Inputs(jnp.ones((3, 1)), jnp.zeros((3, 1)), old_logp=column(old), ref_logp=column(ref))
+    weights = {name: column(jnp.exp(old)) for name in objective.weight(inputs)}
+    return objective.loss(inputs._replace(logp=column(jax.nn.log_softmax(logits))), weights)[0]
+
+  def exact(logits):
+    return kl.categorical(logits, ref)
+
+  np.testing.assert_allclose(loss(logits, kl_correction=True), exact(logits), rtol=1e-5)
+  slope = jax.grad(lambda x: loss(x, kl_correction=True))(logits)
+  np.testing.assert_allclose(slope, jax.grad(exact)(logits), rtol=1e-4)
+  assert abs(loss(logits) - exact(logits)) > 0.05 * exact(logits)

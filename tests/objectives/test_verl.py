@@ -376,22 +376,24 @@ def test_bypass(name):
   mask, mu = given["response_mask"], given["old_log_prob" if "rollout_log_prob" not in given else "rollout_log_prob"]
   logp = given["log_prob"] if "log_prob" in given else given["old_log_prob"]
   aggregate = AGGREGATES[config.get("loss_agg_mode", "token-mean")]
+  surrogate = surrogates.dual_clip(
+    low=config.get("clip_ratio_low", 0.2),
+    high=config.get("clip_ratio_high", 0.2),
+    bound=config.get("clip_ratio_c", 3.0),
+  )
+  objective = policy_gradient(ratios.token(), surrogate, aggregate)
   if config["loss_type"] == "reinforce":
-    objective = policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate, needs=("logp", "advantages"))
+    objective = policy_gradient(ratios.on_policy(), surrogates.reinforce(), aggregate)
+  if "rollout_rs" in config:
+    objective = masked(
+      objective, lambda inputs: keep(config, inputs.batch_logp, inputs.old_logp, inputs.mask), needs=("batch_logp",)
+    )
+  if config["loss_type"] == "reinforce":
 
     def weights(inputs):
       return importance(config, inputs.batch_logp, inputs.old_logp, inputs.mask)
 
     objective = weighted(objective, weights, needs=("batch_logp",))
-  else:
-    surrogate = surrogates.dual_clip(
-      low=config["clip_ratio_low"], high=config["clip_ratio_high"], bound=config["clip_ratio_c"]
-    )
-    objective = policy_gradient(ratios.token(), surrogate, aggregate)
-  if "rollout_rs" in config:
-    objective = masked(
-      objective, lambda inputs: keep(config, inputs.batch_logp, inputs.old_logp, inputs.mask), needs=("batch_logp",)
-    )
   inputs = Inputs(mask, given["advantages"], old_logp=mu, batch_logp=logp)
   value, gradient = value_and_gradient(objective, inputs, logp=logp)
   assert_agrees(value, expected["loss"])

@@ -220,12 +220,41 @@ def test_filters_of_flat_groups():
 
 
 def test_only_the_mean_is_left_out():
-  """1, 2, 4: mean of the others 3, 2.5, 1.5; the whole group's standard deviation 1.5275."""
+  """1, 2, 4: mean of the others 3, 2.5, 1.5; the distances -2, -0.5, 2.5 have the root mean square sqrt(10.5 / 2)."""
   estimates = advantages.group_normalized(jnp.array([1.0, 2.0, 4.0]), leave_self_out="mean", eps=0.0)
-  np.testing.assert_allclose(estimates, np.array([-2, -0.5, 2.5]) / np.std([1, 2, 4], ddof=1), rtol=1e-6)
+  np.testing.assert_allclose(estimates, np.array([-2, -0.5, 2.5]) / np.sqrt(5.25), rtol=1e-6)
+  # As AReaL has it.
+  one = advantages.group_normalized(jnp.array([0.0, 0, 0, 1]), leave_self_out="mean", eps=0.0)
+  np.testing.assert_allclose(one, [-0.5, -0.5, -0.5, 1.5], rtol=1e-6)
   np.testing.assert_array_equal(advantages.group_normalized(jnp.array([1.0, 0, 0, 0]), leave_self_out=True)[0], 1.0)
 
 
 def test_multi_reward_without_a_division():
   rewards = jnp.array([[1.0, 0.0], [0.0, 4.0]])
   np.testing.assert_allclose(advantages.normalize_then_sum(rewards, scale="none", leave_self_out=True), [-3.0, 3.0])
+
+
+def test_group_ids_serve_estimators_of_tokens():
+  rng = np.random.default_rng(0)
+  ids, lengths = jnp.array([1, 0, 1, 0, 1]), np.array([3, 2, 4, 4, 1])
+  mask = jnp.asarray(np.arange(4) < lengths[:, None])
+  rewards, logp = jnp.asarray(rng.normal(size=(5, 4))), -jnp.asarray(rng.uniform(0.1, 2, size=(5, 4)))
+  squares = jnp.asarray(rng.uniform(0.1, 0.9, size=(5, 4)))
+  flat = dict(num_groups=2, max_group_size=3)
+  estimate = advantages.by_group_ids(token_advantages.optimal_token_baseline, exists=None, **flat)
+  found, returns = estimate(rewards, ids, logp, squares, mask)
+  for group in (0, 1):
+    rows = np.flatnonzero(ids == group)
+    expected = token_advantages.optimal_token_baseline(rewards[rows], logp[rows], squares[rows], mask[rows])
+    np.testing.assert_allclose(found[rows], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(returns[rows], expected[1], rtol=1e-6)
+
+  scalar = rewards[:, 0]
+  whiten = advantages.by_group_ids(token_advantages.reinforce_plus_plus_baseline, exists="group_mask", **flat)
+  order = np.array([1, 3, 0, 2, 4])  # groups of 2 and 3, the first one padded
+  padded = jnp.zeros((2, 3)).at[0, :2].set(scalar[order[:2]]).at[1].set(scalar[order[2:]])
+  tokens = jnp.zeros((2, 3, 4), bool).at[0, :2].set(mask[order[:2]]).at[1].set(mask[order[2:]])
+  exists = jnp.array([[1, 1, 0], [1, 1, 1]])
+  expected = token_advantages.reinforce_plus_plus_baseline(padded, tokens, group_mask=exists)
+  np.testing.assert_allclose(whiten(scalar, ids, mask)[order[:2]], expected[0, :2], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(whiten(scalar, ids, mask)[order[2:]], expected[1], rtol=1e-5, atol=1e-6)

@@ -165,3 +165,82 @@ def test_clamps_of_log_ratios_are_arguments():
   np.testing.assert_allclose(corrections.importance(old, mu, mask, level="geometric"), np.exp(10.0), rtol=1e-5)
   np.testing.assert_allclose(corrections.importance(old, mu, mask)[0, 0], np.exp(20.0), rtol=1e-5)
   np.testing.assert_allclose(corrections.importance(old, mu, mask, max_log_ratio=None)[0, 0], np.exp(60.0), rtol=1e-5)
+
+
+def unknown(mu):
+  """The second token of the first row has no recorded log-prob."""
+  return jnp.asarray(mu).at[0, 1].set(jnp.nan)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+@pytest.mark.parametrize("weigh", [corrections.importance, corrections.truncated, corrections.icepop])
+def test_a_token_without_a_log_prob_has_no_weight(weigh, level):
+  found = weigh(OLD, unknown(MU), MASK, level=level)
+  expected = np.array(weigh(OLD, MU, MASK, level=level))
+  expected[(0, 1) if level == "token" else 0] = 0
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_a_token_without_a_log_prob_is_kept_by_no_mask_and_stands_in_no_metric():
+  whole_row = [0, slice(None)]
+  advantages = jnp.ones_like(OLD)
+  for keep, dropped in (
+    (lambda mu: corrections.keep_close(OLD, mu, MASK), [0, 1]),
+    (lambda mu: corrections.keep_close(OLD, mu, MASK, statistic="sequence_sum"), whole_row),
+    (lambda mu: corrections.keep_close(OLD, mu, MASK, statistic="sequence_max"), whole_row),
+    (lambda mu: corrections.keep_without_outliers(OLD, mu, MASK), whole_row),
+    (lambda mu: corrections.keep_on_policy_failures(OLD, mu, advantages, MASK, delta=9.0), whole_row),
+    (lambda mu: corrections.keep_second_moment(OLD, mu, advantages, MASK, limit=9.0), [0, 1]),
+  ):
+    expected = np.array(keep(MU))
+    expected[tuple(dropped)] = False
+    np.testing.assert_array_equal(keep(unknown(MU)), expected)
+  left = MASK.copy()
+  left[0, 1] = False
+  for name, metric in corrections.mismatch(OLD, unknown(MU), MASK).items():
+    np.testing.assert_allclose(metric.result(), corrections.mismatch(OLD, MU, left)[name].result(), rtol=1e-12)
+  for measure in (corrections.effective_sample_size, corrections.chi_squared):
+    np.testing.assert_allclose(measure(OLD, unknown(MU), MASK), measure(OLD, MU, left), rtol=1e-12)
+
+
+def test_a_term_is_narrowed_once_and_before_it_is_weighed():
+  term = policy_gradient(ratios.token(), surrogates.importance(), aggregation.token_mean())
+  keep = lambda _: jnp.asarray(MASK) & (OLD > -1.5)  # noqa: E731
+  inputs = Inputs(MASK, jnp.ones_like(OLD), logp=OLD, old_logp=OLD, behavior_logp=MU)
+
+  def whole_ratio(seen):
+    return corrections.importance(seen.old_logp, seen.behavior_logp, seen.mask, level="sequence")
+
+  corrected = weighted(masked(term, keep, needs=()), whole_ratio, needs=("old_logp", "behavior_logp"))
+  kept = np.asarray(keep(None))
+  expected = kept / kept.sum() * np.exp(rows(OLD - MU))  # the ratio is of all tokens, those left out included
+  np.testing.assert_allclose(corrected.weight(inputs), expected, rtol=1e-12)
+  for changed in (corrected, masked(term, keep, needs=())):
+    with pytest.raises(ValueError, match="narrow a term by one mask"):
+      masked(changed, keep, needs=())
+
+
+@pytest.mark.parametrize(
+  "capped",
+  [
+    lambda limit: surrogates.clip(max_log_ratio=limit),
+    lambda limit: surrogates.dual_clip(bound=1e9, max_log_ratio=limit),
+    lambda limit: surrogates.importance(max_log_ratio=limit),
+    lambda limit: surrogates.band(high=jnp.inf, max_log_ratio=limit),
+    lambda limit: surrogates.probability_band(high=1.0, max_log_ratio=limit),
+  ],
+)
+def test_every_ratio_has_a_clamp(capped):
+  log_ratio, logp = jnp.array([5.0]), jnp.array([-0.1])
+  np.testing.assert_allclose(capped(2.0)(log_ratio, jnp.array([-1.0]), logp=logp), np.exp(2.0), rtol=1e-6)
+  for weigh in (corrections.importance, lambda *a, **k: corrections.truncated(*a, high=1e9, **k)):
+    np.testing.assert_allclose(weigh(log_ratio, 0 * log_ratio, jnp.ones(1), max_log_ratio=2.0), np.exp(2.0), rtol=1e-6)
+
+
+def test_a_ratio_of_the_policy_with_itself_needs_no_old_policy():
+  penalty = kl_penalty(kl.k2, aggregation.token_mean(), ratio=ratios.on_policy())
+  assert penalty.needs == {"logp", "ref_logp"}
+  inputs = Inputs(jnp.ones(2), logp=jnp.array([-1.0, -2.0]), ref_logp=jnp.array([-2.0, -2.0]))
+  np.testing.assert_allclose(penalty.loss(inputs, penalty.weight(inputs))[0], 0.25)
+  policy = policy_gradient(ratios.on_policy(), surrogates.importance(), aggregation.token_mean())
+  assert policy.needs == {"logp", "advantages"}

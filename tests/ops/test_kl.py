@@ -49,3 +49,16 @@ def test_clamp_bounds_the_log_ratio(name):
 
 def test_bfloat16_is_upcast():
   assert kl.k3(jnp.zeros(1, jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3", "absolute"])
+def test_every_estimate_can_be_clamped(name):
+  estimator = getattr(kl, name)
+  logp, ref = jnp.array([0.0, -3.0]), jnp.array([-3.0, -3.1])
+
+  def total(logp):
+    return estimator(logp, ref, max_value=0.5).sum()
+
+  free = np.asarray(estimator(logp, ref))
+  np.testing.assert_allclose(estimator(logp, ref, max_value=0.5), np.minimum(free, 0.5))
+  assert free[0] > 0.5 and jax.grad(total)(logp)[0] == 0 and jax.grad(total)(logp)[1] != 0

@@ -109,3 +109,19 @@ def test_predictors_shift_by_one():
 def test_chunk_size_must_be_positive():
   with pytest.raises(ValueError, match="chunk_size must be at least 1"):
     log_probs.token_log_probs(jnp.zeros((1, 1)), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32), chunk_size=0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("logits", [[0.1, 0.4, -1.0], [60.7, 31.1, 30.2], [0.0, 0.0, 0.0], [5.0, 5.0, -20.0]])
+def test_small_entropies_do_not_cancel_against_large_logits(logits, offset):
+  logits = np.asarray(np.float32(logits) + np.float32(offset), np.float32)
+  below = logits.astype(np.float64) - logits.max()
+  # log1p of the others alone: a sum with the largest, 1, would lose them.
+  others = np.exp(np.delete(below, below.argmax())).sum()
+  log_p = below - np.log1p(others)
+  logp, entropies = log_probs.token_log_probs(jnp.ones((3, 1)), jnp.asarray(logits)[None], jnp.arange(3))
+  np.testing.assert_allclose(entropies, -(np.exp(log_p) * log_p).sum(), rtol=1e-5)
+  np.testing.assert_allclose(logp, log_p, rtol=1e-6)
+  assert (entropies >= 0).all()
+  plain = log_probs.gather_log_probs(jnp.broadcast_to(jnp.asarray(logits), (3, 3)), jnp.arange(3))
+  np.testing.assert_allclose(plain, log_p, rtol=1e-5, atol=1e-9)

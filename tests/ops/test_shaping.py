@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.ops import controllers, kl, masking, returns, rewards
+from rl_jax.ops import advantages, controllers, kl, masking, returns, rewards, shaping
+from rl_jax.ops import moments as moments_lib
+from rl_jax.ops.moments import Moments
 
 MASK = jnp.array([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
 
@@ -88,3 +90,34 @@ def test_length_adaptive_lambda_and_explained_variance():
   np.testing.assert_allclose(half, 0.75, rtol=1e-6)
   assert returns.explained_variance(targets, jnp.full((1, 4), 0.1), jnp.ones((1, 4))) == 0
   assert returns.explained_variance(jnp.arange(1000.0), jnp.full(1000, 0.1), jnp.ones(1000)) == 0
+
+
+@pytest.mark.parametrize("value", [100.3, 0.1, -7.7, 1e6 + 0.1])
+@pytest.mark.parametrize("count", [3, 64, 1000])
+def test_equal_rewards_have_no_deviation(value, count):
+  rewards, mask = jnp.full(count, value), jnp.ones(count)
+  moments = Moments.zero()
+  for _ in range(3):
+    moments = moments_lib.update(moments, rewards, mask)
+    np.testing.assert_array_equal(shaping.standardized(rewards, moments), 0)
+  assert moments.mean == rewards[0] and moments.std == 0
+  assert not masking.masked_whiten(rewards, mask).any() and masking.masked_variance(rewards, mask) == 0
+  for scale in ("group", "batch"):
+    assert not advantages.group_normalized(rewards[None], scale=scale).any()
+  assert not advantages.whitened(rewards).any() and not advantages.baseline(rewards).any()
+  assert returns.explained_variance(jnp.zeros(count), rewards, mask) == 0
+
+
+def test_moments_of_a_stream_are_those_of_all_of_it():
+  batches = np.float32(100.3 + 1e-3 * np.random.default_rng(0).normal(size=(5, 64)))
+  moments = Moments.zero()
+  for batch in batches:
+    moments = moments_lib.update(moments, jnp.asarray(batch), jnp.ones(64))
+  np.testing.assert_allclose(moments.mean, batches.astype(np.float64).mean(), rtol=1e-7)
+  np.testing.assert_allclose(moments.std, batches.astype(np.float64).std(), rtol=1e-2)
+
+
+def test_a_deviation_that_rounding_makes_does_not_blow_up():
+  rewards = jnp.full(64, 100.3).at[5].set(jnp.nextafter(jnp.float32(100.3), jnp.float32(200)))
+  moments = moments_lib.update(Moments.zero(), rewards, jnp.ones(64))
+  assert jnp.abs(shaping.standardized(rewards, moments)).max() < 0.2
