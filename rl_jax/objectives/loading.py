@@ -96,17 +96,23 @@ def load(name: str, /, *, fallback: Mapping[str, Any] = {}, moving: Sequence[str
   """
   module, factory = find(name)
   estimate = getattr(module, "advantage", None)
+  if isinstance(estimate, Advantage):
+    raise ValueError(f"objective {name!r}: its module's advantage must be a function that returns one (use partial)")
   own, of_advantage = _settings(factory), {} if estimate is None else _settings(estimate)
   if unknown := sorted((set(settings) - own.keys() - of_advantage.keys()) | (set(moving) - own.keys())):
     known = ", ".join(dict.fromkeys([*own, *of_advantage]))
     raise ValueError(f"objective {name!r} makes no use of {', '.join(unknown)}; it has {known or 'no settings'}")
-  given = {key: value for key, value in (dict(fallback) | settings).items() if key in own}
-  if missing := [key for key, default in own.items() if default is inspect.Parameter.empty and key not in given]:
+  chosen = dict(fallback) | settings
+  given, for_advantage = (
+    {key: value for key, value in chosen.items() if key in known} for known in (own, of_advantage)
+  )
+  every = {**of_advantage, **own}
+  if missing := [key for key, default in every.items() if default is inspect.Parameter.empty and key not in chosen]:
     raise ValueError(f"objective {name!r} needs the setting {missing[0]}")
   start = {key: given.get(key, own[key]) for key in moving}
   if without := [key for key, value in start.items() if value is None]:
     raise ValueError(f"setting {without[0]} of objective {name!r} has no number to begin with")
-  advantage = None if estimate is None else estimate(**{k: v for k, v in settings.items() if k in of_advantage})
+  advantage = None if estimate is None else estimate(**for_advantage)
 
   def objective(coefficients: Mapping[str, float | Array]) -> Objective:
     return factory(**given | {key: coefficients[key] for key in moving})
@@ -146,4 +152,5 @@ def find(name: str) -> tuple[Any, Callable[..., Objective]]:
 
 def _settings(factory: Callable[..., Any]) -> dict[str, Any]:
   """The names and defaults of a factory's settings."""
-  return {name: parameter.default for name, parameter in inspect.signature(factory).parameters.items()}
+  parameters = inspect.signature(factory).parameters.items()
+  return {name: parameter.default for name, parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}

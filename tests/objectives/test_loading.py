@@ -179,3 +179,21 @@ def test_every_module_is_an_attribute_of_the_package():
     assert getattr(objectives, name).objective is objectives.find(name)[1]
   with pytest.raises(AttributeError, match="has no attribute 'gpro'"):
     _ = objectives.gpro
+
+
+@pytest.mark.parametrize(
+  ("advantage", "message"),
+  [
+    ("def advantage(*, length):\n  return made", "needs the setting length"),
+    ("advantage = made", "must be a function that returns one"),
+  ],
+)
+def test_an_advantage_that_cannot_be_made_is_named(advantage, message, tmp_path, monkeypatch):
+  name = f"own_advantage_{len(message)}"
+  made = "made = estimates.per_completion(lambda rewards, mask: rewards)"
+  (tmp_path / f"{name}.py").write_text(OWN.replace("no_objective = 3", f"{made}\n{advantage}").split("\n\ndef adv")[0])
+  with (tmp_path / f"{name}.py").open("a") as file:
+    file.write("\n\n\ndef objective(**unused):\n  return None\n")
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=message):
+    objectives.load(f"{name}:objective")
