@@ -1,4 +1,4 @@
-"""Flax policies and their weights. Other layers use them through two Callables, `apply` and `unembed`."""
+"""Flax policies and their weights. Other layers use them through Callables: `apply`, `unembed` and `empty_cache`."""
 
 from rl_jax import lazy
 

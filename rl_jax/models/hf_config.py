@@ -1,5 +1,6 @@
 """From a Hugging Face configuration to a `TransformerConfig`, or an error that names what is not supported."""
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -44,8 +45,8 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
     raise ValueError(f"model_type {kind!r} is not supported; supported: {', '.join(SUPPORTED)}")
   if hf.hidden_act != "silu":
     raise ValueError(f"hidden_act must be 'silu' for {kind}, got {hf.hidden_act!r}")
-  window = getattr(hf, "sliding_window", None) if getattr(hf, "use_sliding_window", kind == "mistral") else None
-  if window is not None:
+  # Qwen's configurations drop the window where `use_sliding_window` is off; Mistral's know no such switch.
+  if (window := getattr(hf, "sliding_window", None)) is not None:
     raise ValueError(f"sliding_window attention is not supported, got sliding_window={window}")
   bias = bool(getattr(hf, "attention_bias", False))
   return TransformerConfig(
@@ -57,7 +58,7 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
     num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
     head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
     rms_norm_eps=hf.rms_norm_eps,
-    rope=dict(hf.rope_parameters),
+    rope=rope_settings(hf),
     tie_embeddings=bool(hf.tie_word_embeddings),
     qkv_bias=kind == "qwen2" or bias,
     output_bias=kind != "qwen2" and bias,
@@ -65,3 +66,27 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
     qk_norm=kind == "qwen3",
     **overrides,
   )
+
+
+def rope_settings(hf: PretrainedConfig) -> dict[str, Any]:
+  """Returns the RoPE settings in the form that `transformers` brings them to when it builds a model.
+
+  >>> from transformers import LlamaConfig
+  >>> rope_settings(LlamaConfig(rope_parameters={"rope_theta": 10000.0}))
+  {'rope_theta': 10000.0, 'rope_type': 'default'}
+  """
+  hf = copy.deepcopy(hf)
+  hf.standardize_rope_params()
+  rope = dict(hf.rope_parameters)
+  if rope["rope_type"] == "yarn" and rope.get("factor") is None:
+    rope["factor"] = hf.max_position_embeddings / rope["original_max_position_embeddings"]
+  return rope
+
+
+def named_ends(values: Any) -> set[int]:
+  """Returns the ends of sequence that a file names: one, a list of them, or none.
+
+  >>> named_ends([2, 5]), named_ends(2), named_ends(None)
+  ({2, 5}, {2}, set())
+  """
+  return {token for token in (values if isinstance(values, list) else [values]) if token is not None}

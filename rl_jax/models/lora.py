@@ -1,9 +1,12 @@
-"""Low-rank adapters (LoRA) as a transform of parameters: `W + (alpha / rank) A B`, with A and B trained alone.
+"""Low-rank adapters (LoRA), `x W + (alpha / rank) (x A) B`, with A and B trained alone.
 
-A model with adapters is the dict `{"base": params, "adapters": ...}`, and `merge` turns it into the parameters of the
-plain model, so that sampling, scoring and saving know nothing of adapters:
+A model with adapters is the dict `{"base": params, "adapters": ...}`, and `attach` makes parameters of it that
+`models.transformer` takes like any other, so that sampling and forward passes know nothing of adapters:
 
-    score = lambda params, sequences: plain_score(merge(params["base"], params["adapters"]), sequences)
+    logp = lambda params, sequences: forward(attach(params["base"], params["adapters"]), sequences)
+
+The product with the adapters is taken beside the one with the base, in float32: a small update that is added to
+bfloat16 weights is lost. `merge` adds them up, in float32, to save a plain model.
 
 Freeze "base" (`make_train_step(..., frozen=("base",))`), and the reference policy is `params["base"]` itself: no second
 copy of the weights exists.
@@ -36,6 +39,34 @@ MODULES = {
   "up": "mlp.up_proj",
   "down": "mlp.down_proj",
 }
+
+
+# What PEFT's settings may ask for and is not computed here.
+UNSUPPORTED = (
+  "use_dora",
+  "use_rslora",
+  "rank_pattern",
+  "alpha_pattern",
+  "alora_invocation_tokens",
+  "lora_bias",
+  "fan_in_fan_out",
+  "layer_replication",
+  "layers_to_transform",
+  "modules_to_save",
+  "target_parameters",
+  "trainable_token_indices",
+  "use_qalora",
+)
+INITS = ("gaussian", "orthogonal", "eva")  # these leave the base as it is
+
+
+def wide(x: Any) -> Any:
+  """Returns the type that products of adapters are computed in: float32 at least.
+
+  >>> wide(jnp.ones(1, jnp.bfloat16))
+  dtype('float32')
+  """
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 class Adapter(NamedTuple):
@@ -83,8 +114,34 @@ def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tu
   return adapters
 
 
+def attach(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) -> Any:
+  """Returns parameters that hold adapters beside every adapted W, as `models.transformer` takes them.
+
+  Raises:
+    ValueError: If an adapter is not of the shape of its matrix.
+
+  >>> from rl_jax.models import presets
+  >>> model = presets.load("tiny")
+  >>> params = attach(model.params, init(jax.random.key(0), model.params, rank=2, targets=("query",)))
+  >>> params["adapters"]["layers"]["query"]["a"].shape
+  (2, 64, 2)
+  """
+  _check_shapes(base, adapters)
+  beside = {name: {"a": a, "b": alpha / a.shape[-1] * b} for name, (a, b) in adapters.items()}
+  return {**base, "adapters": {"layers": beside}}
+
+
+def _check_shapes(base: Any, adapters: Mapping[str, Adapter]) -> None:
+  for name, (a, b) in adapters.items():
+    if name not in base["layers"]:
+      raise ValueError(f"the model has no matrix {name!r} for the adapter of that name")
+    kernel, shape = base["layers"][name]["kernel"], (*a.shape[:2], b.shape[-1])
+    if kernel.shape != shape:
+      raise ValueError(f"the adapter of {name!r} is for a matrix {shape}, the model's is {kernel.shape}")
+
+
 def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) -> Any:
-  """Returns the plain model's parameters, with `W + (alpha / rank) A B` in place of every adapted W.
+  """Returns the plain model's parameters, with `W + (alpha / rank) A B` in float32 in place of every adapted W.
 
   Raises:
     ValueError: If an adapter is not of the shape of its matrix.
@@ -95,15 +152,12 @@ def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) ->
   >>> jax.tree.all(jax.tree.map(jnp.array_equal, params, merged))
   True
   """
+  _check_shapes(base, adapters)
   layers = dict(base["layers"])
   for name, (a, b) in adapters.items():
-    if name not in layers:
-      raise ValueError(f"the model has no matrix {name!r} for the adapter of that name")
-    kernel, shape = layers[name]["kernel"], (*a.shape[:2], b.shape[-1])
-    if kernel.shape != shape:
-      raise ValueError(f"the adapter of {name!r} is for a matrix {shape}, the model's is {kernel.shape}")
-    update = alpha / a.shape[-1] * jnp.einsum("lir,lro->lio", a, b)
-    layers[name] = {**layers[name], "kernel": kernel + update.astype(kernel.dtype)}
+    kernel = layers[name]["kernel"]
+    update = alpha / a.shape[-1] * jnp.einsum("lir,lro->lio", *(x.astype(wide(x)) for x in (a, b)))
+    layers[name] = {**layers[name], "kernel": kernel.astype(wide(kernel)) + update}
   return {**base, "layers": layers}
 
 
@@ -162,9 +216,13 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     alpha, rank = float(config["lora_alpha"]), config["r"]
   except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
     raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
-  for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
+  for name in UNSUPPORTED:
     if config.get(name):
       raise ValueError(f"adapters in {str(folder)!r} use {name}, which is not supported")
+  if (start := config.get("init_lora_weights")) not in (None, True, False, *INITS):
+    raise ValueError(
+      f"adapters in {str(folder)!r} use init_lora_weights {start!r}, which is not supported: it changes the base"
+    )
   adapters = {}
   for name in MODULES:
     layers = 0
@@ -172,10 +230,8 @@ def load_peft(folder: str | os.PathLike) -> Peft:
       layers += 1
     if not layers:
       continue
-    sides = [
-      jnp.stack([tensors.pop(_name(layer, name, side)).T for layer in range(layers)]) for side in ("lora_A", "lora_B")
-    ]
-    adapters[name] = Adapter(*sides)
+    sides = [np.stack([tensors.pop(_name(i, name, side)).T for i in range(layers)]) for side in ("lora_A", "lora_B")]
+    adapters[name] = Adapter(*(jnp.asarray(side, wide(side)) for side in sides))
   if tensors or not adapters:
     raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
   if any(adapter.a.shape[-1] != rank for adapter in adapters.values()):

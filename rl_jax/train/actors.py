@@ -40,7 +40,13 @@ class Learner:
     return ("base",) if self.lora_rank else ()
 
   def policy_params(self, params: Any) -> Any:
-    """Returns the model's own parameters, adapters merged."""
+    """Returns the model's own parameters, with adapters beside them."""
+    if self.lora_rank:
+      return lora.attach(params["base"], params["adapters"], alpha=self.lora_alpha)
+    return params["policy"]
+
+  def plain_params(self, params: Any) -> Any:
+    """Returns the parameters of a plain model, adapters merged, to be saved."""
     if self.lora_rank:
       return lora.merge(params["base"], params["adapters"], alpha=self.lora_alpha)
     return params["policy"]
@@ -63,7 +69,7 @@ class Learner:
 
   def sibling_params(self, params: Any, part: Any) -> Any:
     """Returns that other model's own parameters."""
-    return lora.merge(params["base"], part["adapters"], alpha=self.lora_alpha) if self.lora_rank else part["backbone"]
+    return lora.attach(params["base"], part["adapters"], alpha=self.lora_alpha) if self.lora_rank else part["backbone"]
 
   def lift(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes of `f(model's parameters, ...)` a function of what is trained."""
@@ -82,7 +88,7 @@ class Learner:
 
   def save(self, folder: Path, params: Any) -> None:
     """Writes the model as `model/`, and the adapters as `adapters/`."""
-    presets.save(folder / "model", self.model, jax.jit(self.policy_params)(params))
+    presets.save(folder / "model", self.model, jax.jit(self.plain_params)(params))
     if self.lora_rank:
       adapters = params["adapters"]
       lora.save_peft(folder / "adapters", adapters, alpha=self.lora_alpha, base_model=self.base_model)

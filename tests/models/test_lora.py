@@ -46,13 +46,13 @@ def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_proj
   tokens = jnp.array([[[5, 6, 7]]])
   sequences = Sequences(jnp.array([[3, 4]]), jnp.ones((1, 2), bool), tokens, jnp.ones(tokens.shape, bool))
 
-  def merged_score(params, sequences):
-    return score(lora.merge(params["base"], params["adapters"]), sequences)
+  def adapted_score(params, sequences):
+    return score(lora.attach(params["base"], params["adapters"]), sequences)
 
   optimizer = optax.sgd(1.0)
   params = {"base": MODEL.params, "adapters": adapters}
   state = TrainState.create(params, optimizer, frozen=("base",))
-  step = make_train_step(merged_score, sft.objective(), optimizer, frozen=("base",))
+  step = make_train_step(adapted_score, sft.objective(), optimizer, frozen=("base",))
   state, metrics = step(state, Batch(sequences, Inputs(mask=jnp.ones(tokens.shape))))
   assert float(metrics["skipped"].total) == 0
   for one, other in zip(jax.tree.leaves(state.params["base"]), jax.tree.leaves(MODEL.params), strict=True):
@@ -63,6 +63,71 @@ def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_weight_proj
   expected_a, expected_b = 16 * weight @ b.transpose(0, 2, 1), 16 * a.transpose(0, 2, 1) @ weight
   np.testing.assert_allclose(a - np.asarray(state.params["adapters"]["value"].a), expected_a, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(b - np.asarray(state.params["adapters"]["value"].b), expected_b, rtol=1e-4, atol=1e-5)
+
+
+TOKENS, POSITIONS = jnp.array([[3, 4, 5, 6]]), jnp.array([[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_adapters_beside_the_base_do_what_they_do_merged_into_it(remat):
+  model = presets.load("tiny", remat=remat)
+  adapters = trained(rank=3)
+  beside, merged = lora.attach(model.params, adapters, alpha=2.0), lora.merge(model.params, adapters, alpha=2.0)
+  hidden = [model.policy.apply(params, TOKENS, POSITIONS).hidden for params in (beside, merged)]
+  np.testing.assert_allclose(*hidden, rtol=2e-4, atol=2e-4)
+  np.testing.assert_array_equal(model.policy.unembed(beside), model.policy.unembed(merged))
+  prefix = model.policy.apply(beside, TOKENS[:, :2], POSITIONS[:, :2]).kv
+  cache = model.policy.empty_cache((1, 1), 2)
+  for place in (2, 3):
+    out = model.policy.apply(
+      beside, TOKENS[:, None, place : place + 1], POSITIONS[:, None, place : place + 1],
+      prefix=prefix, cache=cache, cache_index=place - 2,
+    )  # fmt: skip
+    cache = out.kv
+    np.testing.assert_allclose(out.hidden[:, 0, 0], hidden[0][:, place], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-4, 1e-5])
+def test_a_small_update_is_not_lost_on_a_bfloat16_base(size):
+  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), MODEL.params)
+  exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)  # the same numbers in float32
+  adapters = {name: adapter._replace(b=size * adapter.b) for name, adapter in trained(rank=2).items()}
+
+  def logits(params):
+    return MODEL.policy.apply(params, TOKENS, POSITIONS).hidden @ MODEL.policy.unembed(params).astype(jnp.float32)
+
+  moved = logits(lora.attach(half, adapters)) - logits(half)
+  expected = logits(lora.attach(exact, adapters)) - logits(exact)
+  assert np.linalg.norm(moved - expected) < 0.02 * np.linalg.norm(expected)
+  saved = lora.merge(half, adapters)["layers"]["query"]["kernel"]
+  update = 16 * np.einsum("lir,lro->lio", *adapters["query"])
+  np.testing.assert_allclose(saved - half["layers"]["query"]["kernel"].astype(jnp.float32), update, atol=1e-7)
+
+
+def test_bfloat16_adapters_are_multiplied_in_float32(tmp_path):
+  adapters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), trained(rank=64, targets=("up",)))
+  lora.save_peft(tmp_path, adapters, alpha=64.0, base_model="tiny")
+  loaded = presets.load(str(tmp_path)).params["layers"]["up"]["kernel"]
+  a, b = (np.asarray(side, np.float64) for side in adapters["up"])
+  np.testing.assert_allclose(loaded - MODEL.params["layers"]["up"]["kernel"], a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_on_adapters_and_a_tokenizer_of_their_own(tmp_path):
+  first, second = trained(0, rank=2, targets=("gate",)), trained(1, rank=3, targets=("gate", "query"))
+  lora.save_peft(tmp_path / "first", first, alpha=8.0, base_model="tiny")
+  lora.save_peft(tmp_path / "second", second, alpha=6.0, base_model=str(tmp_path / "first"))
+  expected = lora.merge(lora.merge(MODEL.params, first, alpha=8.0), second, alpha=6.0)
+  model = presets.load(str(tmp_path / "second"))
+  jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+  assert model.tokenizer.chat_template == MODEL.tokenizer.chat_template
+  own = presets.load("tiny").tokenizer
+  own.chat_template = "{{ messages[0]['content'] }}"
+  own.save_pretrained(tmp_path / "first")
+  for name in ("first", "second"):
+    assert presets.load(str(tmp_path / name)).tokenizer.chat_template == own.chat_template
+  lora.save_peft(tmp_path / "first", first, base_model=str(tmp_path / "second"))
+  with pytest.raises(ValueError, match="name no base model"):
+    presets.load(str(tmp_path / "first"))
 
 
 def test_the_optimizer_holds_nothing_for_what_is_frozen():
@@ -88,6 +153,12 @@ def test_files_hold_what_peft_names(tmp_path):
   ("change", "message"),
   [
     ({"use_dora": True}, "use use_dora, which is not supported"),
+    ({"alora_invocation_tokens": [3, 4]}, "use alora_invocation_tokens, which is not supported"),
+    ({"lora_bias": True}, "use lora_bias, which is not supported"),
+    *(
+      ({"init_lora_weights": start}, f"init_lora_weights '{start}', which is not supported: it changes the base")
+      for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")
+    ),
     ({"r": 3}, "are not of rank 3"),
     ({"r": None}, "no readable PEFT files"),
   ],

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from rl_jax.models import hf_config, presets, weights
+from rl_jax.models import hf_config, lora, presets, weights
 from rl_jax.models.transformer import policy
 from rl_jax.ops.log_probs import gather_log_probs
 
@@ -186,3 +186,189 @@ def test_importing_asks_no_network_and_loads_no_torch():
 
 def test_parity_data_is_complete():
   assert len(FAMILIES) == 8 and len(json.loads((PARITY / "smollm2.json").read_text())["generations"]) == 3
+
+
+@pytest.mark.parametrize(
+  "rope",
+  [
+    {"rope_type": "default", "rope_theta": 5000.0},
+    {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64},
+    {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+  ],
+)  # fmt: skip
+def test_a_saved_configuration_names_its_rope_for_old_and_new_readers(rope, tmp_path):
+  model = presets.load("tiny")
+  model.hf.rope_parameters = rope
+  presets.save(tmp_path, model, model.params)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+  assert saved["rope_theta"] == rope["rope_theta"] and saved["rope_parameters"] == rope
+  assert saved["rope_scaling"] == (None if rope["rope_type"] == "default" else scaling)
+  assert saved["torch_dtype"] == saved["dtype"] == "float32"
+  assert dict(AutoConfig.from_pretrained(tmp_path).rope_parameters) == rope
+  assert hf_config.transformer_config(hf_config.read(str(tmp_path))).rope == rope
+
+
+def test_saving_keeps_how_a_model_generates_and_drops_how_it_was_quantized(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path / "one", model, model.params)
+  settings = {
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+    "pad_token_id": 0,
+    "eos_token_id": [1, 7],
+    "do_sample": True,
+  }
+  (tmp_path / "one" / "generation_config.json").write_text(json.dumps(settings))
+  config = json.loads((tmp_path / "one" / "config.json").read_text())
+  (tmp_path / "one" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+  loaded = presets.load(str(tmp_path / "one"))
+  assert loaded.eos_tokens == (1, 7)
+  presets.save(tmp_path / "two", loaded, loaded.params)
+  assert json.loads((tmp_path / "two" / "generation_config.json").read_text()) == settings
+  assert "quantization_config" not in json.loads((tmp_path / "two" / "config.json").read_text())
+
+
+def variants(model):
+  """Two sets of weights of one model."""
+  return model.params, jax.tree.map(lambda leaf: leaf + 1, model.params)
+
+
+def saved(folder, model, params, size):
+  weights.save_safetensors(folder, params, model.config, model.hf, model.tokenizer, max_shard_size=size)
+
+
+@pytest.mark.parametrize(
+  "sizes", [("5GB", "50KB"), ("50KB", "5GB"), ("50KB", "100KB"), ("100KB", "50KB"), ("5GB", "5GB")]
+)
+def test_saving_over_a_model_leaves_the_new_one_alone(sizes, tmp_path):
+  model = presets.load("tiny")
+  for params, size, folder in zip(variants(model), sizes, ("twice", "twice"), strict=True):
+    saved(tmp_path / folder, model, params, size)
+  (tmp_path / "twice" / "notes.txt").write_text("mine")
+  saved(tmp_path / "once", model, variants(model)[1], sizes[1])
+  loaded = presets.load(str(tmp_path / "twice")).params
+  jax.tree.map(np.testing.assert_array_equal, loaded, variants(model)[1])
+  names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("twice", "once")]
+  assert names[0] - {"notes.txt"} == names[1] and (tmp_path / "twice" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("size", ["5GB", "50KB"])
+def test_a_save_that_fails_leaves_the_model_that_was_there(size, tmp_path, monkeypatch):
+  model = presets.load("tiny")
+  saved(tmp_path, model, model.params, "50KB")
+  before = {path.name for path in tmp_path.iterdir()}
+
+  def fail(*_, **__):
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(model.tokenizer, "save_pretrained", fail)
+  with pytest.raises(OSError, match="no space left"):
+    saved(tmp_path, model, variants(model)[1], size)
+  assert {path.name for path in tmp_path.iterdir()} == before
+  jax.tree.map(np.testing.assert_array_equal, presets.load(str(tmp_path)).params, model.params)
+
+
+def test_of_a_single_file_and_shards_the_single_one_is_read_as_transformers_does(tmp_path):
+  model = presets.load("tiny")
+  one, other = variants(model)
+  saved(tmp_path / "shards", model, one, "50KB")
+  saved(tmp_path / "both", model, other, "5GB")
+  for path in (tmp_path / "shards").glob("model*"):
+    shutil.copy(path, tmp_path / "both")
+  jax.tree.map(np.testing.assert_array_equal, presets.load(str(tmp_path / "both")).params, other)
+
+
+def test_a_folder_without_the_words_of_its_tokenizer_is_refused(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  (tmp_path / "tokenizer.json").unlink()
+  with pytest.raises(ValueError, match="tokenizer"):
+    presets.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "LlamaTokenizer", "PreTrainedTokenizerFast"])
+def test_no_class_of_tokenizers_makes_up_for_a_missing_file(kind, tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  (tmp_path / "tokenizer.json").unlink()
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": kind}))
+  with pytest.raises(ValueError, match="tokenizer"):
+    presets.load(str(tmp_path))
+
+
+def test_saving_over_adapters_and_other_templates_leaves_none_of_them(tmp_path):
+  model = presets.load("tiny")
+  adapters = lora.init(jax.random.key(0), model.params, rank=2)
+  lora.save_peft(tmp_path, adapters, base_model="tiny")
+  (tmp_path / "model_ema.safetensors").write_text("mine")
+  several = presets.load("tiny")
+  several.tokenizer.chat_template = {"default": "one", "tool_use": "two"}
+  presets.save(tmp_path, several, several.params)
+  assert presets.load(str(tmp_path)).tokenizer.chat_template == {"default": "one", "tool_use": "two"}
+  presets.save(tmp_path, model, variants(model)[1])
+  loaded = presets.load(str(tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, variants(model)[1])
+  assert loaded.tokenizer.chat_template == model.tokenizer.chat_template
+  assert (tmp_path / "model_ema.safetensors").read_text() == "mine"
+
+
+def test_an_unembedding_of_other_values_is_not_tied(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  path = tmp_path / "model.safetensors"
+  tensors = load_file(path)
+  embedding = tensors["model.embed_tokens.weight"]
+  save_file(tensors | {"lm_head.weight": embedding}, path)
+  assert presets.load(str(tmp_path)).config.tie_embeddings
+  save_file(tensors | {"lm_head.weight": 2 * embedding}, path)
+  loaded = presets.load(str(tmp_path))
+  assert not loaded.config.tie_embeddings
+  np.testing.assert_array_equal(loaded.policy.unembed(loaded.params), 2 * embedding.T)
+  presets.save(tmp_path / "again", loaded, loaded.params)
+  again = presets.load(str(tmp_path / "again"))
+  np.testing.assert_array_equal(again.policy.unembed(again.params), 2 * embedding.T)
+  np.testing.assert_array_equal(again.params["embedding"], embedding)
+
+
+def test_a_configuration_without_an_end_has_that_of_its_tokenizer_alone(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  config = json.loads((tmp_path / "config.json").read_text())
+  del config["eos_token_id"]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  (tmp_path / "generation_config.json").unlink()
+  loaded = presets.load(str(tmp_path))
+  assert LlamaConfig().eos_token_id == 2 and loaded.eos_tokens == (1,)
+  presets.save(tmp_path / "again", loaded, loaded.params)
+  assert presets.load(str(tmp_path / "again")).eos_tokens == (1,)
+
+
+def test_yarn_takes_the_original_length_from_where_transformers_does(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  config = json.loads((tmp_path / "config.json").read_text())
+  del config["rope_parameters"]
+  config |= {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 256}
+  config |= {"original_max_position_embeddings": 64}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  rope = presets.load(str(tmp_path)).config.rope
+  assert (rope["original_max_position_embeddings"], rope["factor"]) == (64, 4.0)
+  config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+  del config["original_max_position_embeddings"]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  assert presets.load(str(tmp_path)).config.rope["original_max_position_embeddings"] == 32
+
+
+@pytest.mark.parametrize("switch", [{}, {"use_sliding_window": False}, {"use_sliding_window": True}])
+def test_a_window_of_mistral_is_refused_whatever_the_switch_says(switch):
+  with pytest.raises(ValueError, match="sliding_window attention is not supported"):
+    hf_config.transformer_config(MistralConfig(sliding_window=8, **switch))
+  assert hf_config.transformer_config(MistralConfig(sliding_window=None, **switch)).num_layers == 32
+  Qwen2 = lambda **options: hf_config.transformer_config(Qwen2Config(sliding_window=8, **options))  # noqa: E731, N806
+  assert Qwen2(use_sliding_window=False).num_layers == 32
+  with pytest.raises(ValueError, match="sliding_window attention is not supported"):
+    Qwen2(use_sliding_window=True)
