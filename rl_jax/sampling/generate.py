@@ -90,7 +90,13 @@ class Decoding(NamedTuple):
 
 
 def make_generate(
-  model: LanguageModel, *, group_size: int, max_new_tokens: int, pad_token: int, stop_early: bool = True
+  model: LanguageModel,
+  *,
+  group_size: int,
+  max_new_tokens: int,
+  pad_token: int,
+  known_tokens: Array | None = None,
+  stop_early: bool = True,
 ) -> Generate:
   """Returns `generate(params, prompts, prompt_mask, stop_tokens, key, sampling) -> Completions`, to be jitted.
 
@@ -99,6 +105,8 @@ def make_generate(
     group_size: G.
     max_new_tokens: T, the longest completion.
     pad_token: Fills slots after the end.
+    known_tokens: `[V]` booleans, the tokens that may be chosen: a vocabulary may be padded beyond what the tokenizer
+      has. All of them by default. Like a filter of the sampling it shows in `logp`, not in `full_logp`.
     stop_early: Whether decoding ends as soon as all completions have stopped. Otherwise it takes T steps, which costs
       less where the function is mapped: under vmap a loop that any row may leave early copies its cache at every step.
 
@@ -135,7 +143,8 @@ def make_generate(
 
     def choose_next(state: Decoding, hidden: Float[Array, "P G D"]) -> Decoding:
       logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
-      return _add_token(state, sample_token(keys[state.time], logits, sampling), stop_tokens, pad_token)
+      choice = sample_token(keys[state.time], logits, sampling, known=known_tokens)
+      return _add_token(state, choice, stop_tokens, pad_token)
 
     def decode(state: Decoding) -> Decoding:
       hidden, cache = _decode_step(model, params, state, prefix, lengths)

@@ -105,13 +105,16 @@ def _invert(uniform: Float[Array, "*batch"], logits: Float[Array, "*batch V"]) -
   return jnp.sum(cumulative <= (below_one * cumulative[..., -1])[..., None], axis=-1)
 
 
-def sample_token(key: Array, logits: Float[Array, "*batch V"], sampling: SamplingParams) -> Choice:
+def sample_token(
+  key: Array, logits: Float[Array, "*batch V"], sampling: SamplingParams, *, known: Array | None = None
+) -> Choice:
   """Chooses one token a row.
 
   Args:
     key: A PRNG key for the whole batch.
     logits: `[..., V]`, of the model, before the temperature.
     sampling: Temperature and filters.
+    known: `[V]` booleans, the tokens that may be chosen; all by default.
 
   Returns:
     The tokens, `logp` of the truncated and renormalized distribution (0 for greedy choices, which are certain),
@@ -123,9 +126,10 @@ def sample_token(key: Array, logits: Float[Array, "*batch V"], sampling: Samplin
   """
   greedy = jnp.asarray(sampling.temperature) == 0
   scaled = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / jnp.where(greedy, 1, sampling.temperature)
-  filtered = sampling.top_k is not None or sampling.top_p is not None or sampling.min_p is not None
-  truncated = truncate(scaled, sampling) if filtered else scaled
-  token = jnp.where(greedy, jnp.argmax(scaled, axis=-1), categorical(key, truncated)).astype(jnp.int32)
+  filters = sampling.top_k is not None or sampling.top_p is not None or sampling.min_p is not None
+  possible = scaled if known is None else jnp.where(known, scaled, -jnp.inf)
+  truncated, filtered = truncate(possible, sampling) if filters else possible, filters or known is not None
+  token = jnp.where(greedy, jnp.argmax(possible, axis=-1), categorical(key, truncated)).astype(jnp.int32)
   chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
   full_logp = chosen - jax.nn.logsumexp(scaled, axis=-1)
   logp = chosen - jax.nn.logsumexp(truncated, axis=-1) if filtered else full_logp

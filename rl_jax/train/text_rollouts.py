@@ -78,7 +78,9 @@ def make_text_rollouts(
   check_updates(algorithm, schedule)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
   weights, temperature = rewards.weights(prompts.task.rewards), sampling.temperature
-  sizes: Any = dict(max_new_tokens=max_new_tokens, pad_token=pad_token(prompts.tokenizer))
+  sizes: Any = dict(
+    max_new_tokens=max_new_tokens, pad_token=pad_token(prompts.tokenizer), known_tokens=learner.model.known_tokens
+  )
   generate, generate_greedy = (
     devices.jit(learner.lift(make_generate(learner.model.policy, group_size=size, **sizes))) for size in (group_size, 1)
   )

@@ -1,12 +1,16 @@
+import copy
+import dataclasses
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from rl_jax.models import presets
 from rl_jax.models.transformer import TransformerConfig, policy
 from rl_jax.sampling.generate import last_real, make_generate, prompt_positions
-from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.sampling.samplers import SamplingParams, sample_token
 from rl_jax.state import Sequences
 from rl_jax.train.forward import make_forward
 from tests.fakes import bigram, bigram_params, chain
@@ -129,3 +133,41 @@ def test_positions_and_last_token_with_padding_on_either_side():
   np.testing.assert_array_equal(prompt_positions(mask)[mask == 1], [0, 1, 0, 1, 2, 3])
   hidden = jnp.arange(8.0).reshape(2, 4, 1)
   np.testing.assert_array_equal(last_real(hidden, mask)[:, 0], [2, 7])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
+def test_tokens_that_the_tokenizer_lacks_are_never_chosen(temperature, filters):
+  """A vocabulary of 9 with logits 0, ..., 8: the tokenizer has four of them, and not the likeliest."""
+  known = jnp.array([0, 1, 0, 1, 1, 0, 1, 0, 0], bool)
+  logits = jnp.arange(9.0)
+  sampling = SamplingParams(temperature=temperature, **filters)
+  keys = jax.random.split(jax.random.key(0), 300)
+  choice = jax.vmap(lambda key: sample_token(key, logits, sampling, known=known))(keys)
+  assert known[choice.token].all()
+  if temperature == 0:
+    assert (choice.token == 6).all()
+    return
+  whole = jax.nn.log_softmax(logits)
+  np.testing.assert_allclose(choice.full_logp, whole[choice.token], rtol=1e-5)
+  kept = jax.nn.log_softmax(jnp.where(known, logits, -jnp.inf))
+  kept = jnp.where(jnp.isin(jnp.arange(9), choice.token), kept, -jnp.inf)
+  np.testing.assert_allclose(choice.logp, jax.nn.log_softmax(kept)[choice.token], rtol=1e-4, atol=1e-6)
+
+
+def test_a_padded_vocabulary_is_sampled_within_the_tokenizer(tmp_path):
+  model = presets.load("tiny")
+  width = model.config.embed_dim
+  wider = {**model.params, "embedding": jnp.concatenate([model.params["embedding"], 9 * jnp.ones((29, width))])}
+  hf = copy.deepcopy(model.hf)
+  hf.vocab_size += 29
+  config = dataclasses.replace(model.config, vocab_size=hf.vocab_size)
+  presets.save(tmp_path, model._replace(hf=hf, config=config), wider)
+  loaded = presets.load(str(tmp_path))
+  assert model.known_tokens is None and loaded.known_tokens.sum() == len(model.tokenizer)
+  generate = make_generate(
+    loaded.policy, group_size=4, max_new_tokens=6, pad_token=0, known_tokens=jnp.asarray(loaded.known_tokens)
+  )
+  prompts, key = jnp.array([[5, 6]]), jax.random.key(0)
+  out = jax.jit(generate)(loaded.params, prompts, jnp.ones((1, 2)), jnp.array([1]), key, SamplingParams())
+  assert out.tokens.max() < len(model.tokenizer) and (out.full_logp <= out.logp).all()
