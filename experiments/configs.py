@@ -1,6 +1,7 @@
 """Settings that scripts share, each group with its own check and with the part of a run that it describes."""
 
 import dataclasses
+import datetime
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rl_jax.devices import Devices
 from rl_jax.models import heads, presets
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import refuse, require_at_least, require_positive
-from rl_jax.tasks import files, rewards
+from rl_jax.tasks import files, reading, rewards
+from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
 from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
@@ -58,12 +60,17 @@ class ModelConfig(Checked):
   lora_rank: int = 0  # above 0: train adapters of this rank alone
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
   remat: bool = False  # compute activations again in the backward pass, to save memory
+  date: str = reading.DATE.isoformat()  # the day that chat templates which ask for it are told; fixed, to be repeatable
 
   def check(self) -> None:
     require_at_least(self, 0, ("lora_rank",))
     require_positive(self, ("lora_alpha",))
     if not self.lora_rank:
       refuse(self, ("lora_alpha",), "lora_rank 0")
+    try:
+      datetime.date.fromisoformat(self.date)
+    except ValueError:
+      raise ValueError(f"date must read YYYY-MM-DD, got {self.date!r}") from None
     super().check()
 
   def load_model(self, max_tokens: int) -> presets.Model:
@@ -71,6 +78,10 @@ class ModelConfig(Checked):
     model = presets.load(self.model, remat=self.remat)
     presets.check_context(model, max_tokens)
     return model
+
+  def make_reader(self, model: presets.Model) -> reading.Reader:
+    """Returns how the model reads text and conversations."""
+    return reading.Reader(model.tokenizer, model.eos_tokens, datetime.date.fromisoformat(self.date))
 
   def make_learner(self, model: presets.Model) -> Learner:
     """Returns the model as it is trained."""
@@ -147,12 +158,14 @@ class RolloutConfig(Checked):
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""
     functions = rewards.from_paths(self.rewards, self.reward_weights)
-    return tasks.load(self.task, self.task_options, rewards=functions, seed=seed)
+    task = tasks.load(self.task, self.task_options, rewards=functions, seed=seed)
+    if task.description:
+      print(f"{task.name}: {task.description}", flush=True)
+    return task
 
-  def make_prompts(self, task: tasks.Task, model: presets.Model) -> Prompts:
+  def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model."""
-    limit = self.max_prompt_tokens
-    return make_prompts(task, model.tokenizer, model.eos_tokens, stop=self.stop, max_prompt_tokens=limit)
+    return make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +196,18 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
 def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:
   """Returns those of an objective's settings that are not None."""
   return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def with_options(settings: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
+  """Returns settings with those of `--objective-options` beside them.
+
+  Raises:
+    ValueError: If one is given by a flag of its own too.
+  """
+  found = parse_options(tuple(options))
+  if twice := sorted(settings.keys() & found.keys()):
+    raise ValueError(f"{twice[0]} is given twice, by a flag of its own and in objective_options")
+  return settings | found
 
 
 def reward_model_settings(folder: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, run_script
 from rl_jax.state import Batch, RLState, Sequences
 from rl_jax.tasks import examples, preferences, text
+from rl_jax.tasks.held_out import hold_out
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.step import make_train_step
@@ -86,16 +87,17 @@ def main(config: Config) -> Path:
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
   data = preferences.load(config.data)
-  encoded, problems = examples.encode_rankings(model.tokenizer, data, max_tokens=config.max_tokens)
+  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if len(encoded[0].answers) != 2:
     raise ValueError(f"{MODULE} learns from pairs; the data ranks {len(encoded[0].answers)} answers")
-  training, held_out = fixed.hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
-  fixed.check_size(len(training), config.num_pairs)
-  if config.loss == "kto" and len(held_out) < 2:
-    raise ValueError("loss 'kto' exchanges answers among prompts: hold out more than one pair")
+  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
+  print(split.describe(), flush=True)
+  fixed.check_size(len(split.training), config.num_pairs)
+  if config.loss == "kto" and min(split.prompts) < 2:
+    raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
   with directory as run:
-    return train(config, objective, model, training, held_out, run)
+    return train(config, objective, model, split.training, split.held_out, run)
 
 
 def train(
@@ -106,28 +108,29 @@ def train(
   step = make_train_step(forward, objective, optimizer, microbatches=config.microbatches, frozen=learner.frozen)
   policy_logp, reference_logp = devices.jit(lambda *given: forward(*given).logp), learner.reference(devices)
 
-  def prepare(state: RLState, sequences: Sequences) -> Batch:
+  def prepare(state: RLState, sequences: Sequences, labels: jax.Array) -> Batch:
     """Pairs with what the objective needs besides the learner's own log-probs."""
-    placed, inputs = devices.put(sequences), Inputs(mask=sequences.completion_mask)
+    placed, inputs = devices.put(sequences), Inputs(mask=labels)
     if "ref_logp" in objective.needs:
       inputs = inputs._replace(ref_logp=reference_logp(state, placed))
     if "kl_baseline" in objective.needs:
-      others = devices.put(examples.mismatched_pairs(sequences))
+      mismatched, their_labels = examples.mismatched_pairs(sequences, labels)
+      others = devices.put(mismatched)
       log_ratio = policy_logp(state.policy.params, others) - reference_logp(state, others)
-      inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, others.completion_mask, axis=-1))
+      inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, their_labels, axis=-1))
     if "advantages" in objective.needs:  # the chosen answer is desirable
       signs = jnp.array([1.0, -1.0])[:, None]
       inputs = inputs._replace(advantages=jnp.broadcast_to(signs, sequences.completion_mask.shape))
     return Batch(placed, inputs)
 
   def make_batch(state: RLState, numbers: np.ndarray) -> Batch:
-    return prepare(state, examples.ranking_sequences([training[i] for i in numbers], pad_token))
+    return prepare(state, *examples.ranking_sequences([training[i] for i in numbers], pad_token))
 
   def measure(state: RLState) -> Measurements:
     """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
     everything, parts = examples.ranking_sequences(held_out, pad_token), list[Any]()
     for numbers in fixed.fixed_size_batches(len(held_out), config.num_pairs):
-      sequences, inputs = prepare(state, fixed.select_rows(everything, numbers))
+      sequences, inputs = prepare(state, *fixed.select_rows(everything, numbers))
       logp = policy_logp(state.policy.params, sequences)
       parts.append(jax.device_get(inputs._replace(logp=logp, batch_logp=logp)))
     inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held_out)], *parts)

@@ -17,17 +17,17 @@ from typing import Any
 
 import jax
 
-from experiments.configs import ModelConfig, OptimizerConfig, RolloutConfig, RunConfig, settings_given
-from rl_jax import objectives, tasks
+from experiments.configs import ModelConfig, OptimizerConfig, RolloutConfig, RunConfig, settings_given, with_options
+from rl_jax import objectives
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.rollouts.experience import check_needs
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import command_line, exit_if_stopped, require_at_least, run_script
+from rl_jax.runs.settings import command_line, exit_if_stopped, refuse, require_at_least, run_script
 from rl_jax.sampling import samplers
 from rl_jax.tasks import rewards
-from rl_jax.tasks.load import parse_options
+from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.schedule import check_ratio, check_updates
@@ -44,6 +44,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig):
   clip_low: float | None = None  # the ratio's gradient stops below 1 - clip_low; the objective's own by default
   clip_high: float | None = None  # the ratio's gradient stops above 1 + clip_high; the objective's own by default
   kl_coef: float | None = None  # weight of the objective's KL; its own by default, and 0.01 for grpo
+  kl_correction: bool = False  # weigh each token's KL by its ratio to the old policy: exact when updates are several
   top_k: int | None = None  # sample from the k likeliest tokens only
   top_p: float | None = None  # sample from the likeliest tokens that add up to this probability only
   min_p: float | None = None  # sample only tokens at least this likely, relative to the likeliest
@@ -69,14 +70,18 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig):
 def load_algorithm(config: Config) -> objectives.Algorithm:
   """The objective by name with its advantage and the settings that were given."""
   settings = settings_given(config, ["clip_low", "clip_high", "kl_coef"])
+  if config.kl_correction:
+    settings["kl_correction"] = True
   fallback: dict[str, Any] = {"length": config.max_new_tokens}
   if config.objective == "grpo":
     fallback["kl_coef"] = 0.01
-  options = parse_options(config.objective_options)
-  algorithm = objectives.load(config.objective, fallback=fallback, **(settings | options))
+  settings = with_options(settings, config.objective_options)
+  algorithm = objectives.load(config.objective, fallback=fallback, **settings)
   needs = check_needs(algorithm)
   check_updates(algorithm, config.schedule)
   check_ratio(algorithm, config.schedule)
+  if config.schedule.on_policy and "old_logp" not in algorithm.from_rewards().needs:
+    refuse(config, ("recompute_old_logp",), "one update a rollout")
   if config.group_size < 2 and not needs & {"token_rewards", "greedy_rewards", "reward_baseline"}:
     raise ValueError("group_size must be at least 2: a completion alone has no advantage")
   if "values" in needs:
@@ -91,20 +96,23 @@ def main(config: Config) -> Path:
   rewards.check_any(task.rewards, reward_model=False)
   directory = config.directory(data=task.fingerprint)
   model = config.load_model(config.max_tokens)
+  prompts = config.make_prompts(task, config.make_reader(model))
   with directory as run:
-    return train(config, algorithm, task, model, run)
+    return train(config, algorithm, prompts, model, run)
 
 
 def train(
-  config: Config, algorithm: objectives.Algorithm, task: tasks.Task, model: presets.Model, run: RunDirectory
+  config: Config, algorithm: objectives.Algorithm, prompts: Prompts, model: presets.Model, run: RunDirectory
 ) -> Path:
   devices, learner = Devices(), config.make_learner(model)
   size = f"{model.num_params / 1e6:.1f} M parameters"
-  print(f"{config.model}: {size} on {devices.mesh.size} device(s); task {task.name}; {config.run_dir}", flush=True)
+  print(
+    f"{config.model}: {size} on {devices.mesh.size} device(s); task {prompts.task.name}; {config.run_dir}", flush=True
+  )
 
   # Rollouts: prompts in, completions with advantages out. And evaluation, greedy, one completion a prompt.
   rollouts = make_text_rollouts(
-    config.make_prompts(task, model),
+    prompts,
     learner,
     algorithm,
     devices,

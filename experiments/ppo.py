@@ -20,7 +20,7 @@ import jax
 
 from experiments.configs import load_reward, reward_model_settings
 from experiments.ppo_configs import Config, load_algorithm
-from rl_jax import objectives, tasks
+from rl_jax import objectives
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
@@ -53,25 +53,26 @@ def main(config: Config) -> Path:
   stream = config.make_stream(model, group_size=config.group_size, seed=config.seed)
   reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
+  prompts = config.make_prompts(task, config.make_reader(model))
   with directory as run:
-    return train(config, algorithm, task, stream, model, reward, run)
+    return train(config, algorithm, prompts, stream, model, reward, run)
 
 
 def train(
   config: Config,
   algorithm: objectives.Algorithm,
-  task: tasks.Task,
+  prompts: Prompts,
   stream: pretraining.Stream | None,
   model: presets.Model,
   reward: LoadedReward | None,
   run: RunDirectory,
 ) -> Path:
-  devices, learner, prompts = Devices(), config.make_learner(model), config.make_prompts(task, model)
+  devices, learner = Devices(), config.make_learner(model)
   needs = check_needs(algorithm)
   critic = config.critic if {"values", "old_values"} & needs else "none"
   kinds = f"policy{', critic' * (critic != 'none')}{', reward model' * (reward is not None)}"
   size = f"{model.num_params / 1e6:.1f} M parameters"
-  print(f"{config.model}: {size}; {kinds}; task {task.name}; {config.run_dir}", flush=True)
+  print(f"{config.model}: {size}; {kinds}; task {prompts.task.name}; {config.run_dir}", flush=True)
 
   # Actor and critic, the optimizer, and the update step.
   actors = make_actors(learner, critic, reward, temperature=config.temperature, bootstrap=config.bootstrap)

@@ -7,12 +7,20 @@ from typing import Any
 
 import jax
 
-from experiments.configs import Checked, ModelConfig, OptimizerConfig, RolloutConfig, RunConfig, settings_given
+from experiments.configs import (
+  Checked,
+  ModelConfig,
+  OptimizerConfig,
+  RolloutConfig,
+  RunConfig,
+  settings_given,
+  with_options,
+)
 from rl_jax import objectives
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives.base import Objective, add, kl_penalty, scale
-from rl_jax.ops import aggregation, kl
+from rl_jax.ops import aggregation, kl, ratios
 from rl_jax.ops.kl import Estimator
 from rl_jax.ops.moments import Moments
 from rl_jax.ops.shaping import Shaping
@@ -20,7 +28,6 @@ from rl_jax.rollouts import pretraining
 from rl_jax.runs.settings import refuse, require_at_least, require_one_of, require_positive
 from rl_jax.state import RewardModel
 from rl_jax.tasks import files, text
-from rl_jax.tasks.load import parse_options
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
 from rl_jax.train.schedule import check_ratio, check_updates
@@ -31,6 +38,7 @@ class KLConfig(Checked):
   kl_coef: float = 0.05  # weight of the KL to the initial model, at the beginning; 0 for none
   kl_place: str = "reward"  # reward: every token pays its KL; loss: the KL is a term of the loss
   kl_estimator: str = "k1"  # k1, k2 or k3; in the loss k2, whose gradient is that of the KL, or k3
+  kl_correction: bool = False  # in the loss: weigh each token's KL by its ratio to the old policy, exact after updates
   kl_control: str = "fixed"  # fixed; adaptive: towards kl_target; band: keeps the KL within kl_low and kl_high
   kl_target: float = 6.0  # KL that the adaptive weight aims at, in nats a completion
   kl_horizon: float = 10000.0  # completions over which the adaptive weight may change by a fifth
@@ -45,12 +53,14 @@ class KLConfig(Checked):
     require_one_of(self, choices | {"kl_control": ("fixed", "adaptive", "band")})
     if self.kl_control != "fixed" and not self.kl_in_reward:
       raise ValueError(f"kl_control {self.kl_control!r} needs a KL in the reward, with a kl_coef above 0 to begin with")
-    if self.kl_place == "loss" and self.kl_estimator == "k1":
+    if self.kl_place == "reward":
+      refuse(self, ("kl_correction",), "kl_place 'reward'")
+    if self.kl_place == "loss" and self.kl_estimator == "k1" and not self.kl_correction:
       raise ValueError("kl_estimator 'k1' has no gradient in the mean as a term of the loss; k2 has that of the KL")
     if not self.kl_low < self.kl_high < math.inf:
       raise ValueError(f"kl_low must be below kl_high, got {self.kl_low} and {self.kl_high}")
     if self.kl_coef == 0:
-      refuse(self, ("kl_place", "kl_estimator"), "kl_coef 0")
+      refuse(self, ("kl_place", "kl_estimator", "kl_correction"), "kl_coef 0")
     if self.kl_control != "adaptive":
       refuse(self, ("kl_target", "kl_horizon"), f"kl_control {self.kl_control!r}")
     if self.kl_control != "band":
@@ -69,7 +79,8 @@ class KLConfig(Checked):
 
   def kl_term(self) -> Objective:
     """The KL as a term of the loss."""
-    return scale(self.kl_coef, kl_penalty(self.kl_function, aggregation.token_mean()))
+    ratio = ratios.token() if self.kl_correction else None
+    return scale(self.kl_coef, kl_penalty(self.kl_function, aggregation.token_mean(), ratio=ratio))
 
   def kl_controllers(self, samples: int) -> tuple[control.Controller, ...]:
     """What moves `kl_coef` after a rollout of so many completions."""
@@ -221,11 +232,12 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
 def load_algorithm(config: Config) -> objectives.Algorithm:
   """The objective by name, with its advantage, the settings that were given, and the KL where it is wanted."""
   names = ("value_coef", "value_clip", "ptx_coef", "gamma", "lam", "whiten")
-  settings = settings_given(config, names) | parse_options(config.objective_options)
+  settings = settings_given(config, names)
   if config.value_clip == 0:
     settings["value_clip"] = None
   if config.clip is not None:
     settings |= dict(clip_low=config.clip, clip_high=config.clip)
+  settings = with_options(settings, config.objective_options)
   moving = ("beta",) * (config.beta_target > 0) + ("entropy_coef",) * (config.entropy_target > 0)
   options: Any = dict(fallback={"length": config.max_new_tokens}, moving=moving)
   algorithm = objectives.load(config.objective, **options, **settings)

@@ -25,7 +25,6 @@ from experiments.configs import (
   load_reward,
   reward_model_settings,
 )
-from rl_jax import tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
@@ -35,6 +34,7 @@ from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_one_of, require_positive, run_script
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import rewards
+from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
 from rl_jax.train.actors import LoadedReward, create_state
 from rl_jax.train.step import make_train_step
@@ -71,18 +71,19 @@ def main(config: Config) -> Path:
   directory, model = config.directory(**settings), config.load_model(config.max_tokens)
   reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
+  prompts = config.make_prompts(task, config.make_reader(model))
   with directory as run:
-    return train(config, task, model, reward, run)
+    return train(config, prompts, model, reward, run)
 
 
 def train(
-  config: Config, task: tasks.Task, model: presets.Model, reward: LoadedReward | None, run: RunDirectory
+  config: Config, prompts: Prompts, model: presets.Model, reward: LoadedReward | None, run: RunDirectory
 ) -> Path:
   devices, learner = Devices(), config.make_learner(model)
 
   # Rollouts: a group of completions with rewards, and of these what is learned. And evaluation, greedy.
   rollouts = make_text_rollouts(
-    config.make_prompts(task, model),
+    prompts,
     learner,
     algorithm(sft.objective(), gpg.advantage()),  # the samples are chosen by their rewards: no advantage is read
     devices,

@@ -30,6 +30,7 @@ from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.state import Batch, ModelOutputs, RLState, Sequences
 from rl_jax.tasks import examples, preferences, text
+from rl_jax.tasks.held_out import hold_out
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.forward import make_last_value
@@ -60,14 +61,15 @@ def main(config: Config) -> Path:
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
   data = preferences.load(config.data)
-  encoded, problems = examples.encode_rankings(model.tokenizer, data, max_tokens=config.max_tokens)
+  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   if config.margins and not encoded[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
-  training, held_out = fixed.hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
-  fixed.check_size(len(training), config.num_rankings)
+  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
+  print(split.describe(), flush=True)
+  fixed.check_size(len(split.training), config.num_rankings)
   with directory as run:
-    return train(config, model, training, held_out, run)
+    return train(config, model, split.training, split.held_out, run)
 
 
 def train(config: Config, model: presets.Model, training: Rankings, held_out: Rankings, run: RunDirectory) -> Path:
@@ -88,12 +90,11 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
 
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
     chosen = [training[i] for i in numbers]
-    sequences, ratings = examples.ranking_sequences(chosen, pad_token), examples.ratings_of(chosen)
-    ratings = None if ratings is None else jnp.asarray(ratings)
-    return Batch(sequences, Inputs(mask=sequences.completion_mask, ratings=ratings))
+    (sequences, labels), ratings = examples.ranking_sequences(chosen, pad_token), examples.ratings_of(chosen)
+    return Batch(sequences, Inputs(mask=labels, ratings=None if ratings is None else jnp.asarray(ratings)))
 
   def measure(state: RLState) -> Measurements:
-    everything = examples.ranking_sequences(held_out, pad_token)
+    everything, _ = examples.ranking_sequences(held_out, pad_token)
     batches = fixed.fixed_size_batches(len(held_out), config.num_rankings)
     parts = [devices.put(fixed.select_rows(everything, numbers)) for numbers in batches]
     scores = np.concatenate([np.asarray(measured(state.policy.params, part)) for part in parts])[: len(held_out)]

@@ -35,6 +35,7 @@ from rl_jax.runs.settings import command_line, require_at_least, run_script
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import text
+from rl_jax.tasks.reading import Reader, prompt_tokens
 
 MODULE = "experiments.rlhf"
 NEW_TOKENS = 28
@@ -202,12 +203,14 @@ def rule(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[fl
 def compare(model_folder: str, rows: list[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
   """Two sampled answers to each prompt, the better one by the rule first; equally good ones are left out."""
   model = presets.load(model_folder)
-  stop_tokens = text.stop_tokens(model.tokenizer, (), model.eos_tokens)
+  reader = Reader(model.tokenizer, model.eos_tokens)
+  stop_tokens = text.stop_tokens(reader)
   pad_token = text.pad_token(model.tokenizer)
-  generate = jax.jit(make_generate(model.policy, group_size=2, max_new_tokens=NEW_TOKENS, pad_token=pad_token))
+  sizes: Any = dict(group_size=2, max_new_tokens=NEW_TOKENS, known_tokens=model.known_tokens)
+  generate = jax.jit(make_generate(model.policy, pad_token=pad_token, **sizes))
   size = 100
   filled = rows + rows[:1] * (-len(rows) % size)  # batches of one size
-  tokens, mask = text.pad([text.encode(model.tokenizer, row["prompt"]) for row in filled], pad_token)
+  tokens, mask = text.pad([prompt_tokens(reader, row["prompt"]) for row in filled], pad_token)
   for start in track(range(0, len(rows), size), description="sampling pairs", transient=True):
     part, key = slice(start, start + size), jax.random.fold_in(jax.random.key(config.seed), start)
     out = jax.device_get(generate(model.params, tokens[part], mask[part], stop_tokens, key, SamplingParams()))

@@ -29,6 +29,7 @@ from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.state import Batch, RLState
 from rl_jax.tasks import examples, files, text
+from rl_jax.tasks.held_out import hold_out
 from rl_jax.tasks.packing import Packed, pack
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
@@ -61,16 +62,15 @@ def main(config: Config) -> Path:
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   directory, model = config.directory(), config.load_model(config.max_tokens)
   places = ((f"{config.data}, {place}", row) for place, row in files.read(Path(config.data)))
-  data, problems = examples.encode_demonstrations(model.tokenizer, places, max_tokens=config.max_tokens)
+  data, problems = examples.encode_demonstrations(config.make_reader(model), places, max_tokens=config.max_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
-  training, held_out = fixed.hold_out(
-    data, config.held_out, seed=config.seed, key=lambda example: tuple(example.tokens)
-  )
+  split = hold_out(data, config.held_out, seed=config.seed, key=lambda demonstration: demonstration.subject)
+  print(split.describe(), flush=True)
   packing: Any = dict(length=config.max_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing)
-  packed = pack(training, **packing)
+  packed, held_out = (pack([each.example for each in rows], **packing) for rows in (split.training, split.held_out))
   fixed.check_size(len(packed[1]), config.num_rows)
   with directory as run:
-    return train(config, objective, model, packed, pack(held_out, **packing), run)
+    return train(config, objective, model, packed, held_out, run)
 
 
 def train(

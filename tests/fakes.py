@@ -19,6 +19,7 @@ from rl_jax.rollouts.experience import check_needs, make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.sampling.generate import make_generate
 from rl_jax.tasks import rewards
+from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.text import Prompts, pad_token
 from rl_jax.train.forward import make_forward
 
@@ -117,7 +118,7 @@ def text_rollouts(
   state's `ref_params`, and `jit`: with `eagerly` in its place the experience can be looked at.
   """
   stops = np.array([tokenizer.eos_token_id]) if stop_tokens is None else np.asarray(stop_tokens)
-  prompts = Prompts(task, tokenizer, stops, max_prompt_tokens)
+  prompts = Prompts(task, Reader(tokenizer, tuple(stops.tolist())), stops, max_prompt_tokens)
   forward, generate, greedy = programs(model, group_size, max_new_tokens, pad_token(tokenizer))
   needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
   weights = rewards.weights(task.rewards)

@@ -17,7 +17,8 @@ from rl_jax.runs.directory import read_lines
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model", "tiny", "--num-prompts", "4", "--group-size", "2", "--task-options", "evaluation_size=8"]
-ENVIRONMENT = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENVIRONMENT = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # one device, as users have
 
 
 def start(folder, *arguments):
@@ -64,6 +65,8 @@ def test_help_explains_every_field_in_groups(tmp_path, module, groups):
     (dict(objective="dpo"), "'dpo' does not learn from rewards"),
     (dict(objective="rloo", clip_low=0.1), "'rloo' makes no use of clip_low; it has no settings"),
     (dict(objective_options=("foo=1",)), "'grpo' makes no use of foo"),
+    (dict(clip_low=0.1, objective_options=("clip_low=0.3",)), "clip_low is given twice"),
+    (dict(recompute_old_logp=True, minibatches=1), "one update a rollout makes no use of recompute_old_logp"),
     (dict(microbatches=0), "microbatches must be at least 1 and finite, got 0"),
     (dict(learning_rate=float("nan")), "learning_rate must be at least 0 and finite, got nan"),
     (dict(checkpoint_every=-1), "checkpoint_every must be at least 0"),
@@ -80,13 +83,32 @@ def test_mistakes_are_named_and_leave_no_run_behind(tmp_path, settings, message)
   assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ('{"prompt": "\\ud83d"}', "line 9: text with half of a character"),
+    ('{"prompt": [{"role": "user", "content": "a", "tools": 1}], "tools": 7}', "line 9: column 'tools' must be a list"),
+    ('{"prompt": ""}', "line 9: the prompt must be text"),
+  ],
+)
+def test_a_bad_row_is_named_before_there_is_a_run(tmp_path, row, message):
+  rows, folder = tmp_path / "rows.jsonl", tmp_path / "run"
+  good = [f'{{"prompt": "{a} + 1 =", "answer": "{a + 1}"}}' for a in range(12)]
+  rows.write_text("\n".join([*good[:8], row, *good[8:]]))
+  settings = dict(model="tiny", task=str(rows), task_options=("evaluation_size=2",), num_prompts=8, steps=1)
+  with pytest.raises(ValueError, match=message):
+    grpo.main(grpo.Config(**settings, rewards=("rl_jax.tasks.arithmetic:graded",), run_dir=str(folder)))
+  assert not folder.exists()
+
+
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_changed_data(tmp_path):
   rows, module = tmp_path / "rows.jsonl", "rl_jax.tasks.arithmetic:graded"
-  rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 4)
+  rows.write_text("".join(f'{{"prompt": "{a} + 1 =", "answer": "{a + 1}"}}\n' for a in range(4)))
   settings = dict(model="tiny", task=str(rows), task_options=("evaluation_size=2",), rewards=(module,))
   settings |= dict(run_dir=str(tmp_path / "run"), num_prompts=4, minibatches=1, group_size=2, steps=1, resume=True)
   grpo.main(grpo.Config(**settings))
-  rows.write_text('{"prompt": "1 + 1 =", "answer": "3"}\n' * 4)
+  rows.write_text("".join(f'{{"prompt": "{a} + 1 =", "answer": "{a + 2}"}}\n' for a in range(4)))
   with pytest.raises(ValueError, match="other settings: data was '"):
     grpo.main(grpo.Config(**settings))
 
@@ -107,7 +129,7 @@ def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
   assert read_lines(tmp_path / "first", "metrics.jsonl")[0]["kl_ref"] >= 0
   process, output = run(tmp_path, *SMALL, "--steps", "1", "--run-dir", "first")
   assert process.returncode == 1 and "holds another run" in output
-  (tmp_path / "rows.jsonl").write_text('{"prompt": "1 2", "target": 3}\n' * 20)
+  (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{n} 2", "target": 3}}\n' for n in range(20)))
   code = "async def reward(completions, target, **_):\n  return [len(c) / t for c, t in zip(completions, target)]\n"
   (tmp_path / "mine.py").write_text(code)
   process, output = run(

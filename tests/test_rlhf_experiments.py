@@ -54,7 +54,8 @@ def test_sft_lowers_the_perplexity_and_writes_a_model(tmp_path, demonstrations, 
     sft.main(sft.Config(data=demonstrations, **SMALL, **settings))
 
 
-@pytest.mark.parametrize("adapted", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.slow
 def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapted):
   settings = dict(num_rankings=8, learning_rate=1e-2, lora_rank=2 * adapted, run_dir=str(tmp_path / "rm"))
   judge = reward_model.main(reward_model.Config(data=pairs, **SMALL, **settings))
@@ -177,7 +178,8 @@ def test_relatives_of_dpo_learn(tmp_path, pairs, settings):
     assert before["loss"] == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize(("method", "lora_rank"), [("prefer", 2), pytest.param("imitate", 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("method", "lora_rank"), [("prefer", 2), ("imitate", 0)])
+@pytest.mark.slow
 def test_learning_from_ones_own_samples(tmp_path, method, lora_rank):
   settings = dict(
     rewards=("tests.test_rlhf_experiments:digits",), method=method, run_dir=str(tmp_path / "run"), lora_rank=lora_rank
@@ -302,7 +304,7 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
   with pytest.raises(ValueError, match="dpo learns from pairs; the data ranks 3 answers"):
     dpo.main(dpo.Config(data=ranked, **SMALL, run_dir=str(tmp_path / "run")))
-  prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}] * 20)
+  prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
   options = dict(objective="vapo", task=prompts, rewards=("tests.test_rlhf_experiments:digits",))
   with pytest.raises(ValueError, match="'vapo' imitates solved completions; task .* knows of none"):
     ppo.main(ppo.Config(**SMALL, **ROLLOUTS, **options, run_dir=str(tmp_path / "run")))

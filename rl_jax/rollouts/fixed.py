@@ -1,7 +1,6 @@
 """Batches of a fixed data set: shuffled anew in every epoch, in an order that the seed fixes."""
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,40 +50,6 @@ def check_size(rows: int, batch_size: int) -> None:
   """
   if rows < batch_size:
     raise ValueError(f"the data has {rows} rows for training, fewer than a batch of {batch_size}")
-
-
-def hold_out(
-  rows: Sequence[Any], share: float, *, seed: int, key: Callable[[Any], Hashable]
-) -> tuple[list[Any], list[Any]]:
-  """Returns rows to train on, and about a share of them to measure on, both shuffled.
-
-  Args:
-    rows: Rows of the data set.
-    share: Share of the rows to measure on, between 0 and 1.
-    seed: Seed of the shuffle.
-    key: `row -> what it is about`; rows of the same key are all on one side, so that no copy of what is learned is
-      measured.
-
-  Raises:
-    ValueError: If all rows have the same key.
-
-  >>> train, test = hold_out(["a1", "b1", "a2", "c1", "b2"], 0.4, seed=0, key=lambda row: row[0])
-  >>> sorted(train), sorted(test)
-  (['b1', 'b2', 'c1'], ['a1', 'a2'])
-  """
-  rng = np.random.default_rng(seed)
-  shuffled_rows = [rows[i] for i in rng.permutation(len(rows))]
-  counts = Counter(map(key, shuffled_rows))
-  if len(counts) < 2:
-    raise ValueError("nothing can be held out: all rows of the data are about the same")
-  held, wanted = set(), max(round(share * len(rows)), 1)
-  for kind, count in counts.items():  # in the order of the shuffle
-    if held and (wanted < count or len(held) == len(counts) - 1):
-      break
-    held.add(kind)
-    wanted -= count
-  train, test = ([row for row in shuffled_rows if (key(row) in held) == is_held] for is_held in (False, True))
-  return train, test
 
 
 def fixed_size_batches(rows: int, size: int) -> list[np.ndarray]:

@@ -20,6 +20,9 @@ class Task(NamedTuple):
       None where the task has no such notion, and evaluation reports the mean reward alone.
     stop: Texts of one token each that end a completion, besides the tokenizer's end of sequence.
     fingerprint: Identity of data that can change between two runs, such as a file's SHA-256; empty where nothing can.
+    rows: All rows, held-out ones included, with their places such as "line 3", where there is an end to them: a run
+      reads every prompt before it trains on the first.
+    description: How many rows are trained on and measured, in one line; empty where there is no end to them.
   """
 
   name: str
@@ -29,6 +32,8 @@ class Task(NamedTuple):
   solved: Callable[..., list[bool]] | None = None
   stop: tuple[str, ...] = ()
   fingerprint: str = ""
+  rows: Sequence[tuple[str, Row]] = ()
+  description: str = ""
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list]:

@@ -6,67 +6,41 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from rl_jax.state import Sequences
-from rl_jax.tasks import files, text
+from rl_jax.tasks import files, reading, text
 from rl_jax.tasks.preferences import Preferences
+from rl_jax.tasks.reading import CHANGED, Example, Reader
 
-SPLIT = "whose prompt and answer have other tokens together than apart: tokenized apart"
-CHANGED = "whose chat template changes the prompt once it is answered: left out"
 LONG = "over the limit of tokens: left out"
 SAME = "whose answers are the same tokens: left out"
 EMPTY = "with an empty completion: left out"
+UNLEARNED = "whose messages all have the weight 0: left out"
 
 
-class Example(NamedTuple):
-  """Tokens, and which of them are labels to learn."""
+class Demonstration(NamedTuple):
+  """What is learned from a row, or from one reply of it.
 
-  tokens: list[int]
-  labels: list[bool]
+  Attributes:
+    subject: What the row is about, its prompt: rows of the same one are held out together.
+    example: Tokens and labels.
+  """
+
+  subject: str
+  example: Example
 
 
 class EncodedRanking(NamedTuple):
-  """A prompt and K answers, best first, as tokens."""
+  """A prompt and K answers, best first, as tokens; labels are those that a policy would choose."""
 
   prompt: list[int]
-  answers: list[list[int]]
+  answers: list[Example]
   ratings: tuple[float, ...] = ()
 
 
-def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> tuple[list[int], list[int], str]:
-  """Returns the tokens of a prompt and of an answer that ends with the end of sequence, and what was wrong, or "".
-
-  Text is tokenized as one. Where the answer's beginning joins the prompt's end in one token, the two are tokenized
-  apart, as a model that continues the prompt would see them; a chat template that rewrites the prompt leaves no tokens.
-
-  >>> from rl_jax.models.presets import character_tokenizer
-  >>> encode_answer(character_tokenizer("0123456789"), "42", "7")
-  ([7, 5], [10, 1], '')
-  """
-  start = text.encode(tokenizer, prompt)
-  if isinstance(prompt, str):
-    whole = list(tokenizer(prompt + answer)["input_ids"])
-    if whole[: len(start)] == start:
-      return start, _ended(tokenizer, whole[len(start) :]), ""
-    return start, _ended(tokenizer, list(tokenizer(answer, add_special_tokens=False)["input_ids"])), SPLIT
-  whole = text.apply_chat_template(tokenizer, [*prompt, *answer], reply=False)
-  if whole[: len(start)] != start:
-    return start, [], CHANGED
-  return start, _ended(tokenizer, whole[len(start) :]), ""
-
-
-def _ended(tokenizer: Any, tokens: list[int]) -> list[int]:
-  """Ends with the last end of sequence: what a template puts behind it is never generated."""
-  end = tokenizer.eos_token_id
-  if end is None:
-    return tokens
-  if end in tokens:
-    return tokens[: len(tokens) - tokens[::-1].index(end)]
-  return [*tokens, end]
-
-
 def encode_rankings(
-  tokenizer: Any, preferences: Preferences, *, max_tokens: int
+  reader: Reader, preferences: Preferences, *, max_tokens: int
 ) -> tuple[list[EncodedRanking], Counter[str]]:
   """Returns rankings as tokens, and what was wrong with how many of them; too long ones are left out.
 
@@ -75,25 +49,28 @@ def encode_rankings(
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> from rl_jax.tasks.preferences import Ranking
-  >>> found, problems = encode_rankings(
-  ...     character_tokenizer("0123456789"), Preferences([Ranking("42", ("7", "77"))], Counter()), max_tokens=8)
-  >>> found[0].answers
+  >>> reader = Reader(character_tokenizer("0123456789"), (1,))
+  >>> found, problems = encode_rankings(reader, Preferences([Ranking("42", ("7", "77"))], Counter()), max_tokens=8)
+  >>> [answer.tokens for answer in found[0].answers]
   [[10, 1], [10, 10, 1]]
   """
   encoded, problems = [], Counter()
-  for prompt, answers, ratings in preferences.rankings:
-    parts = [encode_answer(tokenizer, prompt, answer) for answer in answers]
-    start, tokens, wrong = parts[0][0], [part[1] for part in parts], {part[2] for part in parts} - {""}
+  for ranking in preferences.rankings:
+    try:
+      parts = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
+    except ValueError as error:
+      raise ValueError(f"{ranking.place}: {error}") from None
+    start, answers, wrong = parts[0].prompt, [part.answer for part in parts], {part.problem for part in parts} - {""}
     problems.update(wrong)
     if CHANGED in wrong:
       continue
-    if len(start) + max(map(len, tokens)) > max_tokens:
+    if len(start) + max(len(answer.tokens) for answer in answers) > max_tokens:
       problems[LONG] += 1
       continue
-    if len(set(map(tuple, tokens))) < len(tokens):
+    if len({tuple(answer.tokens) for answer in answers}) < len(answers):
       problems[SAME] += 1
       continue
-    encoded.append(EncodedRanking(start, tokens, ratings))
+    encoded.append(EncodedRanking(start, answers, ranking.ratings))
   if not encoded:
     raise ValueError(f"no preferences are left: {describe(problems)}")
   return encoded, problems
@@ -108,50 +85,63 @@ def describe(problems: Mapping[str, int]) -> str:
   return "; ".join(f"{count} {why}" for why, count in problems.items()) or "nothing left out"
 
 
-def ranking_sequences(rankings: Sequence[EncodedRanking], pad_token: int) -> Sequences:
-  """Returns `[P, L]` prompts and `[P, K, T]` answers, right-padded.
+def ranking_sequences(rankings: Sequence[EncodedRanking], pad_token: int) -> tuple[Sequences, Bool[Array, "P K T"]]:
+  """Returns `[P, L]` prompts and `[P, K, T]` answers, right-padded, and which of their tokens a policy would choose.
 
-  >>> ranking_sequences([EncodedRanking([3], [[4, 1], [1]])], 0).completions.tolist()
-  [[[4, 1], [1, 0]]]
+  >>> mine = Example([4, 1], [True, True])
+  >>> sequences, labels = ranking_sequences([EncodedRanking([3], [mine, Example([1], [True])])], 0)
+  >>> sequences.completions.tolist(), labels.tolist()
+  ([[[4, 1], [1, 0]]], [[[True, True], [True, False]]])
   """
   prompts, prompt_mask = text.pad([ranking.prompt for ranking in rankings], pad_token)
-  flat, mask = text.pad([answer for ranking in rankings for answer in ranking.answers], pad_token)
+  answers = [answer for ranking in rankings for answer in ranking.answers]
+  flat, mask = text.pad([answer.tokens for answer in answers], pad_token)
+  labels, _ = text.pad([answer.labels for answer in answers], 0)
   shape = (len(rankings), -1, flat.shape[-1])
-  return Sequences(
-    jnp.asarray(prompts), jnp.asarray(prompt_mask), jnp.asarray(flat.reshape(shape)), jnp.asarray(mask.reshape(shape))
-  )
+  completions, mask, labels = (jnp.asarray(x.reshape(shape)) for x in (flat, mask, labels != 0))
+  return Sequences(jnp.asarray(prompts), jnp.asarray(prompt_mask), completions, mask), labels
 
 
-def mismatched_pairs(sequences: Sequences) -> Sequences:
-  """Returns each prompt with the answers of the one before it, which do not belong to it (KTO's estimate of the KL).
+def mismatched_pairs(sequences: Sequences, labels: Bool[Array, "P K T"]) -> tuple[Sequences, Bool[Array, "P K T"]]:
+  """Returns each prompt with the answers of another one, which do not belong to it (KTO's estimate of the KL).
 
-  Raises:
-    ValueError: If there is but one prompt.
+  They are the answers of the next row, in a circle, whose prompt is another: a prompt may stand in a batch twice. Where
+  all rows have one prompt nothing is mismatched: they keep their answers, without labels, and the estimate is 0.
 
-  >>> rankings = [EncodedRanking([3], [[4]]), EncodedRanking([5], [[6]]), EncodedRanking([7], [[8]])]
-  >>> sequences = ranking_sequences(rankings, 0)
-  >>> mismatched_pairs(sequences).prompts.ravel().tolist(), mismatched_pairs(sequences).completions.ravel().tolist()
-  ([3, 5, 7], [8, 4, 6])
+  >>> def pair(prompt, answer):
+  ...   return EncodedRanking([prompt], [Example([answer], [True])])
+  >>> mismatched, labels = mismatched_pairs(*ranking_sequences([pair(3, 4), pair(3, 5), pair(7, 8)], 0))
+  >>> mismatched.prompts.ravel().tolist(), mismatched.completions.ravel().tolist()
+  ([3, 3, 7], [8, 8, 4])
   """
-  if len(sequences.prompts) < 2:
-    raise ValueError("answers can be exchanged among at least two prompts")
-  return sequences._replace(
-    completions=jnp.roll(sequences.completions, 1, axis=0),
-    completion_mask=jnp.roll(sequences.completion_mask, 1, axis=0),
+  real = np.asarray(sequences.prompt_mask) != 0
+  prompts = [tuple(row[mask]) for row, mask in zip(np.asarray(sequences.prompts), real, strict=True)]
+  count = len(prompts)
+  others = np.array(
+    [
+      next((place % count for place in range(row + 1, row + count) if prompts[place % count] != prompts[row]), row)
+      for row in range(count)
+    ]
   )
+  exists = jnp.asarray(others != np.arange(count))[:, None, None]
+  completions, mask = sequences.completions[others], sequences.completion_mask[others]
+  return sequences._replace(completions=completions, completion_mask=mask), labels[others] & exists
 
 
 def encode_demonstrations(
-  tokenizer: Any, rows: Iterable[tuple[str, Mapping[str, Any]]], *, max_tokens: int
-) -> tuple[list[Example], Counter[str]]:
+  reader: Reader, rows: Iterable[tuple[str, Mapping[str, Any]]], *, max_tokens: int
+) -> tuple[list[Demonstration], Counter[str]]:
   """Returns demonstrations as tokens with labels, and what was wrong with how many of them.
 
-    {"prompt": ..., "completion": ...}     text or chat; the completion is learned
-    {"messages": [message, ...]}           chat; every message of the assistant is learned
+    {"messages": [message, ...]}           chat; every message of the assistant is learned, unless its weight is 0
+    {"prompt": ..., "completion": ...}     text or chat; the assistant's words in the completion are learned
     {"text": "..."}                        plain text; all but its first token is learned
 
+  A row of several of these forms is the first one that stands here. Columns `tools` and `chat_template_kwargs` go to
+  the chat template.
+
   Args:
-    tokenizer: A `transformers` tokenizer.
+    reader: How the model reads.
     rows: Rows with their places, as `tasks.files.read` gives them.
     max_tokens: Longer ones are left out.
 
@@ -159,76 +149,72 @@ def encode_demonstrations(
     ValueError: For a row of another form, by its place, or if none is left.
 
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> tokenizer = character_tokenizer("0123456789")
-  >>> encode_demonstrations(tokenizer, [("row 1", {"prompt": "4", "completion": "2"})], max_tokens=8)[0]
-  [Example(tokens=[7, 5, 1], labels=[False, True, True])]
+  >>> reader = Reader(character_tokenizer("0123456789"), (1,))
+  >>> encode_demonstrations(reader, [("row 1", {"prompt": "4", "completion": "2"})], max_tokens=8)[0][0].example
+  Example(tokens=[7, 5, 1], labels=[False, True, True])
   """
-  examples, problems = [], Counter()
+  found, problems = [], Counter()
   for place, row in rows:
+    files.check_text(row, place)
     try:
-      example, wrong = _demonstration(tokenizer, row)
+      subject, examples, wrong = _demonstration(reader, row)
     except ValueError as error:
       raise ValueError(f"{place}: {error}") from None
     if wrong:
       problems[wrong] += 1
-    if example is None:
-      continue
-    if len(example.tokens) > max_tokens:
-      problems[LONG] += 1
-      continue
-    examples.append(example)
-  if not examples:
+    for example in examples:
+      if len(example.tokens) > max_tokens:
+        problems[LONG] += 1
+      else:
+        found.append(Demonstration(subject, example))
+  if not found:
     raise ValueError(f"no demonstrations are left: {describe(problems)}")
-  return examples, problems
+  return found, problems
 
 
-def _demonstration(tokenizer: Any, row: Any) -> tuple[Example | None, str]:
+def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
+  """What a row is about, its examples, and what was wrong."""
   if not isinstance(row, Mapping):
     raise ValueError("not a mapping")
-  if isinstance(row.get("text"), str):
-    tokens = text.encode(tokenizer, row["text"])
-    if tokenizer.eos_token_id not in (None, tokens[-1]):
-      tokens = [*tokens, tokenizer.eos_token_id]
-    return Example(tokens, [False] + [True] * (len(tokens) - 1)), ""
-  if "messages" in row:
-    if not files.is_chat(row["messages"]):
-      raise ValueError("messages must be a list of messages with role and content")
-    return _conversation(tokenizer, row["messages"])
-  if "prompt" not in row or "completion" not in row:
-    raise ValueError(f"no columns prompt and completion, no messages and no text; it has {', '.join(row) or 'none'}")
-  sides = row["prompt"], row["completion"]
-  if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):
+  if row.get("messages") is not None:
+    return _messages(reader, row)
+  if row.get("prompt") is None or "completion" not in row:
+    return _plain_text(reader, row)
+  prompt, completion = row["prompt"], row["completion"]
+  if not all(isinstance(side, str) for side in (prompt, completion)) and not all(
+    map(files.is_chat, (prompt, completion))
+  ):
     raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
-  if row["completion"] in ("", []):
-    return None, EMPTY
-  prompt, answer, wrong = encode_answer(tokenizer, *sides)
-  if not answer:
-    return None, wrong
-  return Example(prompt + answer, [False] * len(prompt) + [True] * len(answer)), wrong
+  if completion in ("", []):
+    return "", [], EMPTY
+  start, answer, wrong = reading.answered(reader, prompt, completion, reading.row_options(row))
+  if not any(answer.labels):
+    return "", [], wrong or UNLEARNED
+  whole = Example(start + answer.tokens, [False] * len(start) + answer.labels)
+  return files.subject(prompt), [whole], wrong
 
 
-def _conversation(tokenizer: Any, messages: Sequence[Any]) -> tuple[Example | None, str]:
-  tokens: list[int] = []
-  labels: list[bool] = []
-  for turn in (turn for turn, message in enumerate(messages) if message["role"] == "assistant"):
-    prompt = text.encode(tokenizer, list(messages[:turn]))
-    whole = text.apply_chat_template(tokenizer, list(messages[: turn + 1]), reply=False)
-    if prompt[: len(tokens)] != tokens or whole[: len(prompt)] != prompt:
-      return None, CHANGED
-    answer = whole[len(prompt) :]
-    learned = min(len(_ended(tokenizer, answer)), len(answer))
-    labels += [False] * (len(prompt) - len(tokens)) + [i < learned for i in range(len(answer))]
-    tokens = whole
-  if not tokens:
-    raise ValueError("messages holds none of the assistant")
-  ended = [*tokens[: len(tokens) - len(answer)], *_ended(tokenizer, answer)]
-  return Example(ended, (labels + [True])[: len(ended)]), ""
+def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
+  if not files.is_chat(row["messages"]):
+    raise ValueError("messages must be a list of messages with role and content")
+  examples, wrong = reading.conversation(reader, row["messages"], reading.row_options(row))
+  asked = next((place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"), 0)
+  return files.subject(row["messages"][:asked]), examples, wrong or ("" if examples else UNLEARNED)
+
+
+def _plain_text(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
+  if not isinstance(row.get("text"), str):
+    raise ValueError(f"no columns prompt and completion, no messages and no text; it has {', '.join(row) or 'none'}")
+  tokens = reading.prompt_tokens(reader, row["text"])
+  if reader.end is not None and tokens[-1] not in reader.eos_tokens:
+    tokens = [*tokens, reader.end]
+  return row["text"], [Example(tokens, [False] + [True] * (len(tokens) - 1))], ""
 
 
 def ratings_of(rankings: Sequence[EncodedRanking]) -> np.ndarray | None:
   """Returns `[P, K]` ratings, or None where there are none.
 
-  >>> ratings_of([EncodedRanking([3], [[4], [1]], (2.0, 1.0))]).tolist()
+  >>> ratings_of([EncodedRanking([3], [Example([4], [True]), Example([1], [True])], (2.0, 1.0))]).tolist()
   [[2.0, 1.0]]
   """
   return np.asarray([ranking.ratings for ranking in rankings], np.float32) if rankings[0].ratings else None

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rl_jax.tasks.base import Row, Task
 from rl_jax.tasks.epochs import shuffled
+from rl_jax.tasks.held_out import hold_out
 from rl_jax.tasks.rewards import Reward
 
 
@@ -24,23 +23,24 @@ def load(
   prompt_column: str = "prompt",
   seed: int = 0,
 ) -> Task:
-  """Returns the task of a file; the last `evaluation_size` rows of a seeded shuffle are held out.
+  """Returns the task of a file; `evaluation_size` prompts of a seeded shuffle are held out, with all their rows.
 
   Raises:
-    ValueError: For a missing file, a broken line (by number), a row without a usable prompt, or too few rows.
+    ValueError: For a missing file, a broken line (by number), a row without a usable prompt, or too few prompts.
 
   >>> import tempfile
   >>> length = Reward(lambda completions, **_: [len(c) for c in completions], 1.0, "length")
   >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-  ...   _ = file.write('{"prompt": "Hi"}\\n' * 3)
+  ...   _ = file.write('{"prompt": "Hi"}\\n' * 3 + '{"prompt": "Bye"}\\n')
   ...   file.flush()
-  ...   load(file.name, [length], evaluation_size=1).row(0)
-  {'prompt': 'Hi'}
+  ...   load(file.name, [length], evaluation_size=1).description
+  '1 row of 1 prompt to train on, 3 rows of 1 prompt held out, of which 1 is measured'
   """
   path = Path(path)
   identity = fingerprint(path)
-  rows = [_row(row, f"{path}, {place}", prompt_column) for place, row in read(path)]
-  task = _task(path.stem, rows, rewards, evaluation_size, seed, f"task file {str(path)!r}")
+  found = [(f"{path}, {place}", row) for place, row in read(path)]
+  places, rows = [place for place, _ in found], [_row(row, place, prompt_column) for place, row in found]
+  task = _task(path.stem, places, rows, rewards, evaluation_size, seed, f"task file {str(path)!r}")
   return task._replace(fingerprint=identity)
 
 
@@ -58,41 +58,69 @@ def from_rows(
     name: Name in tables and file names.
     rows: Dicts with a "prompt" (text or chat messages) and any other columns.
     rewards: Functions, or `Reward`s with a weight and a name.
-    evaluation_size: How many rows of a seeded shuffle are held out.
+    evaluation_size: How many prompts of a seeded shuffle are held out, with all their rows.
     seed: Seed of the shuffle.
 
   Raises:
-    ValueError: For a row without a usable prompt, by its number, or too few rows.
+    ValueError: For a row without a usable prompt, by its number, or too few prompts.
 
-  >>> rows = [{"prompt": "1 + 1 =", "answer": "2"}] * 3
+  >>> rows = [{"prompt": f"{a} + 1 =", "answer": str(a + 1)} for a in range(3)]
   >>> task = from_rows("sums", rows, [lambda completions, answer, **_: [0.0]], evaluation_size=1)
-  >>> task.row(0)["answer"], len(task.evaluation)
-  ('2', 1)
+  >>> len(task.rows), len(task.evaluation)
+  (3, 1)
   """
-  checked = [_row(row, f"row {number}", "prompt") for number, row in enumerate(rows, start=1)]
+  places = [f"row {number}" for number in range(1, len(rows) + 1)]
+  for place, row in zip(places, rows, strict=True):
+    check_text(row, place)
+  checked = [_row(row, place, "prompt") for place, row in zip(places, rows, strict=True)]
   functions = [
     each if isinstance(each, Reward) else Reward(each, 1.0, getattr(each, "__name__", type(each).__name__))
     for each in rewards
   ]
-  return _task(name, checked, functions, evaluation_size, seed, f"task {name!r}")
+  return _task(name, places, checked, functions, evaluation_size, seed, f"task {name!r}")
 
 
 def _task(
-  name: str, rows: Sequence[Row], rewards: Sequence[Reward], evaluation_size: int, seed: int, what: str
+  name: str,
+  places: Sequence[str],
+  rows: Sequence[Row],
+  rewards: Sequence[Reward],
+  evaluation_size: int,
+  seed: int,
+  what: str,
 ) -> Task:
-  """Holds out the last rows of a seeded shuffle; the others are shuffled anew in every epoch."""
+  """Holds out prompts, each measured on its first row; the other rows are shuffled anew in every epoch."""
   if evaluation_size < 1:
     raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
-  if len(rows) <= evaluation_size:
-    raise ValueError(f"{what} has {len(rows)} rows, no more than evaluation_size={evaluation_size} (a task option)")
-  order = np.random.default_rng(seed).permutation(len(rows))
-  train, held_out = order[: len(rows) - evaluation_size], order[len(rows) - evaluation_size :]
-  place = shuffled(len(train), seed)
+  columns = dict.fromkeys(column for row in rows for column in row)
+  filled = [{column: row.get(column) for column in columns} for row in rows]
+  try:
+    split = hold_out(filled, evaluation_size, seed=seed, key=lambda row: subject(row["prompt"]))
+  except ValueError as error:
+    raise ValueError(f"{what} is too small for evaluation_size={evaluation_size} (a task option): {error}") from None
+  place, training = shuffled(len(split.training), seed), split.training
+  evaluation = list({subject(row["prompt"]): row for row in reversed(split.held_out)}.values())[::-1]
+  measured = f", of which {len(evaluation)} {'is' if len(evaluation) == 1 else 'are'} measured"
+  return Task(
+    name,
+    lambda index: training[place(index)],
+    evaluation,
+    tuple(rewards),
+    rows=list(zip(places, filled, strict=True)),
+    description=split.describe() + measured * (len(evaluation) < len(split.held_out)),
+  )
 
-  def row(index: int) -> Row:
-    return rows[train[place(index)]]
 
-  return Task(name, row, [rows[i] for i in held_out], tuple(rewards))
+def subject(prompt: Any) -> str:
+  """Returns what a row is about: its prompt, in one form for text and messages.
+
+  >>> subject([{"role": "user", "content": "Hi"}])
+  '[{"content": "Hi", "role": "user"}]'
+  """
+  if isinstance(prompt, str):
+    return prompt
+  said = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+  return json.dumps(said, sort_keys=True, default=str)
 
 
 def fingerprint(path: Path) -> str:
@@ -124,11 +152,34 @@ def read(path: Path) -> list[tuple[str, Any]]:
   ...   read(Path(file.name))
   [('line 1', {'text': 'Hi'})]
   """
-  if path.suffix == ".jsonl":
-    return _read_jsonl(path)
-  if path.suffix == ".parquet":
-    return _read_parquet(path)
-  raise ValueError(f"data file {str(path)!r} must end in .jsonl or .parquet")
+  readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+  if path.suffix not in readers:
+    raise ValueError(f"data file {str(path)!r} must end in .jsonl or .parquet")
+  rows = readers[path.suffix](path)
+  for place, row in rows:
+    check_text(row, f"{path}, {place}")
+  return rows
+
+
+def check_text(value: Any, where: str) -> None:
+  """Raises ValueError for text that no tokenizer can read: JSON may hold half of a surrogate pair.
+
+  >>> check_text({"prompt": "\\ud83d"}, "line 3")
+  Traceback (most recent call last):
+  ...
+  ValueError: line 3: text with half of a character, '\\ud83d', which is no Unicode
+  """
+  if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(f"{where}: text with half of a character, {value[error.start]!r}, which is no Unicode") from None
+  elif isinstance(value, dict):
+    for part in (*value.keys(), *value.values()):
+      check_text(part, where)
+  elif isinstance(value, list | tuple):
+    for part in value:
+      check_text(part, where)
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
@@ -176,4 +227,8 @@ def is_chat(prompt: Any) -> bool:
 
 
 def _is_message(message: Any) -> bool:
-  return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+  """A message has a role and says something, in words or by calling tools."""
+  if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    return False
+  content = message.get("content")
+  return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))

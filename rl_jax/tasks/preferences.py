@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_jax.tasks import files
+from rl_jax.tasks.reading import row_options
 
 
 class Ranking(NamedTuple):
@@ -26,11 +27,15 @@ class Ranking(NamedTuple):
     prompt: Text, or a list of chat messages.
     answers: K of them.
     ratings: `[K]`, how good each is; empty where nobody said.
+    options: What the row tells the chat template besides: tools and the like.
+    place: Where the row stands, for messages.
   """
 
   prompt: Any
   answers: tuple[Any, ...]
   ratings: tuple[float, ...] = ()
+  options: Mapping[str, Any] = {}
+  place: str = "a row"
 
 
 class Preferences(NamedTuple):
@@ -76,6 +81,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   """
   rankings, left_out, first = [], Counter(), ""
   for place, row in rows:
+    files.check_text(row, place)
     ranking = _ranking(row, place)
     if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
@@ -96,8 +102,10 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
 
 
 def _is_empty(answer: Any) -> bool:
-  texts = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
-  return not any(text.strip() if isinstance(text, str) else text for text in texts)
+  texts = [answer] if isinstance(answer, str) else [message["content"] or "" for message in answer]
+  return not any(text.strip() for text in texts) and not any(
+    isinstance(message, dict) and message.get("tool_calls") for message in answer
+  )
 
 
 def _ranking(row: Any, place: str) -> Ranking:
@@ -121,7 +129,11 @@ def _ranking(row: Any, place: str) -> Ranking:
       raise ValueError(f"{place}: {name} must be {wanted}, as the prompt is")
   if not prompt:
     raise ValueError(f"{place}: the prompt is empty")
-  return Ranking(prompt, tuple(answers), _ratings(row, len(answers), place))
+  try:
+    options = row_options(row)
+  except ValueError as error:
+    raise ValueError(f"{place}: {error}") from None
+  return Ranking(prompt, tuple(answers), _ratings(row, len(answers), place), options, place)
 
 
 def _implicit_prompt(answers: Sequence[Any], place: str) -> tuple[Any, list[Any]]:

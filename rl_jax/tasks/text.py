@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
+from rich.progress import track
 
 from rl_jax.tasks.base import Row, Task
+from rl_jax.tasks.reading import Reader, prompt_tokens, row_options
 
 
 class PromptBatch(NamedTuple):
@@ -39,44 +40,6 @@ def bucketed(length: int) -> int:
   return -(-length // step) * step
 
 
-def encode(tokenizer: Any, prompt: Any) -> list[int]:
-  """Returns the tokens of a prompt: text as it is, chat messages through the chat template, ready to be answered.
-
-  Raises:
-    ValueError: If the prompt is empty, or is a chat that the tokenizer has no chat template for, or refuses.
-
-  >>> from rl_jax.models.presets import character_tokenizer
-  >>> encode(character_tokenizer("0123456789"), "42")
-  [7, 5]
-  """
-  if isinstance(prompt, str):
-    tokens = tokenizer(prompt)["input_ids"]
-  elif tokenizer.chat_template is None:
-    raise ValueError("the prompt is a list of chat messages, but this model's tokenizer has no chat template")
-  else:
-    tokens = apply_chat_template(tokenizer, prompt)
-  if not tokens:
-    raise ValueError(f"prompt {prompt!r} has no tokens")
-  return list(tokens)
-
-
-def apply_chat_template(tokenizer: Any, messages: Any, *, reply: bool = True) -> list[int]:
-  """Returns the tokens of chat messages, with `reply` up to where the assistant's answer begins.
-
-  Raises:
-    ValueError: If the template refuses them.
-
-  >>> from rl_jax.models.presets import load
-  >>> tokenizer = load("tiny").tokenizer
-  >>> tokenizer.decode(apply_chat_template(tokenizer, [{"role": "user", "content": "Hi"}]))
-  'user: Hi\\nassistant: '
-  """
-  try:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=reply, tokenize=True, return_dict=False)
-  except TemplateError as error:
-    raise ValueError(f"the model's chat template refuses the prompt {messages!r}: {error}") from None
-
-
 def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns right-padded tokens and their mask.
 
@@ -97,15 +60,27 @@ class Prompts(NamedTuple):
 
   Attributes:
     task: Rows and rewards.
-    tokenizer: A `transformers` tokenizer.
+    reader: How the model reads.
     stop_tokens: `[S]`, those that end a completion.
     max_prompt_tokens: Longer prompts are passed over, and counted.
   """
 
   task: Task
-  tokenizer: Any
+  reader: Reader
   stop_tokens: np.ndarray
   max_prompt_tokens: int
+
+  @property
+  def tokenizer(self) -> Any:
+    return self.reader.tokenizer
+
+  def encode(self, row: Row) -> list[int]:
+    """Returns the tokens of a row's prompt.
+
+    Raises:
+      ValueError: If the model cannot read it.
+    """
+    return prompt_tokens(self.reader, row["prompt"], row_options(row))
 
   def draw(self, position: int, count: int) -> PromptBatch:
     """Takes the next `count` rows of the task from `position` on.
@@ -116,7 +91,7 @@ class Prompts(NamedTuple):
     rows, encoded, skipped, start = [], [], 0, position
     while len(rows) < count:
       row = self.task.row(position)
-      tokens = encode(self.tokenizer, row["prompt"])
+      tokens = self.encode(row)
       position += 1
       if len(tokens) <= self.max_prompt_tokens:
         rows.append(row)
@@ -134,7 +109,7 @@ class Prompts(NamedTuple):
     Raises:
       ValueError: If no prompt is within the limit.
     """
-    encoded = [(row, encode(self.tokenizer, row["prompt"])) for row in self.task.evaluation]
+    encoded = [(row, self.encode(row)) for row in self.task.evaluation]
     kept = [(row, tokens) for row, tokens in encoded if len(tokens) <= self.max_prompt_tokens]
     if not kept:
       limit = f"max_prompt_tokens={self.max_prompt_tokens}"
@@ -143,29 +118,32 @@ class Prompts(NamedTuple):
     return PromptBatch([row for row, _ in kept], *tokens, 0, len(encoded) - len(kept))
 
 
-def make_prompts(
-  task: Task, tokenizer: Any, eos_tokens: Sequence[int], *, stop: Sequence[str] = (), max_prompt_tokens: int = 512
-) -> Prompts:
-  """Returns a task's prompts for a model.
+def make_prompts(task: Task, reader: Reader, *, stop: Sequence[str] = (), max_prompt_tokens: int = 512) -> Prompts:
+  """Returns a task's prompts for a model. Where the rows have an end, all of them are read, and refused here or never.
 
   Args:
     task: Rows and rewards.
-    tokenizer: The model's.
-    eos_tokens: The model's ends of sequence.
+    reader: How the model reads.
     stop: Texts of one token that end a completion; the task's own by default.
     max_prompt_tokens: Longer prompts are passed over.
 
   Raises:
-    ValueError: As `stop_tokens`.
+    ValueError: As `stop_tokens`, or for a prompt that the model cannot read, by its place.
 
   >>> from rl_jax import tasks
   >>> from rl_jax.models.presets import load
   >>> model = load("tiny")
-  >>> drawn = make_prompts(tasks.load("arithmetic"), model.tokenizer, model.eos_tokens).draw(0, 2)
+  >>> drawn = make_prompts(tasks.load("arithmetic"), Reader(model.tokenizer, model.eos_tokens)).draw(0, 2)
   >>> drawn.tokens.shape[0], drawn.position, drawn.skipped
   (2, 2, 0)
   """
-  return Prompts(task, tokenizer, stop_tokens(tokenizer, stop or task.stop, eos_tokens), max_prompt_tokens)
+  prompts = Prompts(task, reader, stop_tokens(reader, stop or task.stop), max_prompt_tokens)
+  for place, row in track(task.rows, description="reading prompts", transient=True, disable=not task.rows):
+    try:
+      prompts.encode(row)
+    except ValueError as error:
+      raise ValueError(f"{place}: {error}") from None
+  return prompts
 
 
 def pad_token(tokenizer: Any) -> int:
@@ -179,7 +157,9 @@ def pad_token(tokenizer: Any) -> int:
 
 
 def one_token(tokenizer: Any, text: str, name: str) -> int:
-  """Returns the token that a text is; `name` says in the error what the text is for.
+  """Returns the token that a text is, after a letter or by itself; `name` says in the error what the text is for.
+
+  A tokenizer that puts a space before everything, as SentencePiece does, has another token for a text by itself.
 
   Raises:
     ValueError: If it is not one token.
@@ -188,23 +168,27 @@ def one_token(tokenizer: Any, text: str, name: str) -> int:
   >>> one_token(character_tokenizer("ab."), ".", "stop text")
   5
   """
-  ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-  if len(ids) != 1:
-    raise ValueError(f"{name} {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
-  return ids[0]
+  before = tokenizer("a", add_special_tokens=False)["input_ids"]
+  after = tokenizer("a" + text, add_special_tokens=False)["input_ids"]
+  if after[: len(before)] == before and len(after) == len(before) + 1:
+    return after[-1]
+  alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+  if len(alone) == 1:
+    return alone[0]
+  raise ValueError(f"{name} {text!r} is {len(alone)} tokens of this tokenizer; it must be one")
 
 
-def stop_tokens(tokenizer: Any, texts: Sequence[str], eos_tokens: Sequence[int]) -> np.ndarray:
+def stop_tokens(reader: Reader, texts: Sequence[str] = ()) -> np.ndarray:
   """Returns the tokens that end a completion: the model's ends of sequence, and each of `texts`.
 
   Raises:
     ValueError: If a text is not one token, or nothing ends a completion.
 
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> stop_tokens(character_tokenizer("ab."), [".", "b"], [1]).tolist()
+  >>> stop_tokens(Reader(character_tokenizer("ab."), (1,)), [".", "b"]).tolist()
   [1, 4, 5]
   """
-  tokens = {*eos_tokens, *(one_token(tokenizer, text, "stop text") for text in texts)}
+  tokens = {*reader.eos_tokens, *(one_token(reader.tokenizer, text, "stop text") for text in texts)}
   if not tokens:
     raise ValueError("the model has no end-of-sequence token and the task no stop text")
   return np.asarray(sorted(tokens), np.int32)

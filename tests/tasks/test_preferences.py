@@ -20,10 +20,10 @@ def message(content, role="assistant"):
 def test_text_chat_and_implicit_prompts_are_read(tmp_path):
   user = [message("Hi", "user")]
   text = load(tmp_path, {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}).rankings[0]
-  assert text == preferences.Ranking("1 + 1 =", (" 2", " 3"))
+  assert text[:2] == ("1 + 1 =", (" 2", " 3")) and text.place.endswith("line 1")
   explicit = load(tmp_path, {"prompt": user, "chosen": [message("a")], "rejected": [message("b")]}).rankings[0]
   implicit = load(tmp_path, {"chosen": [*user, message("a")], "rejected": [*user, message("b")]}).rankings[0]
-  assert explicit == implicit == preferences.Ranking(user, ([message("a")], [message("b")]))
+  assert explicit == implicit and explicit[:2] == (user, ([message("a")], [message("b")]))
 
 
 def test_rankings_carry_ratings(tmp_path):

@@ -6,7 +6,9 @@ import pytest
 
 from rl_jax import tasks
 from rl_jax.models import presets
-from rl_jax.tasks import arithmetic, text
+from rl_jax.tasks import arithmetic, files, text
+from rl_jax.tasks.held_out import hold_out
+from rl_jax.tasks.reading import Reader, prompt_tokens
 from rl_jax.tasks.rewards import Reward
 
 ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
@@ -52,11 +54,46 @@ class TestFiles:
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert [task.row(i)["n"] for i in range(7, 14)] == epochs[1]
 
+  def test_no_held_out_prompt_is_trained_on_however_often_it_stands_there(self, tmp_path):
+    rows = [{"prompt": f"p{i % 7}", "n": i} for i in range(70)] + [{"prompt": "p3", "other": 1}]
+    for task in (
+      tasks.load(write(tmp_path, rows), ["evaluation_size=3"], rewards=[ONE]),
+      tasks.from_rows("rows", rows, [ONE], evaluation_size=3),
+    ):
+      held_out = [row["prompt"] for row in task.evaluation]
+      trained = [task.row(index) for index in range(200)]
+      assert len(set(held_out)) == len(held_out) == 3  # each measured once
+      assert {row["prompt"] for row in trained} == {f"p{i}" for i in range(7)} - set(held_out)
+      assert "of 4 prompts to train on" in task.description and "3 are measured" in task.description
+      assert len(task.rows) == 71 and task.rows[70][0].endswith(("line 71", "row 71"))
+    with pytest.raises(ValueError, match="too small for evaluation_size=7 .* 71 rows of 7 different prompts"):
+      tasks.from_rows("rows", rows, [ONE], evaluation_size=7)
+
+  def test_a_column_that_some_rows_lack_is_none_there(self):
+    rows = [{"prompt": f"p{i}", "a": i} for i in range(5)] + [{"prompt": "last", "b": 1}]
+    task = tasks.from_rows("rows", rows, [ONE], evaluation_size=1)
+    for row in [task.row(i) for i in range(5)] + list(task.evaluation):
+      assert set(row) == {"prompt", "a", "b"}
+      assert (row["a"] is None) == (row["prompt"] == "last") and (row["b"] is None) == (row["prompt"] != "last")
+
+  @pytest.mark.parametrize(
+    "broken", [{"prompt": "\ud83d"}, {"prompt": "a", "answer": ["b", "\ude00"]}, {"p\ud83d": "a"}]
+  )
+  def test_half_a_character_is_named_by_its_row(self, tmp_path, broken):
+    rows = [{"prompt": f"p{i}"} for i in range(4)] + [{"prompt": "last"} | broken]
+    with pytest.raises(ValueError, match="line 5: text with half of a character"):
+      tasks.load(write(tmp_path, rows), ["evaluation_size=1"], rewards=[ONE])
+    with pytest.raises(ValueError, match="row 5: text with half of a character"):
+      tasks.from_rows("rows", rows, [ONE], evaluation_size=1)
+    with pytest.raises(ValueError, match="row 5: text with half of a character"):
+      files.check_text(rows[4], "row 5")
+
   def test_chat_prompts_and_another_prompt_column(self, tmp_path):
     chat = [{"role": "user", "content": "hi"}]
-    path = write(tmp_path, [{"messages": chat}] * 3)
+    path = write(tmp_path, [{"messages": chat}] * 3 + [{"messages": [{"role": "user", "content": "bye"}]}])
     task = tasks.load(path, ["evaluation_size=1", "prompt_column=messages"], rewards=[ONE])
-    assert task.row(0)["prompt"] == chat
+    prompts = [task.evaluation[0]["prompt"], task.row(0)["prompt"]]
+    assert chat in prompts and prompts[0] != prompts[1]
 
   def test_parquet(self, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -78,7 +115,7 @@ class TestFiles:
       ([{"prompt": "a"}, {"prompt": ""}], "line 2: the prompt must be text"),
       ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "line 2: the prompt must be text"),
       ([{"prompt": "a"}, ["b"]], "line 2: no column 'prompt'"),
-      ([{"prompt": "a"}], "has 1 rows, no more than evaluation_size=64"),
+      ([{"prompt": "a"}], "too small for evaluation_size=64 .* 1 rows of 1 different prompts"),
     ],
   )
   def test_bad_files(self, tmp_path, lines, message):
@@ -135,30 +172,30 @@ class TestText:
   def test_long_prompts_are_passed_over_and_counted(self, tokenizer):
     rows = [{"prompt": "x" * n} for n in (3, 9, 4, 9, 5)]
     task = tasks.Task("t", lambda i: rows[i % 5], rows, (ONE,))
-    drawn = text.make_prompts(task, tokenizer, (1,), max_prompt_tokens=6).draw(0, 4)
+    drawn = text.make_prompts(task, Reader(tokenizer, (1,)), max_prompt_tokens=6).draw(0, 4)
     assert [len(row["prompt"]) for row in drawn.rows] == [3, 4, 5, 3]
     assert drawn.position == 6 and drawn.skipped == 2 and drawn.tokens.shape == (4, 5)
     with pytest.raises(ValueError, match="rows 0 to 999 are over max_prompt_tokens=2"):
-      text.make_prompts(task, tokenizer, (1,), max_prompt_tokens=2).draw(0, 4)
+      text.make_prompts(task, Reader(tokenizer, (1,)), max_prompt_tokens=2).draw(0, 4)
 
   def test_chat_without_a_template(self, tokenizer):
     silent = copy.deepcopy(tokenizer)
     silent.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-      text.encode(silent, [{"role": "user", "content": "hi"}])
+      prompt_tokens(Reader(silent, (1,)), [{"role": "user", "content": "hi"}])
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="refuses the prompt .*roles must alternate"):
-      text.encode(strict, [{"role": "user", "content": "hi"}])
+    with pytest.raises(ValueError, match="refuses .*roles must alternate"):
+      prompt_tokens(Reader(strict, (1,)), [{"role": "user", "content": "hi"}])
     with pytest.raises(ValueError, match="has no tokens"):
-      text.encode(tokenizer, "")
+      prompt_tokens(Reader(tokenizer, (1,)), "")
 
   def test_stop_texts_must_be_one_token(self, tokenizer):
-    assert len(text.stop_tokens(tokenizer, ("\n",), (1,))) == 2
+    assert len(text.stop_tokens(Reader(tokenizer, (1,)), ("\n",))) == 2
     with pytest.raises(ValueError, match="is 2 tokens"):
-      text.stop_tokens(tokenizer, ("ab",), (1,))
+      text.stop_tokens(Reader(tokenizer, (1,)), ("ab",))
     with pytest.raises(ValueError, match="no end-of-sequence token"):
-      text.stop_tokens(tokenizer, (), ())
+      text.stop_tokens(Reader(tokenizer, ()))
 
   def test_decoding_drops_padding_and_special_tokens(self, tokenizer):
     ids = tokenizer("42\n")["input_ids"] + [tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -168,3 +205,14 @@ class TestText:
 def test_unknown_task():
   with pytest.raises(ValueError, match="unknown task 'sums'"):
     tasks.load("sums")
+
+
+def test_rows_are_held_out_by_what_they_are_about():
+  rows = [f"{letter}{number}" for letter in "abcdefghij" for number in range(3)]
+  split = hold_out(rows, 0.2, seed=1, key=lambda row: row[0])
+  assert split.prompts == (8, 2) and len(split.held_out) == 6
+  assert not {row[0] for row in split.training} & {row[0] for row in split.held_out}
+  assert sorted(split.training + split.held_out) == rows
+  assert hold_out(rows, 0.01, seed=1, key=lambda row: row[0]).prompts == (9, 1)
+  with pytest.raises(ValueError, match="30 rows of 10 different prompts: none would be left"):
+    hold_out(rows, 10, seed=1, key=lambda row: row[0])

@@ -18,6 +18,7 @@ from rl_jax.runs.checkpoint import open_checkpoints
 from rl_jax.runs.directory import RunDirectory, read_lines
 from rl_jax.state import Batch, ModelOutputs, RLState, TrainState
 from rl_jax.tasks import Task, on_device
+from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 from rl_jax.tasks.text import make_prompts
 from rl_jax.train import loop
@@ -148,6 +149,7 @@ SHAPE = presets.small(DEVICE_TASK.vocab_size, layers=1, width=32)
 CRITIC = heads.with_value_head(policy(SHAPE), SHAPE.embed_dim)
 
 
+@pytest.mark.slow
 def test_beta_follows_the_divergence_in_a_compiled_run():
   algorithm = objectives.load("ppo_kl", moving=("beta",), beta=0.25)
   config = Config(steps=6, num_prompts=4, group_size=4, epochs=2, minibatches=2)
@@ -175,7 +177,7 @@ def test_one_update_a_rollout_is_refused():
   with pytest.raises(ValueError, match="'ppo_kl' needs more than one update a rollout: raise epochs or minibatches"):
     compiled(DEVICE_TASK, CRITIC, algorithm, optax.sgd(0.1), config)
   model = presets.load("tiny")
-  prompts = make_prompts(TASK, model.tokenizer, model.eos_tokens)
+  prompts = make_prompts(TASK, Reader(model.tokenizer, model.eos_tokens))
   with pytest.raises(ValueError, match="'ppo_kl' needs more than one update a rollout: raise epochs or minibatches"):
     make_text_rollouts(
       prompts,

@@ -20,6 +20,7 @@ from rl_jax.runs.directory import RunDirectory, read_lines
 from rl_jax.sampling.generate import make_generate
 from rl_jax.state import ModelOutputs, RLState
 from rl_jax.tasks import Task, rewards
+from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
@@ -48,7 +49,7 @@ def learner(folder, *, steps, resume=False, stop_updates=None):
   optimizer = optax.adam(3e-3)
   algorithm = objectives.load("ppo", value_coef=1.0, lam=0.95)
   generate = make_generate(model.policy, group_size=4, max_new_tokens=6, pad_token=0)
-  prompts, schedule = Prompts(task, tokenizer, np.array([1]), 8), Schedule(2, 2)
+  prompts, schedule = Prompts(task, Reader(tokenizer, (1,)), np.array([1]), 8), Schedule(2, 2)
   complete = text.make_complete(jax.jit(lambda params, *rest: generate(params["policy"], *rest)), prompts.stop_tokens)
   reference, weights = jax.jit(plain), rewards.weights(task.rewards)
   outputs = make_outputs(
@@ -99,6 +100,7 @@ def test_it_learns_and_resumes_exactly(tmp_path):
       np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_updates_stop_once_they_have_moved_enough(tmp_path):
   seen = []
   learner(tmp_path / "run", steps=2, stop_updates=lambda metrics: seen.append(metrics) or metrics["approx_kl"] > -1)

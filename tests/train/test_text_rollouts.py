@@ -15,6 +15,7 @@ from rl_jax.ops import kl
 from rl_jax.ops.shaping import Shaping
 from rl_jax.state import RLState
 from rl_jax.tasks import Task
+from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 from rl_jax.tasks.text import make_prompts
 from rl_jax.train.actors import create_state, make_learner
@@ -35,7 +36,7 @@ def make_task(*rewards):
 
 
 def make(task, algorithm, devices=None, **options):
-  prompts = make_prompts(task, TINY.tokenizer, TINY.eos_tokens, max_prompt_tokens=8)
+  prompts = make_prompts(task, Reader(TINY.tokenizer, TINY.eos_tokens), max_prompt_tokens=8)
   devices = devices or Devices(make_mesh(data=1, devices=jax.devices()[:1]))
   return make_text_rollouts(prompts, make_learner(TINY), algorithm, devices, **SIZES | options)
 
