@@ -8,6 +8,9 @@ import tempfile
 # Read by the CPU client before jax is imported: with fewer threads than devices, collectives can wait for each other.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Most of the time goes to compiling programs that run once: LLVM's optimizer is left out, unless a level is given.
+if "--xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 # A program that several tests need is compiled once; processes that tests start inherit this.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

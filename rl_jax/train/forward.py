@@ -55,8 +55,8 @@ def make_packed_forward(model: Policy, *, chunk_size: int = 1024) -> Callable[[A
   ...   return SimpleNamespace(hidden=params * jax.nn.one_hot(tokens + 1, 9), kv=())
   >>> forward = make_packed_forward(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9)))
   >>> packed, _ = pack([Example([3, 4, 5], [True] * 3)], 3)
-  >>> print(forward(50.0, packed).logp[0, 1:])
-  [0. 0.]
+  >>> print(jnp.exp(forward(50.0, packed).logp[0, 1:]))
+  [1. 1.]
   """
 
   def forward(params: Any, packed: Packed) -> ModelOutputs:

@@ -26,6 +26,7 @@ GRPO = objectives.load("grpo", kl_coef=0)
 SIZES = dict(num_prompts=4, group_size=4)
 
 
+@pytest.mark.slow
 def test_seeds_and_hyperparameters_are_axes():
   config = Config(steps=3, evaluate_every=3, evaluation_problems=8, warmup_steps=2, warmup_examples=4, **SIZES)
 
@@ -46,6 +47,7 @@ def test_seeds_and_hyperparameters_are_axes():
   )  # at the start the policy is the reference
 
 
+@pytest.mark.slow
 def test_seeds_are_sharded_over_devices_without_a_difference():
   run = compiled(TASK, MODEL, GRPO, optax.sgd(0.1), Config(steps=2, **SIZES))
   keys = jax.random.split(jax.random.key(0), 8)
@@ -55,6 +57,7 @@ def test_seeds_are_sharded_over_devices_without_a_difference():
   chex.assert_trees_all_close(alone[0].policy, jax.device_get(spread[0].policy), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_and_a_checkpoint_between_them_make_the_whole_run(tmp_path):
   config = Config(steps=4, evaluate_every=2, evaluation_problems=8, **SIZES)
   run = compiled(TASK, MODEL, GRPO, optax.sgd(0.1), config)
@@ -76,14 +79,19 @@ def test_chunks_and_a_checkpoint_between_them_make_the_whole_run(tmp_path):
 @pytest.mark.parametrize(
   ("name", "model", "options"),
   [
-    ("ppo", CRITIC, {"epochs": 2, "minibatches": 2, "kl_coef": 0.1}),
-    ("vapo", CRITIC, {}),
     ("remax", MODEL, {}),
-    ("reinforce_plus_plus", MODEL, {"kl_coef": 0.05}),
-    ("kl_cov", MODEL, {}),
-    ("instruct_gpt", CRITIC, {}),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ("ppo", CRITIC, {"epochs": 2, "minibatches": 2, "kl_coef": 0.1}),
+        ("vapo", CRITIC, {}),
+        ("reinforce_plus_plus", MODEL, {"kl_coef": 0.05}),
+        ("kl_cov", MODEL, {}),
+        ("instruct_gpt", CRITIC, {}),
+      )
+    ),
   ],
-  ids=["ppo", "vapo", "remax", "reinforce_plus_plus", "kl_cov", "instruct_gpt"],
+  ids=["remax", "ppo", "vapo", "reinforce_plus_plus", "kl_cov", "instruct_gpt"],
 )
 def test_every_kind_of_advantage_trains(name, model, options):
   config = Config(steps=2, **SIZES, **options)
@@ -96,6 +104,7 @@ def test_every_kind_of_advantage_trains(name, model, options):
   np.testing.assert_array_equal(history.train["skipped"], 0)
 
 
+@pytest.mark.slow
 def test_a_running_mean_outlives_the_rollout():
   """Without learning, the baseline is the mean of what was seen: b' = 0.5 b + 0.5 mean(s), from 0."""
   algorithm = objectives.algorithm(GRPO.objective({}), estimates.against_running_mean(decay=0.5))
@@ -114,6 +123,7 @@ def test_a_task_without_steps_has_no_process_rewards():
     run(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_warm_up_learns_from_demonstrations():
   task = on_device.load("stopping", longest=3)
   model = policy(presets.small(task.vocab_size, layers=1, width=32))

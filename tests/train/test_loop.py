@@ -108,7 +108,7 @@ def test_resumed_run_is_bit_identical(tmp_path, schedule):
   assert samples[0] == samples[1] and len(samples[0]) == 6 * 16
 
 
-@pytest.mark.parametrize("schedule", [Schedule(), Schedule(2, 2)])
+@pytest.mark.parametrize("schedule", [pytest.param(Schedule(), marks=pytest.mark.slow), Schedule(2, 2)])
 def test_four_devices_do_what_one_does(tmp_path, schedule):
   one, _ = fit(tmp_path / "one", 3, make(num_prompts=8, schedule=schedule))
   four, _ = fit(tmp_path / "four", 3, make(num_prompts=8, mesh=devices.make_mesh(), schedule=schedule))

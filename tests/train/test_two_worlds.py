@@ -108,7 +108,13 @@ WORLDS = {
 }
 
 
-@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
+@pytest.mark.parametrize(
+  "world",
+  [
+    pytest.param(world, id=name, marks=() if name == "grpo off-policy" else pytest.mark.slow)
+    for name, world in WORLDS.items()
+  ],
+)
 def test_host_and_device_make_the_same_updates(tmp_path, world):
   config, optimizer = world.config, optax.adam(1e-2)
   run = compiled(
