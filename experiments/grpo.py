@@ -22,7 +22,7 @@ from rl_jax import objectives
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
-from rl_jax.rollouts.experience import check_needs
+from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import command_line, exit_if_stopped, refuse, require_at_least, run_script
 from rl_jax.sampling import samplers
@@ -82,8 +82,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
   check_ratio(algorithm, config.schedule)
   if config.schedule.on_policy and "old_logp" not in algorithm.from_rewards().needs:
     refuse(config, ("recompute_old_logp",), "one update a rollout")
-  if config.group_size < 2 and not needs & {"token_rewards", "greedy_rewards", "reward_baseline"}:
-    raise ValueError("group_size must be at least 2: a completion alone has no advantage")
+  check_group_size(algorithm, config.group_size)
   if "values" in needs:
     raise ValueError(f"objective {config.objective!r} needs a critic: python -m experiments.ppo trains one")
   return algorithm

@@ -43,6 +43,38 @@ def check_needs(algorithm: Algorithm) -> frozenset[str]:
   return needs | advantage.needs
 
 
+def check_group_size(algorithm: Algorithm, group_size: int) -> None:
+  """Raises ValueError if groups of one teach nothing, because completions are compared within their group alone.
+
+  >>> from rl_jax import objectives
+  >>> check_group_size(objectives.load("reinforce"), 1)
+  >>> check_group_size(objectives.load("grpo"), 1)
+  Traceback (most recent call last):
+  ...
+  ValueError: group_size must be at least 2 for objective 'grpo': a completion alone has no advantage
+  """
+  if group_size > 1:
+    return
+  # Two prompts with one completion of one token each, of which one is rewarded.
+  rewards, none = jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1, 1))
+  facts = estimates.Experience(
+    mask=none + 1,
+    token_rewards=rewards[..., None],
+    rewarded=rewards >= 0,
+    lengths=jnp.ones((2, 1)),
+    reward_baseline=jnp.zeros(()),
+    old_logp=none,
+    values=none,
+    greedy_rewards=jnp.zeros(2),
+    reward_parts=rewards[None],
+    reward_weights=jnp.ones(1),
+  )
+  if not jnp.any(algorithm.from_rewards().estimate(facts)["advantages"]):
+    raise ValueError(
+      f"group_size must be at least 2 for objective {algorithm.name!r}: a completion alone has no advantage"
+    )
+
+
 def make_experience(
   algorithm: Algorithm, *, on_policy: bool, weights: Mapping[str, float] = {}, shaping: Shaping = PLAIN
 ) -> MakeBatch:
