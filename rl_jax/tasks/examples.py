@@ -187,11 +187,14 @@ def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
     raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
   if completion in ("", []):
     return "", [], EMPTY
-  start, answer, wrong = reading.answered(reader, prompt, completion, reading.row_options(row))
-  if not any(answer.labels):
-    return "", [], wrong or UNLEARNED
-  whole = Example(start + answer.tokens, [False] * len(start) + answer.labels)
-  return files.subject(prompt), [whole], wrong
+  options = reading.row_options(row)
+  start, answer, wrong = reading.answered(reader, prompt, completion, options)
+  whole = [Example(start + answer.tokens, [False] * len(start) + answer.labels)]
+  if wrong == CHANGED and prompt[-1]["role"] != "assistant":  # several replies, whose surroundings are rewritten
+    said = [*({**message, "weight": 0} for message in prompt), *completion]
+    whole, wrong = reading.conversation(reader, said, options)
+  learned = [example for example in whole if any(example.labels)]
+  return files.subject(prompt), learned, wrong if learned or wrong else UNLEARNED
 
 
 def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:

@@ -168,6 +168,14 @@ def test_one_example_a_reply_where_a_template_rewrites_earlier_turns():
   assert [learned(read, example).lstrip(".") for example in found] == ["<t></t>d|"]
 
 
+def test_several_replies_of_a_completion_are_examples_of_their_own_where_they_are_rewritten():
+  read = reader(THOUGHTS_OF_THE_LAST)
+  row = {"prompt": chat("p", "q", "a"), "completion": chat("<t>x</t>b", "c", "d", first="assistant")}
+  found, problems = demonstrations(read, row)
+  assert [learned(read, example).lstrip(".") for example in found] == ["<t>x</t>b|", "<t></t>d|"] and not problems
+  assert said(read, found[0].tokens).startswith("<user>p|\n<assistant>q|\n<user>a|\n")
+
+
 @pytest.mark.parametrize("answer", ["<t>\nx</t>b", "<t>x</t>b", "\n<t>\nx</t>b", "x</t>b"])
 def test_an_answer_stands_behind_the_prompt_that_a_policy_sees(answer):
   read = reader(OPENS_THOUGHTS)
