@@ -34,9 +34,9 @@ rlhf: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(TESTS)
 
-# With the slow tests.
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+# With the slow tests, in processes of their own: what was compiled stays in memory until they end.
+test-all: test
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # The package as others install it, without this checkout: docs/library.md runs.
 test-wheel: $(VENV)/.dev
