@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from rl_jax.models import gguf_file, hf_config, lora, presets
 from rl_jax.models.transformer import policy
@@ -42,11 +43,12 @@ def python(request):
   """The interpreter of an environment with that version, which is made where it is not there."""
   folder = ROOT / f".venv-transformers-{request.param}"
   interpreter, done = folder / "bin" / "python", folder / ".done"
-  if not done.exists():
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    packages = [TORCH, f"transformers=={request.param}", "jinja2"]
-    subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
-    done.touch()
+  with FileLock(f"{folder}.lock"):  # several processes run tests
+    if not done.exists():
+      subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+      packages = [TORCH, f"transformers=={request.param}", "jinja2"]
+      subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
+      done.touch()
   return interpreter
 
 
