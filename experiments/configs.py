@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +198,13 @@ def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:
   return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def with_options(settings: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
+def with_options(settings: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
   """Returns settings with those of `--objective-options` beside them.
 
   Raises:
     ValueError: If one is given by a flag of its own too.
   """
-  found = parse_options(tuple(options))
+  found = parse_options(options)
   if twice := sorted(settings.keys() & found.keys()):
     raise ValueError(f"{twice[0]} is given twice, by a flag of its own and in objective_options")
   return settings | found

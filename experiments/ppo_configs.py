@@ -152,6 +152,7 @@ class PretrainingConfig(Checked):
       return None
     rows = files.read(Path(self.ptx_data))
     for place, row in rows:
+      files.check_text(row, f"{self.ptx_data}, {place}")
       if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError(f"{self.ptx_data}, {place}: no column 'text'")
     return pretraining.make_stream(

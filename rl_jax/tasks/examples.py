@@ -181,9 +181,8 @@ def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
   if row.get("prompt") is None or "completion" not in row:
     return _plain_text(reader, row)
   prompt, completion = row["prompt"], row["completion"]
-  if not all(isinstance(side, str) for side in (prompt, completion)) and not all(
-    map(files.is_chat, (prompt, completion))
-  ):
+  sides = (prompt, completion)
+  if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):
     raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
   if completion in ("", []):
     return "", [], EMPTY

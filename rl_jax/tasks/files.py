@@ -70,8 +70,6 @@ def from_rows(
   (3, 1)
   """
   places = [f"row {number}" for number in range(1, len(rows) + 1)]
-  for place, row in zip(places, rows, strict=True):
-    check_text(row, place)
   checked = [_row(row, place, "prompt") for place, row in zip(places, rows, strict=True)]
   functions = [
     each if isinstance(each, Reward) else Reward(each, 1.0, getattr(each, "__name__", type(each).__name__))
@@ -140,7 +138,9 @@ def fingerprint(path: Path) -> str:
 
 
 def read(path: Path) -> list[tuple[str, Any]]:
-  """Returns the rows of a `.jsonl` or `.parquet` file with their places in it, such as "line 3".
+  """Returns the rows of a `.jsonl` or `.parquet` file with their places in it, such as "line 3", as they stand there.
+
+  Whoever reads a row's text calls `check_text` on it, once.
 
   Raises:
     ValueError: For another kind of file, or a broken line, by its number.
@@ -155,10 +155,7 @@ def read(path: Path) -> list[tuple[str, Any]]:
   readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
   if path.suffix not in readers:
     raise ValueError(f"data file {str(path)!r} must end in .jsonl or .parquet")
-  rows = readers[path.suffix](path)
-  for place, row in rows:
-    check_text(row, f"{path}, {place}")
-  return rows
+  return readers[path.suffix](path)
 
 
 def check_text(value: Any, where: str) -> None:
@@ -209,6 +206,7 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
 
 
 def _row(row: Any, where: str, prompt_column: str) -> Row:
+  check_text(row, where)
   if not isinstance(row, dict) or prompt_column not in row:
     raise ValueError(f"{where}: no column {prompt_column!r}")
   prompt = row[prompt_column]
