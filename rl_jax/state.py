@@ -75,20 +75,36 @@ class Judgment(NamedTuple):
 
   Attributes:
     scores: Each reward's `[P, G]`, or `[P, G, T]` for rewards of tokens; NaN where it does not apply.
+    weights: The weight of each of these scores in what is learned from, by the same names.
+    logged: Scores of weight 0: they are there to be seen, and nothing is learned from them.
     solved: `[P, G]`, which completions are right; None where nobody can tell.
     greedy: What is said of each prompt's greedy completion; None where nobody asks.
   """
 
   scores: Mapping[str, Float[Array, "P G *T"]]
+  weights: Mapping[str, Any]
+  logged: Mapping[str, Float[Array, "P G *T"]] = {}
   solved: Shaped[Array, "P G"] | None = None
   greedy: "Greedy | None" = None
+
+  @classmethod
+  def of(cls, scores: Mapping[str, Array], weights: Mapping[str, float], solved: Array | None = None) -> "Judgment":
+    """Returns a judgment by scores, of which those that have the weight 0 are logged alone.
+
+    >>> judgment = Judgment.of({"exact": jnp.ones((1, 2)), "length": jnp.zeros((1, 2))}, {"exact": 1.0, "length": 0.0})
+    >>> list(judgment.scores), list(judgment.logged)
+    (['exact'], ['length'])
+    """
+    counted = {name: score for name, score in scores.items() if weights[name] != 0}
+    logged = {name: score for name, score in scores.items() if weights[name] == 0}
+    return cls(counted, {name: weights[name] for name in counted}, logged, solved)
 
 
 class Greedy(NamedTuple):
   """Greedy completions, one a prompt.
 
   Attributes:
-    scores: As a judgment's, with a group of one.
+    scores: As a judgment's, with a group of one and the same weights.
     mask: `[P, 1, T]`, 1 for real tokens.
     terminated: `[P, 1]`, whether a stop token ended it.
   """

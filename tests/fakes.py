@@ -18,7 +18,6 @@ from rl_jax.rollouts.evaluate import make_evaluate
 from rl_jax.rollouts.experience import check_needs, make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.sampling.generate import make_generate
-from rl_jax.tasks import rewards
 from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.text import Prompts, pad_token
 from rl_jax.train.forward import make_forward
@@ -121,7 +120,6 @@ def text_rollouts(
   prompts = Prompts(task, Reader(tokenizer, tuple(stops.tolist())), stops, max_prompt_tokens)
   forward, generate, greedy = programs(model, group_size, max_new_tokens, pad_token(tokenizer))
   needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
-  weights = rewards.weights(task.rewards)
   complete = text.make_complete(generate, stops, mask_truncated=mask_truncated, put=put)
   judge = text.make_judge(prompts)
   if reward_model is not None:
@@ -129,7 +127,7 @@ def text_rollouts(
   sample = text.make_sample(prompts, complete, num_prompts=num_prompts, put=put)
   play = collect.once(sample, judge)
   if max_draws > 1:
-    play = play_until_full(sample, judge, max_draws=max_draws, weights=weights, put=put)
+    play = play_until_full(sample, judge, max_draws=max_draws, put=put)
   if "greedy_rewards" in needs:
     play = collect.with_greedy(play, text.make_greedy(greedy, stops, put=put), judge)
   outputs = make_outputs(
@@ -138,9 +136,6 @@ def text_rollouts(
     values=values,
     recompute_old_logp=forward if recompute_old_logp else None,
   )
-  experience = jit(make_experience(algorithm, on_policy=on_policy, weights=weights, shaping=shaping))
+  experience = jit(make_experience(algorithm, on_policy=on_policy, shaping=shaping))
   answer = text.make_complete(greedy, stops, sampling=text.GREEDY)
-  return Rollouts(
-    collect.make_collect(play, outputs, experience, weights=weights),
-    make_evaluate(prompts, answer, judge, weights=weights),
-  )
+  return Rollouts(collect.make_collect(play, outputs, experience), make_evaluate(prompts, answer, judge))

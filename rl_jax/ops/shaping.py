@@ -31,30 +31,31 @@ class Rewards(NamedTuple):
     """The reward of each completion; 0 where none applies."""
     return self.completions if self.tokens is None else self.completions + jnp.sum(self.tokens, axis=-1)
 
+  @property
+  def known(self) -> Float[Array, "*batch"]:
+    """The reward of each completion; NaN where none applies."""
+    return jnp.where(self.rewarded, self.total, jnp.nan)
 
-def combine(scores: Mapping[str, Array], weights: Mapping[str, float], mask: Array) -> Rewards:
-  """Returns the weighted sum of scores, and where there is a reward: where a score that has a weight applies.
 
-  A score of weight 0 changes nothing: it is there to be seen. One that does not apply counts as 0 beside others that
-  do.
+def combine(scores: Mapping[str, Array], weights: Mapping[str, float | Array], mask: Array) -> Rewards:
+  """Returns the weighted sum of scores, and where there is a reward: where one of them applies.
+
+  One that does not apply counts as 0 beside others that do.
 
   Args:
-    scores: `[...]`, or `[..., T]` for those of tokens; NaN where one does not apply.
-    weights: Weight of each score, by name; those that are not named count once.
+    scores: `[...]`, or `[..., T]` for those of tokens; NaN where one does not apply. One of weight 0 has no place here.
+    weights: Weight of each score, by name.
     mask: `[..., T]`, 1 for real tokens.
 
-  >>> scores = {"exact": jnp.array([1.0, jnp.nan]), "length": jnp.array([0.3, 0.3])}
-  >>> rewards = combine(scores, {"length": 0.0}, jnp.ones((2, 3)))
+  >>> scores = {"exact": jnp.array([1.0, jnp.nan, jnp.nan]), "length": jnp.array([0.3, 0.3, jnp.nan])}
+  >>> rewards = combine(scores, {"exact": 1.0, "length": 0.5}, jnp.ones((3, 3)))
   >>> print(rewards.total, rewards.rewarded)
-  [1. 0.] [ True False]
+  [1.15 0.15 0.  ] [ True  True False]
   """
   shape = mask.shape[:-1]
   completions, rewarded, tokens = jnp.zeros(shape), jnp.zeros(shape, bool), None
   for name, score in scores.items():
-    weight = weights.get(name, 1.0)
-    if weight == 0:
-      continue
-    applies = ~jnp.isnan(score)
+    weight, applies = weights[name], ~jnp.isnan(score)
     if score.ndim == mask.ndim:
       applies &= mask != 0
       counted = jnp.where(applies, weight * score, 0)

@@ -3,7 +3,7 @@
     play(state)                                      -> Played: a rollout, and what will be said of it
     outputs(state, rollout)                          -> Outputs: log-probs and values, from passes that something needs
     experience(key, running, coefficients, rollout,
-               outputs, judgment)                    -> what moves on, the batch, metrics; pure, jitted
+               outputs, judgment)                    -> what moves on, the batch, metrics, rewards; pure, jitted
 
 Host tasks (`rollouts.text`) and tasks on the device (`rollouts.device`) each have their own way to sample and to judge;
 all else is written once, here and in `outputs` and `experience`.
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rl_jax.ops import shaping
-from rl_jax.rollouts.experience import MakeBatch
+from rl_jax.ops.shaping import of_completion
+from rl_jax.rollouts.experience import MakeExperience
 from rl_jax.rollouts.outputs import RunModels
 from rl_jax.rollouts.rollout import Rollout
 from rl_jax.state import Batch, Greedy, Judgment, RewardModel, RLState, Running
@@ -125,8 +125,8 @@ def with_reward_model(judge: Judge, reward_model: RewardModel, *, name: str = "l
 
   Args:
     judge: The task's judge.
-    reward_model: `sequences -> [P, G]`, or `[P, G, T]` for scores of tokens.
-    name: Name of the scores, in metrics and weights.
+    reward_model: `sequences -> [P, G]`, or `[P, G, T]` for scores of tokens; they count once.
+    name: Name of the scores, in metrics.
 
   Raises:
     ValueError: When it judges, if the task has a reward of that name.
@@ -135,21 +135,21 @@ def with_reward_model(judge: Judge, reward_model: RewardModel, *, name: str = "l
   def judge_both(sampled: Sampled) -> tuple[Judgment, Sequence[dict[str, Any]]]:
     learned = reward_model(sampled.rollout.sequences)
     judgment, records = judge(sampled)
-    if name in judgment.scores:
+    if name in {**judgment.scores, **judgment.logged}:
       raise ValueError(f"the task has a reward function {name!r}, which is the reward model's name")
-    return judgment._replace(scores={**judgment.scores, name: learned}), records
+    scores, weights = {**judgment.scores, name: learned}, {**judgment.weights, name: 1.0}
+    return judgment._replace(scores=scores, weights=weights), records
 
   return judge_both
 
 
-def make_collect(play: Play, outputs: RunModels, experience: MakeBatch, *, weights: Mapping[str, float]) -> Collect:
+def make_collect(play: Play, outputs: RunModels, experience: MakeExperience) -> Collect:
   """Returns `collect(state) -> Collected`.
 
   Args:
     play: A function from `once`, `rollouts.dynamic.play_until_full` or `with_greedy`.
     outputs: What `rollouts.outputs.make_outputs` returns.
     experience: What `rollouts.experience.make_experience` returns; on the host, jitted.
-    weights: Weight of each reward by name, as `experience` has them.
   """
 
   def collect(state: RLState) -> Collected:
@@ -159,21 +159,13 @@ def make_collect(play: Play, outputs: RunModels, experience: MakeBatch, *, weigh
     judgment, records = played.verdict()
     noise_key = jax.random.fold_in(state.keys().noise, state.running.position)
     coefficients = state.policy.coefficients
-    running, batch, metrics = experience(noise_key, running, coefficients, rollout, model_outputs, judgment)
-    rewards = known_rewards(judgment, weights, rollout)
-    records = annotated(records, rollout, judgment, rewards)
+    made = experience(noise_key, running, coefficients, rollout, model_outputs, judgment)
+    records = annotated(records, rollout, judgment, made.rewards)
     logged = jax.tree.map(jnp.copy, dict(coefficients))  # the update takes over the state's own
-    metrics = {**metrics, **sampling_metrics, **logged}
-    return Collected(state._replace(running=running), batch, metrics, records, rewards)
+    metrics = {**made.metrics, **sampling_metrics, **logged}
+    return Collected(state._replace(running=made.running), made.batch, metrics, records, made.rewards)
 
   return collect
-
-
-def known_rewards(judgment: Judgment, weights: Mapping[str, float], rollout: Rollout) -> Float[Array, "P G"]:
-  """Returns what is learned from of each completion, NaN where no reward applies."""
-  scores = {name: jnp.asarray(score) for name, score in judgment.scores.items()}
-  rewards = shaping.combine(scores, weights, jnp.asarray(rollout.sequences.completion_mask))
-  return jnp.where(rewards.rewarded, rewards.total, jnp.nan)
 
 
 def annotated(
@@ -183,7 +175,8 @@ def annotated(
   if not records:
     return records
   total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.completion_mask)
-  each = {name: shaping.of_completion(jnp.asarray(score), mask) for name, score in judgment.scores.items()}
+  scores = {**judgment.scores, **judgment.logged}
+  each = {name: of_completion(jnp.asarray(score), mask) for name, score in scores.items()}
   parts = {name: np.asarray(score).reshape(-1) for name, score in each.items()}
   return [
     record | {"reward": float(total[row]), "rewards": {name: _number(values[row]) for name, values in parts.items()}}

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rl_jax.ops import kl, shaping
+from rl_jax.ops import kl
 from rl_jax.ops.masking import masked_mean
-from rl_jax.rollouts.collect import Judge, Sample, Sampled
-from rl_jax.rollouts.experience import rollout_metrics
+from rl_jax.rollouts.collect import Judge, Sample, Sampled, once
+from rl_jax.rollouts.experience import rewards_of, rollout_metrics
 from rl_jax.rollouts.rollout import Rollout
 from rl_jax.sampling.generate import LanguageModel, make_generate
 from rl_jax.sampling.samplers import SamplingParams
@@ -83,51 +83,61 @@ def make_greedy(task: on_device.Task, model: LanguageModel) -> Callable[[RLState
   return greedy
 
 
-def make_judge(task: on_device.Task, *, process_rewards: bool = False) -> Judge:
+def make_judge(task: on_device.Task, *, weight: float = 1.0, process_rewards: bool = False) -> Judge:
   """Returns `judge(sampled) -> (judgment, ())`, which asks the task's verifier.
 
   Args:
     task: The verdict's reward is the score of the task's name.
-    process_rewards: Whether the rewards of steps are a score too, `TASK/steps`.
+    weight: Weight of the task's rewards; 0 to log them alone.
+    process_rewards: Whether the rewards of steps count, as the score `TASK/steps`, and not those of the whole.
 
   `judge` raises ValueError if the task has no steps to reward.
   """
+  steps = f"{task.name}/steps"
 
   def judge(sampled: Sampled) -> tuple[Judgment, Sequence[dict[str, Any]]]:
     _, _, tokens, mask = sampled.rollout.sequences
     verdict = on_device.judge(task, sampled.problems, tokens, mask)
-    scores = {task.name: verdict.reward}
-    if process_rewards:
-      if verdict.step_rewards is None:
-        raise ValueError(f"task {task.name!r} has no rewards of steps")
-      scores[f"{task.name}/steps"] = verdict.step_rewards
-    return Judgment(scores, verdict.solved), ()
+    if not process_rewards:
+      return Judgment.of({task.name: verdict.reward}, {task.name: weight}, verdict.solved), ()
+    if verdict.step_rewards is None:
+      raise ValueError(f"task {task.name!r} has no rewards of steps")
+    scores, weights = {task.name: verdict.reward, steps: verdict.step_rewards}, {task.name: 0.0, steps: weight}
+    return Judgment.of(scores, weights, verdict.solved), ()
 
   return judge
 
 
 def make_evaluate(
-  task: on_device.Task, model: LanguageModel, forward: Forward, *, problems: int, temperature: float | Array = 1.0
+  task: on_device.Task, complete: Complete, judge: Judge, forward: Forward, *, problems: int
 ) -> Callable[[RLState], dict[str, Array]]:
-  """Returns `evaluate(state) -> metrics` on one completion of each of the same problems every time.
+  """Returns `evaluate(state) -> metrics` on completions of the same problems every time.
 
   The metrics are those of a rollout but for `zero_variance`, and besides, in nats a token: `entropy`, and `kl_ref`, the
   KL to the reference (k3).
+
+  Args:
+    task: A task on the device.
+    complete: What `make_complete` returns, with one completion a problem.
+    judge: The one that judges rollouts.
+    forward: The learner's forward pass.
+    problems: Problems an evaluation.
   """
-  complete = make_complete(task, model, group_size=1, temperature=temperature)
-  judge = make_judge(task)
+
+  def sample(state: RLState) -> Sampled:
+    problem_key, sample_key = jax.random.split(jax.random.key(0))
+    return complete(state.policy.params, on_device.sample(task, problem_key, problems), sample_key)
+
+  play = once(sample, judge)
 
   def evaluate(state: RLState) -> dict[str, Array]:
-    problem_key, sample_key = jax.random.split(jax.random.key(0))
-    sampled = complete(state.policy.params, on_device.sample(task, problem_key, problems), sample_key)
-    judgment, _ = judge(sampled)
-    sequences = sampled.rollout.sequences
-    mask = sequences.completion_mask
-    now: Any = forward(state.policy.params, sequences)
-    start: Any = forward(state.ref_params, sequences)
-    metrics = rollout_metrics(sampled.rollout, judgment, shaping.combine(judgment.scores, {}, mask))
+    played = play(state)
+    rollout, (judgment, _) = played.sampled.rollout, played.verdict()
+    now: Any = forward(state.policy.params, rollout.sequences)
+    start: Any = forward(state.ref_params, rollout.sequences)
+    metrics = rollout_metrics(rollout, judgment, rewards_of(judgment, rollout))
     del metrics["zero_variance"]  # there is one completion a problem
     per_token = {"entropy": now.entropy, "kl_ref": kl.k3(now.logp, start.logp)}
-    return metrics | {name: masked_mean(values, mask) for name, values in per_token.items()}
+    return metrics | {name: masked_mean(x, rollout.sequences.completion_mask) for name, x in per_token.items()}
 
   return evaluate

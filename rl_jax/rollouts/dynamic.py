@@ -1,15 +1,15 @@
 """Dynamic sampling: draw prompts until the batch is full of groups that teach something (DAPO, arXiv:2503.14476)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
 from rl_jax.ops.advantages import keep_groups
-from rl_jax.rollouts.collect import Judge, Play, Played, Sample, Sampled, known_rewards
+from rl_jax.rollouts.collect import Judge, Play, Played, Sample, Sampled
+from rl_jax.rollouts.experience import rewards_of
 from rl_jax.rollouts.rollout import Rollout
 from rl_jax.state import Judgment, RLState
 
@@ -31,12 +31,7 @@ class Drawn(NamedTuple):
 
 
 def play_until_full(
-  sample: Sample,
-  judge: Judge,
-  *,
-  max_draws: int,
-  weights: Mapping[str, float] = {},
-  put: Callable[[Any], Any] = lambda tree: tree,
+  sample: Sample, judge: Judge, *, max_draws: int, put: Callable[[Any], Any] = lambda tree: tree
 ) -> Play:
   """Returns a `play` that draws until all groups have rewards that differ, or `max_draws` times.
 
@@ -46,7 +41,6 @@ def play_until_full(
     sample: Samples one draw.
     judge: Judges one draw.
     max_draws: The most draws.
-    weights: Weight of each reward by name, as for the experience.
     put: Puts a pytree with prompts on the leading axis on the devices.
 
   Raises:
@@ -63,7 +57,7 @@ def play_until_full(
       skipped += sampled.metrics.get("prompts_skipped", 0.0)
       judgment, records = judge(sampled)
       drawn = Drawn(sampled.problems, jax.device_get(sampled.rollout), jax.device_get(judgment), records)
-      keep = informative(drawn, weights)
+      keep = informative(drawn)
       kept.append(_select(drawn, np.flatnonzero(keep)))
       others.append(_select(drawn, np.flatnonzero(~keep)))
     full = _select(_join([*kept, *others]), np.arange(count))
@@ -74,16 +68,16 @@ def play_until_full(
   return play
 
 
-def informative(drawn: Drawn, weights: Mapping[str, float]) -> Bool[np.ndarray, " P"]:
+def informative(drawn: Drawn) -> Bool[np.ndarray, " P"]:
   """Which groups have rewards that differ; completions without a reward do not count."""
-  rewards = known_rewards(drawn.judgment, weights, drawn.rollout)
-  return np.asarray(keep_groups(rewards, ~jnp.isnan(rewards)))
+  rewards = rewards_of(drawn.judgment, drawn.rollout)
+  return np.asarray(keep_groups(rewards.total, rewards.rewarded))
 
 
 def _select(drawn: Drawn, groups: np.ndarray) -> Drawn:
   size = drawn.rollout.terminated.shape[1]
   rows = (groups[:, None] * size + np.arange(size)).reshape(-1).tolist()
-  rollout, judgment = jax.tree.map(lambda leaf: leaf[groups], (drawn.rollout, drawn.judgment))
+  rollout, judgment = _over_rows(lambda leaf: leaf[groups], drawn)
   return Drawn(
     [drawn.problems[group] for group in groups.tolist()], rollout, judgment, [drawn.records[row] for row in rows]
   )
@@ -91,9 +85,15 @@ def _select(drawn: Drawn, groups: np.ndarray) -> Drawn:
 
 def _join(draws: Sequence[Drawn]) -> Drawn:
   """Puts draws under one another, padded to the longest prompt and completion."""
-  rollout, judgment = jax.tree.map(_stack, *((draw.rollout, draw.judgment) for draw in draws))
+  rollout, judgment = _over_rows(_stack, *draws)
   problems = [problem for draw in draws for problem in draw.problems]
   return Drawn(problems, rollout, judgment, [record for draw in draws for record in draw.records])
+
+
+def _over_rows(function: Callable[..., np.ndarray], *draws: Drawn) -> tuple[Rollout, Judgment]:
+  """Maps a function over all arrays that have the prompts on their leading axis."""
+  rollout, judgment = jax.tree.map(function, *((draw.rollout, draw.judgment._replace(weights={})) for draw in draws))
+  return rollout, judgment._replace(weights=draws[0].judgment.weights)
 
 
 def _stack(*leaves: np.ndarray) -> np.ndarray:

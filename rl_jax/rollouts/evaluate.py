@@ -1,21 +1,23 @@
 """Evaluation on a task's held-out rows: completions, what is said of them, and a summary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from rl_jax.rollouts.collect import Judge, Sampled, annotated, known_rewards
+from rl_jax.rollouts.collect import Judge, Sample, Sampled, annotated, once
+from rl_jax.rollouts.experience import rewards_of
 from rl_jax.rollouts.text import Complete
 from rl_jax.runs.results import EvaluationResult
-from rl_jax.state import RLState
+from rl_jax.state import RLState, Running
 from rl_jax.tasks.text import PromptBatch, Prompts
 
 
 def make_evaluate(
-  prompts: Prompts, complete: Complete, judge: Judge, *, weights: Mapping[str, float] = {}, batch_size: int = 64
+  prompts: Prompts, complete: Complete, judge: Judge, *, batch_size: int = 64
 ) -> Callable[[RLState], EvaluationResult]:
   """Returns `evaluate(state) -> EvaluationResult`: every held-out row is answered and judged.
 
@@ -23,7 +25,6 @@ def make_evaluate(
     prompts: Held-out rows, rewards and the notion of a solved row.
     complete: What `rollouts.text.make_complete` returns: greedy with one completion a prompt, or n at a temperature.
     judge: The one that judges rollouts.
-    weights: Weight of each reward by name, as for the experience.
     batch_size: Prompts at one time.
 
   `evaluate` raises ValueError if no held-out prompt is within the limit.
@@ -35,12 +36,11 @@ def make_evaluate(
     parts = -(-count // batch_size)
     size = -(-count // parts)  # batches of one shape, with as few rows judged twice as can be
     records, rewards, solved = [], [], []
+    play = once(make_sample(held_out, complete, size), judge)
     for start in track(range(0, count, size), description="evaluating", transient=True):
-      rows = np.minimum(np.arange(start, start + size), count - 1)  # the last row fills the last batch: one shape
-      batch = PromptBatch([], held_out.tokens[rows], held_out.mask[rows], 0, 0)
-      rollout = complete(state.policy.params, batch, jax.random.fold_in(jax.random.key(0), start))
-      judgment, found = judge(Sampled([held_out.rows[row] for row in rows], rollout, state.running))
-      reward = known_rewards(judgment, weights, rollout)
+      played = play(state._replace(running=Running(jnp.int32(start))))
+      rollout, (judgment, found) = played.sampled.rollout, played.verdict()
+      reward = rewards_of(judgment, rollout).known
       new = min(size, count - start) * reward.shape[1]
       records += annotated(found, rollout, judgment, reward)[:new]
       rewards.append(np.asarray(reward).reshape(-1)[:new])
@@ -48,6 +48,19 @@ def make_evaluate(
     return summary(records, np.concatenate(rewards), solved, held_out.skipped)
 
   return evaluate
+
+
+def make_sample(held_out: PromptBatch, complete: Complete, size: int) -> Sample:
+  """Returns `sample(state) -> Sampled`: answers to the next `size` held-out rows, the last one repeated at the end."""
+
+  def sample(state: RLState) -> Sampled:
+    start = int(state.running.position)
+    rows = np.minimum(np.arange(start, start + size), len(held_out.rows) - 1)
+    batch = PromptBatch([held_out.rows[row] for row in rows], held_out.tokens[rows], held_out.mask[rows], 0, 0)
+    rollout = complete(state.policy.params, batch, jax.random.fold_in(jax.random.key(0), start))
+    return Sampled(batch.rows, rollout, Running(jnp.int32(start + size)))
+
+  return sample
 
 
 def summary(records: Any, rewards: np.ndarray, solved: Any, skipped: int) -> EvaluationResult:

@@ -1,11 +1,11 @@
 """From a rollout and what is said of it to a batch: rewards of tokens, the KL in them, advantages, metrics. Pure."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from rl_jax.objectives.base import Inputs
 from rl_jax.objectives.loading import Algorithm
@@ -13,13 +13,32 @@ from rl_jax.ops import advantages as advantages_lib
 from rl_jax.ops import estimates, returns
 from rl_jax.ops import rewards as rewards_lib
 from rl_jax.ops.masking import masked_count, masked_mean, masked_sum, masked_variance
+from rl_jax.ops.moments import Moments
 from rl_jax.ops.shaping import PLAIN, Rewards, Shaping, combine, of_completion, token_rewards, updated
 from rl_jax.rollouts.outputs import Outputs
 from rl_jax.rollouts.rollout import Rollout
 from rl_jax.state import Batch, Coefficients, Judgment, Running
 
 Metrics = dict[str, Array]
-MakeBatch = Callable[[Array, Running, Coefficients, Rollout, Outputs, Judgment], tuple[Running, Batch, Metrics]]
+
+
+class Experienced(NamedTuple):
+  """What a rollout and its judgment come to.
+
+  Attributes:
+    running: What the rollout moved on.
+    batch: The batch to learn from.
+    metrics: The rollout's metrics.
+    rewards: `[P, G]`, what is learned from of each completion; NaN where no reward applied.
+  """
+
+  running: Running
+  batch: Batch
+  metrics: Metrics
+  rewards: Float[Array, "P G"]
+
+
+MakeExperience = Callable[[Array, Running, Coefficients, Rollout, Outputs, Judgment], Experienced]
 
 NOT_GIVEN = frozenset({"reward_scores", "ratings", "kl_baseline"})  # fields of preference data
 GIVEN = frozenset({"token_rewards", "values", "greedy_rewards", "reward_parts", "reward_baseline", "old_logp"})
@@ -75,22 +94,29 @@ def check_group_size(algorithm: Algorithm, group_size: int) -> None:
     )
 
 
-def make_experience(
-  algorithm: Algorithm, *, on_policy: bool, weights: Mapping[str, float] = {}, shaping: Shaping = PLAIN
-) -> MakeBatch:
-  """Returns `experience(key, running, coefficients, rollout, outputs, judgment) -> (running, batch, metrics)`.
+def rewards_of(judgment: Judgment, rollout: Rollout) -> Rewards:
+  """Returns what is learned from of a rollout's completions, and where there is anything: one rule for all who ask."""
+  scores = {name: jnp.asarray(score) for name, score in judgment.scores.items()}
+  return combine(scores, judgment.weights, jnp.asarray(rollout.sequences.completion_mask) != 0)
+
+
+def make_experience(algorithm: Algorithm, *, on_policy: bool, shaping: Shaping = PLAIN) -> MakeExperience:
+  """Returns `experience(key, running, coefficients, rollout, outputs, judgment) -> Experienced`.
 
   Args:
     algorithm: Its advantage is estimated, and its needs decide which fields are filled in.
     on_policy: Whether the batch is used for a single update, so that the learner's own log-probs are the old ones.
-    weights: Weight of each reward by name; those that are not named count once, and one of weight 0 is only measured.
     shaping: How rewards of completions become rewards of tokens; a KL takes its weight from the coefficient `kl_coef`.
 
   Raises:
-    ValueError: If the algorithm reads what no rollout gives.
+    ValueError: If the algorithm reads what no rollout gives, or a KL would be paid twice, in the loss and the reward.
   """
   check_needs(algorithm)
   needs, advantage = algorithm.needs, algorithm.from_rewards()
+  if shaping.kl is not None and "ref_logp" in needs:
+    raise ValueError(
+      f"objective {algorithm.name!r} has a KL to the reference in its loss: the reward cannot have another"
+    )
   if "reward_parts" in advantage.needs and shaping != PLAIN:
     raise ValueError(
       f"the advantage of {algorithm.name!r} reads each reward by itself: nothing can be shaped before it"
@@ -98,30 +124,26 @@ def make_experience(
 
   def experience(
     key: Array, running: Running, coefficients: Coefficients, rollout: Rollout, outputs: Outputs, judgment: Judgment
-  ) -> tuple[Running, Batch, Metrics]:
-    real = rollout.sequences.completion_mask != 0
-    rewards = combine(judgment.scores, weights, real)
-    metrics = rollout_metrics(rollout, judgment, rewards)
+  ) -> Experienced:
+    real, rewards = rollout.sequences.completion_mask != 0, rewards_of(judgment, rollout)
     # A completion that is left out of the loss keeps its reward, which the others of its group are compared with.
     counted, trained = real & rewards.rewarded[..., None], (rollout.mask != 0) & rewards.rewarded[..., None]
     moments = updated(running.reward_moments, rewards)
     at_tokens = token_rewards(shaping, rewards, rollout.terminated, counted, moments=moments)
-    if shaping.kl is not None:
-      at_tokens, paid = _pay_kl(shaping, at_tokens, outputs, counted, rewards.rewarded, coefficients)
-      metrics |= paid
+    at_tokens, paid = _pay_kl(shaping, at_tokens, outputs, counted, rewards.rewarded, coefficients)
+    values, last_values = _values(outputs, rollout.terminated)
     facts = estimates.Experience(
-      trained,
-      at_tokens,
-      rewards.rewarded,
-      masked_count(real, axis=-1),
+      mask=trained,
+      token_rewards=at_tokens,
+      rewarded=rewards.rewarded,
+      lengths=masked_count(real, axis=-1),
+      values=values,
+      last_values=last_values,
+      greedy_rewards=_greedy_rewards(judgment, shaping, moments),
       reward_baseline=running.reward_baseline,
       old_logp=outputs.old_logp,
+      **(_parts(judgment, real) if "reward_parts" in advantage.needs else {}),
     )
-    facts = _with_values(facts, outputs, rollout.terminated)
-    if judgment.greedy is not None:
-      facts = facts._replace(greedy_rewards=_greedy_rewards(judgment.greedy, weights, shaping, moments))
-    if "reward_parts" in advantage.needs:
-      facts = facts._replace(**_parts(judgment, weights, real))
     fields = advantage.estimate(facts)
     running = running._replace(reward_moments=moments, reward_baseline=fields.pop("reward_baseline", None))
     inputs = Inputs(
@@ -129,12 +151,13 @@ def make_experience(
       old_logp=None if on_policy else outputs.old_logp,
       ref_logp=outputs.ref_logp if "ref_logp" in needs else None,
       behavior_logp=rollout.behavior_logp,
-      old_values=facts.values,
+      old_values=values,
       target_mask=_target_mask(rollout, judgment) if "target_mask" in needs else None,
       noise=jax.random.uniform(key, trained.shape) if "noise" in needs else None,
       **fields,
     )
-    return running, Batch(rollout.sequences, inputs), metrics | _value_metrics(inputs)
+    metrics = rollout_metrics(rollout, judgment, rewards) | paid | _value_metrics(inputs)
+    return Experienced(running, Batch(rollout.sequences, inputs), metrics, rewards.known)
 
   return experience
 
@@ -155,8 +178,9 @@ def rollout_metrics(rollout: Rollout, judgment: Judgment, rewards: Rewards) -> M
   if judgment.solved is not None:
     metrics["solved"] = jnp.mean(judgment.solved.astype(jnp.float32))
     metrics["wrong_tokens"] = masked_mean(lengths, ~(judgment.solved != 0))
-  if len(judgment.scores) > 1:
-    for name, score in judgment.scores.items():
+  scores = {**judgment.scores, **judgment.logged}
+  if len(scores) > 1:
+    for name, score in scores.items():
       each = of_completion(score, real)
       applies = ~jnp.isnan(each)
       metrics[f"reward/{name}"] = jnp.where(jnp.any(applies), masked_mean(each, applies), jnp.nan)
@@ -167,7 +191,9 @@ def _pay_kl(
   shaping: Shaping, at_tokens: Array, outputs: Outputs, mask: Array, rewarded: Array, coefficients: Coefficients
 ) -> tuple[Array, Metrics]:
   """Takes each token's KL to the reference from its reward, and measures it: `kl_reward` in nats a token."""
-  if outputs.ref_logp is None or "kl_coef" not in coefficients or shaping.kl is None:
+  if shaping.kl is None:
+    return at_tokens, {}
+  if outputs.ref_logp is None or "kl_coef" not in coefficients:
     raise ValueError("a KL in the reward needs a reference policy and the coefficient kl_coef")
   old, ref, coef = outputs.old_logp, outputs.ref_logp, coefficients["kl_coef"]
   divergence = masked_sum(old - ref, mask)
@@ -178,27 +204,32 @@ def _pay_kl(
   return rewards_lib.with_kl(at_tokens, old, ref, mask, coef=coef, estimator=shaping.kl), metrics
 
 
-def _with_values(facts: estimates.Experience, outputs: Outputs, terminated: Array) -> estimates.Experience:
-  """Adds the critic's values; what a stop token ended is worth nothing after it."""
+def _values(outputs: Outputs, terminated: Array) -> tuple[Array | None, Array | None]:
+  """The critic's values, and what the state after the last token is worth: nothing where a stop token ended it."""
   if outputs.values is None:
-    return facts
+    return None, None
   tokens, last = outputs.values
-  return facts._replace(values=tokens, last_values=None if last is None else jnp.where(terminated, 0, last))
+  return tokens, None if last is None else jnp.where(terminated, 0, last)
 
 
-def _greedy_rewards(greedy: Any, weights: Mapping[str, float], shaping: Shaping, moments: Any) -> Array:
+def _greedy_rewards(judgment: Judgment, shaping: Shaping, moments: Moments | None) -> Array | None:
   """The greedy completions' rewards `[P]`, shaped as those of the samples are, without a KL; NaN where none applies."""
-  rewards = combine(greedy.scores, weights, greedy.mask)
-  counted = (greedy.mask != 0) & rewards.rewarded[..., None]
-  total = jnp.sum(token_rewards(shaping, rewards, greedy.terminated, counted, moments=moments), axis=-1)
+  if judgment.greedy is None:
+    return None
+  scores, mask, terminated = judgment.greedy
+  rewards = combine(scores, judgment.weights, mask)
+  counted = (mask != 0) & rewards.rewarded[..., None]
+  total = jnp.sum(token_rewards(shaping, rewards, terminated, counted, moments=moments), axis=-1)
   return jnp.where(rewards.rewarded, total, jnp.nan)[:, 0]
 
 
-def _parts(judgment: Judgment, weights: Mapping[str, float], real: Array) -> dict[str, Array]:
-  """Each reward that has a weight by itself `[K, P, G]`, and the weights `[K]`."""
-  names = [name for name in judgment.scores if weights.get(name, 1.0) != 0]
-  parts = jnp.stack([of_completion(judgment.scores[name], real) for name in names])
-  return {"reward_parts": parts, "reward_weights": jnp.array([weights.get(name, 1.0) for name in names])}
+def _parts(judgment: Judgment, real: Array) -> dict[str, Array]:
+  """Each reward by itself `[K, P, G]`, and the weights `[K]`."""
+  parts = jnp.stack([of_completion(score, real) for score in judgment.scores.values()])
+  return {
+    "reward_parts": parts,
+    "reward_weights": jnp.stack([jnp.asarray(judgment.weights[name]) for name in judgment.scores]),
+  }
 
 
 def _target_mask(rollout: Rollout, judgment: Judgment) -> Array:

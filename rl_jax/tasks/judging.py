@@ -54,4 +54,4 @@ def judge(task: Task, tokenizer: Any, rows: Sequence[Row], sequences: Sequences)
     {"prompt": row["prompt"], "completion": reply, "tokens": int(real.sum())}
     for row, reply, real in zip(rows, texts, mask, strict=True)
   ]
-  return Judgment(scores, solved), records
+  return Judgment.of(scores, {reward.name: reward.weight for reward in task.rewards}, solved), records

@@ -33,15 +33,6 @@ class Reward(NamedTuple):
   name: str
 
 
-def weights(rewards: Sequence[Reward]) -> dict[str, float]:
-  """Returns the weight of each reward function by its name.
-
-  >>> weights([Reward(len, 0.5, "length")])
-  {'length': 0.5}
-  """
-  return {reward.name: reward.weight for reward in rewards}
-
-
 def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
   """Raises ValueError if nothing weighs what is learned: no reward function with a weight, and no reward model.
 

@@ -25,7 +25,7 @@ from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
 from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import device
-from rl_jax.rollouts.collect import Collect, make_collect, once, with_greedy, with_reward_model
+from rl_jax.rollouts.collect import Collect, Judge, make_collect, once, with_greedy, with_reward_model
 from rl_jax.rollouts.experience import check_needs, make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.runs.settings import require_at_least
@@ -163,11 +163,12 @@ def compiled(
   """
   check_updates(algorithm, config.schedule)
   forward = make_forward(model, temperature=config.temperature)
-  collect = _make_collect(task, model, algorithm, forward, config, reward_model)
+  judge = _make_judge(task, config, reward_model)
+  collect = _make_collect(task, model, algorithm, forward, judge, config)
   step, control = make_train_step(forward, algorithm.objective, optimizer), make_control(forward, controllers)
   rollout_and_update = _make_rollout_and_update(collect, step, control, config)
-  problems = config.evaluation_problems
-  evaluate = device.make_evaluate(task, model, forward, problems=problems, temperature=config.temperature)
+  answer = device.make_complete(task, model, group_size=1, temperature=config.temperature)
+  evaluate = device.make_evaluate(task, answer, judge, forward, problems=config.evaluation_problems)
   warm_up = make_warmup(
     task, forward, warmup_optimizer or optax.adam(1e-3), steps=config.warmup_steps, examples=config.warmup_examples
   )
@@ -190,25 +191,24 @@ def compiled(
   return Run(start, create, advance, config.chunks)
 
 
+def _make_judge(task: on_device.Task, config: Config, reward_model: RewardModel | None) -> Judge:
+  """The task's verifier, with a reward model beside it if there is one; the same for rollouts and evaluation."""
+  judge = device.make_judge(task, weight=config.task_weight, process_rewards=config.process_rewards)
+  if reward_model is not None:
+    return with_reward_model(judge, reward_model)
+  if not config.task_weight:
+    raise ValueError("there is nothing to learn from: task_weight is 0, and there is no reward model")
+  return judge
+
+
 def _make_collect(
-  task: on_device.Task,
-  model: Policy,
-  algorithm: Algorithm,
-  forward: Forward,
-  config: Config,
-  reward_model: RewardModel | None,
+  task: on_device.Task, model: Policy, algorithm: Algorithm, forward: Forward, judge: Judge, config: Config
 ) -> Collect:
   """The life of a batch on the device: play, passes, experience."""
   needs = check_needs(algorithm) | ({"ref_logp"} if config.pays_kl else set())
   complete = device.make_complete(
     task, model, group_size=config.group_size, temperature=config.temperature, mask_truncated=config.mask_truncated
   )
-  judge = device.make_judge(task, process_rewards=config.process_rewards)
-  weights = {task.name: 0.0 if config.process_rewards else config.task_weight}
-  if reward_model is not None:
-    judge = with_reward_model(judge, reward_model)
-  elif not config.task_weight:
-    raise ValueError("there is nothing to learn from: task_weight is 0, and there is no reward model")
   play = once(device.make_sample(task, complete, num_prompts=config.num_prompts), judge)
   if "greedy_rewards" in needs:
     play = with_greedy(play, device.make_greedy(task, model), judge)
@@ -218,9 +218,8 @@ def _make_collect(
     values=None if model.value is None else make_values(model),
   )
   shaping = Shaping(spread=config.spread or None, kl=kl.k1 if config.pays_kl else None)
-  on_policy = config.schedule.on_policy
-  experience = make_experience(algorithm, on_policy=on_policy, weights=weights, shaping=shaping)
-  return make_collect(play, outputs, experience, weights=weights)
+  experience = make_experience(algorithm, on_policy=config.schedule.on_policy, shaping=shaping)
+  return make_collect(play, outputs, experience)
 
 
 def _create_state(

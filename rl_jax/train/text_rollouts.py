@@ -77,7 +77,7 @@ def make_text_rollouts(
   needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
   check_updates(algorithm, schedule)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
-  weights, temperature = rewards.weights(prompts.task.rewards), sampling.temperature
+  temperature = sampling.temperature
   sizes: Any = dict(
     max_new_tokens=max_new_tokens, pad_token=pad_token(prompts.tokenizer), known_tokens=learner.model.known_tokens
   )
@@ -94,7 +94,7 @@ def make_text_rollouts(
   greedy = text.make_greedy(generate_greedy, prompts.stop_tokens, put=devices.put)
   play = once(sample, judge)
   if max_draws > 1:
-    play = play_until_full(sample, judge, max_draws=max_draws, weights=weights, put=devices.put)
+    play = play_until_full(sample, judge, max_draws=max_draws, put=devices.put)
   if "greedy_rewards" in needs:
     play = with_greedy(play, greedy, judge)
   # Where one update follows, only a KL in the reward or an advantage may read old log-probs.
@@ -105,9 +105,8 @@ def make_text_rollouts(
     values=None if values is None else devices.jit(values),
     recompute_old_logp=devices.jit(learner.forward(temperature=temperature)) if recompute_old_logp and read else None,
   )
-  experience = make_experience(algorithm, on_policy=schedule.on_policy, weights=weights, shaping=shaping)
+  experience = make_experience(algorithm, on_policy=schedule.on_policy, shaping=shaping)
   complete_greedy = text.make_complete(generate_greedy, prompts.stop_tokens, sampling=text.GREEDY)
   return TextRollouts(
-    make_collect(play, outputs, devices.jit(experience), weights=weights),
-    make_evaluate(prompts, complete_greedy, judge, weights=weights),
+    make_collect(play, outputs, devices.jit(experience)), make_evaluate(prompts, complete_greedy, judge)
   )

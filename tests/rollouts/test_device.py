@@ -16,7 +16,7 @@ from rl_jax.ops import kl
 from rl_jax.ops.estimates import Advantage
 from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import device
-from rl_jax.rollouts.collect import Sampled, make_collect, once, with_greedy
+from rl_jax.rollouts.collect import Sampled, make_collect, once, with_greedy, with_reward_model
 from rl_jax.rollouts.experience import make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.rollouts.rollout import Rollout
@@ -37,15 +37,14 @@ def collected(*, process_rewards, mask_truncated, kl_coef=None):
   algorithm = objectives.algorithm(reinforce_plus_plus.objective(), AS_THEY_ARE)
   complete = device.make_complete(TASK, MODEL, group_size=4, mask_truncated=mask_truncated)
   judge = device.make_judge(TASK, process_rewards=process_rewards)
-  weights = {TASK.name: 0.0} if process_rewards else {}
   shaping = Shaping(kl=None if kl_coef is None else kl.k1)
   outputs = make_outputs(
     set() if kl_coef is None else {"ref_logp"},
     reference=lambda state, sequences: FORWARD(state.ref_params, sequences).logp,
   )
-  experience = make_experience(algorithm, on_policy=True, weights=weights, shaping=shaping)
+  experience = make_experience(algorithm, on_policy=True, shaping=shaping)
   play = once(device.make_sample(TASK, complete, num_prompts=8), judge)
-  collect = make_collect(play, outputs, experience, weights=weights)
+  collect = make_collect(play, outputs, experience)
   state = RLState.create(
     PARAMS,
     optax.sgd(0.1),
@@ -131,3 +130,22 @@ def test_a_task_without_steps_has_no_process_rewards():
   np.testing.assert_array_equal(device.make_judge(sorting)(sampled)[0].solved, [[True], [True]])
   with pytest.raises(ValueError, match="task .sort-2. has no rewards of steps"):
     device.make_judge(sorting, process_rewards=True)(sampled)
+
+
+def test_evaluation_counts_what_rollouts_count():
+  """A reward model's scores and the task's weight mean the same in a rollout and in an evaluation."""
+
+  def learned(sequences):
+    return jnp.sum(sequences.completion_mask, axis=-1) / 8
+
+  complete = device.make_complete(TASK, MODEL, group_size=1)
+  state = RLState.create(PARAMS, optax.sgd(0.1), jax.random.key(1), keep_reference=True)
+  means = {}
+  for weight in (1.0, 0.5, 0.0):
+    judge = with_reward_model(device.make_judge(TASK, weight=weight), learned)
+    evaluate = jax.jit(device.make_evaluate(TASK, complete, judge, FORWARD, problems=16))
+    means[weight] = {name: float(value) for name, value in evaluate(state).items()}
+  for weight, metrics in means.items():
+    alone, scored = metrics[f"reward/{TASK.name}"], metrics["reward/learned"]
+    assert alone == pytest.approx(metrics["solved"]) and 0 < scored < 1
+    assert metrics["reward"] == pytest.approx(weight * alone + scored, rel=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rl_jax.ops import shaping
+from rl_jax.state import Judgment
 from rl_jax.tasks import rewards
 from rl_jax.tasks.rewards import Reward
 
@@ -20,8 +21,9 @@ def call(*functions, columns=None, weights=None):
   given = [Reward(*each) for each in zip(functions, weights, names, strict=True)]
   parts = rewards.judge(given, columns=columns or {}, **ROWS)
   scores = {name: jnp.asarray(values, jnp.float32) for name, values in parts.items()}
-  combined = shaping.combine(scores, rewards.weights(given), jnp.ones((3, 4)))
-  return SimpleNamespace(parts=parts, total=jnp.where(combined.rewarded, combined.total, jnp.nan))
+  judgment = Judgment.of(scores, dict(zip(names, weights, strict=True)))
+  combined = shaping.combine(judgment.scores, judgment.weights, jnp.ones((3, 4)))
+  return SimpleNamespace(parts=parts, total=combined.known)
 
 
 def length(completions, **_):

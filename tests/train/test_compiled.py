@@ -160,3 +160,7 @@ def test_what_a_run_cannot_give_is_named():
     build(MODEL, objectives.algorithm(GRPO.objective({}), estimates.from_teacher()))
   with pytest.raises(ValueError, match="'ppo_kl' needs more than one update a rollout: raise epochs or minibatches"):
     build(CRITIC, objectives.load("ppo_kl"))
+  with pytest.raises(ValueError, match="'grpo' has a KL to the reference in its loss: the reward cannot have another"):
+    build(MODEL, objectives.load("grpo"), config=Config(steps=1, kl_coef=0.1))
+  with pytest.raises(ValueError, match="nothing to learn from: task_weight is 0, and there is no reward model"):
+    build(MODEL, GRPO, config=Config(steps=1, task_weight=0.0))

@@ -19,7 +19,7 @@ from rl_jax.runs.checkpoint import open_checkpoints
 from rl_jax.runs.directory import RunDirectory, read_lines
 from rl_jax.sampling.generate import make_generate
 from rl_jax.state import ModelOutputs, RLState
-from rl_jax.tasks import Task, rewards
+from rl_jax.tasks import Task
 from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 from rl_jax.tasks.text import Prompts
@@ -51,13 +51,13 @@ def learner(folder, *, steps, resume=False, stop_updates=None):
   generate = make_generate(model.policy, group_size=4, max_new_tokens=6, pad_token=0)
   prompts, schedule = Prompts(task, Reader(tokenizer, (1,)), np.array([1]), 8), Schedule(2, 2)
   complete = text.make_complete(jax.jit(lambda params, *rest: generate(params["policy"], *rest)), prompts.stop_tokens)
-  reference, weights = jax.jit(plain), rewards.weights(task.rewards)
+  reference = jax.jit(plain)
   outputs = make_outputs(
     {"values", "ref_logp"},
     reference=lambda state, sequences: reference(state.ref_params, sequences).logp,
     values=jax.jit(lambda params, sequences: values(params["critic"], sequences)),
   )
-  experience = make_experience(algorithm, on_policy=schedule.on_policy, weights=weights, shaping=Shaping(kl=kl.k1))
+  experience = make_experience(algorithm, on_policy=schedule.on_policy, shaping=Shaping(kl=kl.k1))
   play = once(text.make_sample(prompts, complete, num_prompts=8), text.make_judge(prompts))
   params = {"policy": model.params, "critic": jax.jit(critic.init)(jax.random.key(1))}
   state = RLState.create(
@@ -74,7 +74,7 @@ def learner(folder, *, steps, resume=False, stop_updates=None):
     return loop.fit(
       checkpoints.resume(state),
       steps=steps,
-      collect=make_collect(play, outputs, jax.jit(experience), weights=weights),
+      collect=make_collect(play, outputs, jax.jit(experience)),
       update=jax.jit(make_train_step(forward, algorithm.objective, optimizer)),
       run=run,
       checkpoints=checkpoints,
