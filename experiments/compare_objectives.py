@@ -20,50 +20,41 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import optax
-
+from experiments.compiled_configs import TaskConfig
 from rl_jax import objectives
 from rl_jax.analysis import comparison
-from rl_jax.models import heads, presets
+from rl_jax.models import heads
 from rl_jax.models.transformer import policy
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.tasks import on_device
-from rl_jax.tasks.load import parse_options
 from rl_jax.train import compiled, variants
 from rl_jax.train.variants import Variant
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
   objectives: str = "grpo,dr_grpo,dapo,gspo,rloo,ppo"  # names, or paths such as my_module:objective, with commas
   grid: tuple[str, ...] = ()  # values of a setting to sweep, such as clip_high=0.2,0.28,0.4, where an objective has it
-  task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
-  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
   run_dir: str = "runs/compare"  # results, table and curves
   resume: bool = False  # go on with the comparison in run_dir
-  seeds: int = 8  # runs of each variant
-  layers: int = 1  # layers of the model
-  width: int = 64  # width of the model
-  warmup_steps: int = 800  # updates of supervised learning on right answers before the first rollout
-  warmup_examples: int = 128  # answers an update
-  warmup_rate: float = 2e-3  # learning rate of Adam in the warm-up
   rollouts: int = 400  # batches of completions
-  num_prompts: int = 32  # prompts a rollout
-  group_size: int = 8  # completions a prompt
   minibatches: int = 2  # updates a rollout
   epochs: int = 1  # passes over a rollout
   temperature: float = 1.0  # temperature of sampling and of every log-prob
-  learning_rate: float = 3e-4  # learning rate of Adam
-  max_grad_norm: float = 1.0  # gradients are scaled down to this norm
   evaluate_every: int = 40  # rollouts between evaluations
   evaluation_problems: int = 512  # problems an evaluation, one completion each
-  seed: int = 0  # seed of everything random
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("rollouts", "evaluate_every"))
+    if self.rollouts % self.evaluate_every:
+      raise ValueError(f"rollouts must be a multiple of evaluate_every={self.evaluate_every}, got {self.rollouts}")
+    super().check()
 
 
 def main(config: Config) -> None:
-  check(config)
-  task = on_device.load(config.task, **parse_options(config.task_options))
+  config.check()
+  task = config.load_task()
   grid = parse_grid(config.grid)
   names = [name.strip() for name in config.objectives.split(",")]
   if len(set(names)) < len(names):
@@ -75,17 +66,6 @@ def main(config: Config) -> None:
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=config.resume) as run:
     variants.train(compared, run.folder, seeds=config.seeds, seed=config.seed)
     comparison.show(run.folder)
-
-
-def check(config: Config) -> None:
-  """Raises ValueError for settings that cannot work, alone or together."""
-  require_at_least(config, 2, ("seeds", "group_size"))
-  require_at_least(config, 1, ("rollouts", "evaluate_every"))
-  require_at_least(config, 0, ("learning_rate", "warmup_rate", "seed"))
-  if not 0 < config.max_grad_norm:
-    raise ValueError(f"max_grad_norm must be positive, got {config.max_grad_norm}")
-  if config.rollouts % config.evaluate_every:
-    raise ValueError(f"rollouts must be a multiple of evaluate_every={config.evaluate_every}, got {config.rollouts}")
 
 
 def parse_grid(settings: tuple[str, ...]) -> dict[str, list[float]]:
@@ -114,25 +94,21 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
     raise ValueError("length is not an argument to sweep: the comparison sets it to the longest answer")
   if name == "instruct_gpt":
     raise ValueError("objective 'instruct_gpt' needs rows of pretraining text, which these tasks do not have")
-  shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
+  shape = config.make_shape(task)
   model = heads.with_value_head(policy(shape), shape.embed_dim)
   sizes = compiled.Config(
     steps=config.rollouts,
-    num_prompts=config.num_prompts,
-    group_size=config.group_size,
     temperature=config.temperature,
     epochs=config.epochs,
     minibatches=config.minibatches,
-    warmup_steps=config.warmup_steps,
-    warmup_examples=config.warmup_examples,
     evaluate_every=config.evaluate_every,
     evaluation_problems=config.evaluation_problems,
+    **config.sizes,
   )
+  optimizer, warmup_optimizer = config.make_optimizer(), config.make_warmup_optimizer()
 
   def build(hyperparameters: Mapping[str, Any]) -> compiled.Run:
     algorithm = objectives.load(name, fallback={"length": task.max_new_tokens}, **hyperparameters)
-    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate))
-    warmup_optimizer = optax.adam(config.warmup_rate)
     return compiled.compiled(task, model, algorithm, optimizer, sizes, warmup_optimizer=warmup_optimizer)
 
   points = distinct(own)

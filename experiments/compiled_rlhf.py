@@ -19,9 +19,10 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from experiments.compiled_configs import TaskConfig
 from rl_jax.analysis.comparison import cell
 from rl_jax.analysis.figures import pyplot
-from rl_jax.models import heads, presets
+from rl_jax.models import heads
 from rl_jax.models.transformer import Policy, policy
 from rl_jax.objectives import load, reward_model
 from rl_jax.objectives.base import Inputs
@@ -34,7 +35,6 @@ from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.state import Batch, ModelOutputs, Sequences, TrainState
 from rl_jax.tasks import on_device
-from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.on_device import base
 from rl_jax.train import compiled
 from rl_jax.train.forward import make_last_value
@@ -43,34 +43,31 @@ from rl_jax.train.step import make_train_step
 SHOWN = 6  # problems whose answers are printed
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
   task_options: tuple[str, ...] = ("digits=1",)  # the task's settings, such as digits=3
   run_dir: str = "runs/compiled_rlhf"  # metrics and the figure
-  seeds: int = 8  # whole pipelines
-  layers: int = 1  # layers of every model
-  width: int = 64  # width of every model
   warmup_steps: int = 100  # updates of SFT
   reward_steps: int = 300  # updates of the reward model, each on fresh pairs
   pairs: int = 128  # pairs an update
-  reward_rate: float = 1e-3  # learning rate of the reward model
+  reward_rate: float = 1e-3  # learning rate of Adam for the reward model
   rollouts: int = 300  # rollouts of PPO
   num_prompts: int = 64  # prompts a rollout
   group_size: int = 4  # completions a prompt
-  learning_rate: float = 3e-4  # learning rate of PPO
   kl_coef: float = 0.05  # weight of the KL in the reward
-  seed: int = 0  # seed of everything random
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("reward_steps", "pairs"))
+    require_at_least(self, 10, ("rollouts",))
+    require_at_least(self, 0, ("reward_rate", "kl_coef"))
+    if self.rollouts % 10 or self.num_prompts % 2:
+      raise ValueError("rollouts must be a multiple of 10, and num_prompts of 2")
+    super().check()
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 2, ("seeds", "group_size"))
-  require_at_least(config, 1, ("reward_steps", "pairs", "num_prompts"))
-  require_at_least(config, 10, ("rollouts",))
-  require_at_least(config, 0, ("warmup_steps", "reward_rate", "learning_rate", "kl_coef", "seed"))
-  if config.rollouts % 10 or config.num_prompts % 2:
-    raise ValueError("rollouts must be a multiple of 10, and num_prompts of 2")
-  task = on_device.load(config.task, **parse_options(config.task_options))
+  config.check()
+  task = config.load_task()
   began = time.perf_counter()
   with RunDirectory(config.run_dir, dataclasses.asdict(config), resume=False) as run:
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
@@ -84,23 +81,19 @@ def main(config: Config) -> None:
 
 def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]:
   """All stages of one seed; returns metrics over time."""
-  shape = presets.small(task.vocab_size, layers=config.layers, width=config.width)
+  shape = config.make_shape(task)
   actor_critic = heads.with_value_head(policy(shape), shape.embed_dim)
   judge = heads.scalar_model(policy(shape), shape.embed_dim)
   sizes = compiled.Config(
     steps=config.rollouts,
-    num_prompts=config.num_prompts,
-    group_size=config.group_size,
     epochs=2,
     minibatches=2,
     kl_coef=config.kl_coef,
     task_weight=0.0,
-    warmup_steps=config.warmup_steps,
-    warmup_examples=128,
     evaluate_every=config.rollouts // 10,
     evaluation_problems=512,
+    **config.sizes,
   )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
   last_value = make_last_value(judge)
 
   def build(params: Any) -> compiled.Run:
@@ -108,9 +101,9 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
       task,
       actor_critic,
       load("ppo"),
-      optimizer,
+      config.make_optimizer(),
       sizes,
-      warmup_optimizer=optax.adam(2e-3),
+      warmup_optimizer=config.make_warmup_optimizer(),
       reward_model=lambda sequences: last_value(params, sequences),
     )
 

@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.compiled_configs import TaskConfig
 from rl_jax.analysis.comparison import cell
-from rl_jax.models import presets
 from rl_jax.models.transformer import Policy, policy
 from rl_jax.objectives import load, sft
 from rl_jax.objectives.base import Inputs, Objective, on_policy_gradient
@@ -34,30 +33,24 @@ from rl_jax.train import compiled
 from rl_jax.train.forward import make_forward
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  task: str = "addition"  # addition, copying, countdown, modular, parity, sorting, stopping
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
   task_options: tuple[str, ...] = ("digits=2",)  # options of the problems to learn from
   longer: tuple[str, ...] = ("shortest=3", "digits=3")  # options of the longer problems
-  seeds: int = 8  # runs of each method
-  layers: int = 1  # layers of the model
-  width: int = 64  # width of the model
-  warmup_steps: int = 800  # supervised updates before both methods
-  updates: int = 400  # updates of each method
-  num_prompts: int = 32  # prompts an update; there are group_size times as many answers
-  group_size: int = 8  # completions a prompt
-  learning_rate: float = 3e-4  # learning rate of Adam, for both methods
-  seed: int = 0  # seed of everything random
+  updates: int = 400  # updates of each method; an update sees num_prompts * group_size answers
+
+  def check(self) -> None:
+    require_at_least(self, 1, ("warmup_steps", "updates"))
+    super().check()
 
 
 def main(config: Config) -> None:
-  require_at_least(config, 1, ("warmup_steps", "updates", "num_prompts", "group_size"))
-  require_at_least(config, 2, ("seeds",))
-  short = on_device.load(config.task, **parse_options(config.task_options))
+  config.check()
+  short = config.load_task()
   longer = on_device.load(config.task, **parse_options(config.longer))
   # A model reads any length; the room for answers is that of the longer problems.
   tasks = {"as trained": short._replace(max_new_tokens=longer.max_new_tokens), "longer": longer}
-  model = policy(presets.small(short.vocab_size, layers=config.layers, width=config.width))
+  model = policy(config.make_shape(short))
   forward = make_forward(model)
   print(f"largest difference of the two gradients: {identity(model, forward, short):.1e}")
   results = jax.jit(jax.vmap(lambda key: train(config, short, tasks, model, forward, key)))(
@@ -96,15 +89,8 @@ def train(
 ) -> dict[str, dict[str, jax.Array]]:
   """Returns `{method: {length: exact match}}` of one seed, to be mapped over seeds."""
   start_key, sft_key = jax.random.split(key)
-  sizes = compiled.Config(
-    steps=config.updates,
-    num_prompts=config.num_prompts,
-    group_size=config.group_size,
-    warmup_steps=config.warmup_steps,
-    warmup_examples=128,
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-  run = compiled.compiled(task, model, load("dapo"), optimizer, sizes, warmup_optimizer=optax.adam(2e-3))
+  sizes, optimizer = compiled.Config(steps=config.updates, **config.sizes), config.make_optimizer()
+  run = compiled.compiled(task, model, load("dapo"), optimizer, sizes, warmup_optimizer=config.make_warmup_optimizer())
   start, _ = run.start(start_key)
   examples = config.num_prompts * config.group_size
   supervise = compiled.make_warmup(task, forward, optimizer, steps=config.updates, examples=examples)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
+from experiments.compiled_configs import SeedsConfig
 from rl_jax.analysis import comparison
-from rl_jax.models import presets
 from rl_jax.models.transformer import policy
 from rl_jax.objectives import algorithm, grpo
 from rl_jax.objectives.base import Objective
@@ -20,16 +19,16 @@ from rl_jax.tasks import on_device
 from rl_jax.train import compiled, variants
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(SeedsConfig):
   run_dir: str  # results, table and curves
   resume: bool = False  # go on with the study in run_dir, or show it again
-  seeds: int = 8  # runs of each variant
   rollouts: int = 300  # batches of completions
   warmup_steps: int = 500  # updates of supervised learning before the first rollout
-  learning_rate: float = 3e-4  # learning rate of Adam
-  width: int = 64  # width of the model, which has one layer
-  seed: int = 0  # seed of everything random
+
+  def check(self) -> None:
+    require_at_least(self, 10, ("rollouts",))
+    super().check()
 
 
 class Arm(NamedTuple):
@@ -42,17 +41,22 @@ class Arm(NamedTuple):
 
 def study(config: Config, task: on_device.Task, arms: Mapping[str, Arm], **sizes: Any) -> comparison.Results:
   """Trains all arms, shows them, and returns their metrics."""
-  require_at_least(config, 2, ("seeds",))
-  require_at_least(config, 10, ("rollouts",))
-  common: Any = dict(warmup_steps=config.warmup_steps, warmup_examples=128, evaluate_every=config.rollouts // 10)
-  common |= dict(evaluation_problems=512, num_prompts=32, group_size=8) | sizes
-  model = policy(presets.small(task.vocab_size, layers=1, width=config.width))
+  config.check()
+  model = policy(config.make_shape(task))
+  common = compiled.Config(
+    steps=config.rollouts,
+    evaluate_every=config.rollouts // 10,
+    evaluation_problems=512,
+    num_prompts=32,
+    group_size=8,
+    **config.warmup,
+  )
 
   def variant(name: str, arm: Arm) -> variants.Variant:
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-    sizes = compiled.Config(steps=config.rollouts, **common | dict(arm.sizes))
     learned = algorithm(arm.objective, arm.advantage, name=name)
-    build = compiled.compiled(task, model, learned, optimizer, sizes, warmup_optimizer=optax.adam(2e-3))
+    own = dataclasses.replace(common, **{**sizes, **arm.sizes})
+    optimizer, warmup_optimizer = config.make_optimizer(), config.make_warmup_optimizer()
+    build = compiled.compiled(task, model, learned, optimizer, own, warmup_optimizer=warmup_optimizer)
     return variants.Variant(name, lambda _: build)
 
   with RunDirectory(config.run_dir, dataclasses.asdict(config) | {"task": task.name}, resume=config.resume) as run:
