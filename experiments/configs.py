@@ -10,16 +10,21 @@ import jax
 import optax
 
 from rl_jax import tasks
+from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import heads, presets
+from rl_jax.objectives import Algorithm
+from rl_jax.rollouts import fixed
+from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import refuse, require_at_least, require_positive
-from rl_jax.tasks import files, reading, rewards
+from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
+from rl_jax.tasks import examples, files, preferences, reading, rewards
+from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
 from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
-from rl_jax.train.schedule import Schedule
+from rl_jax.train.schedule import Schedule, check_ratio, check_updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,13 @@ class RunConfig(Checked):
   def directory(self, **settings: Any) -> RunDirectory:
     """Returns the run's directory; keyword arguments add to the settings that a resumed run must share."""
     return RunDirectory(self.run_dir, dataclasses.asdict(self) | settings, resume=self.resume)
+
+  def finish(self, module: str, run: RunDirectory, learner: Learner, params: Any, done: int) -> Path:
+    """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped."""
+    exit_if_stopped(module, self, done)
+    learner.save(run.folder, params)
+    report.show(run.folder)
+    return run.folder / "model"
 
   def loop_settings(self, devices: Devices) -> dict[str, Any]:
     """How long the loop goes on, how often it saves, and where."""
@@ -163,6 +175,14 @@ class RolloutConfig(Checked):
       print(f"{task.name}: {task.description}", flush=True)
     return task
 
+  def check_algorithm(self, algorithm: Algorithm) -> frozenset[str]:
+    """Returns the fields that it reads; raises ValueError if it does not go with a rollout and its updates."""
+    needs = check_needs(algorithm)
+    check_updates(algorithm, self.schedule)
+    check_ratio(algorithm, self.schedule)
+    check_group_size(algorithm, self.group_size)
+    return needs
+
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model."""
     return make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
@@ -191,6 +211,17 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
   def directory(self, **settings: Any) -> RunDirectory:
     settings = dataclasses.asdict(self) | {"data": files.fingerprint(Path(self.data))} | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",))
+
+
+def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int) -> Split:
+  """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
+  data = preferences.load(config.data)
+  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
+  print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
+  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
+  print(split.describe(), flush=True)
+  fixed.check_size(len(split.training), batch_size)
+  return split
 
 
 def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.configs import SupervisedConfig, settings_given
+from experiments.configs import SupervisedConfig, load_rankings, settings_given
 from rl_jax import objectives
-from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives import dpo
@@ -32,10 +31,9 @@ from rl_jax.ops.metrics import results
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.results import Measurements
-from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, run_script
+from rl_jax.runs.settings import refuse, require_at_least, run_script
 from rl_jax.state import Batch, RLState, Sequences
-from rl_jax.tasks import examples, preferences, text
-from rl_jax.tasks.held_out import hold_out
+from rl_jax.tasks import examples, text
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.step import make_train_step
@@ -86,14 +84,9 @@ def main(config: Config) -> Path:
   objective = load_objective(config)
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  data = preferences.load(config.data)
-  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
-  print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
-  if len(encoded[0].answers) != 2:
-    raise ValueError(f"{MODULE} learns from pairs; the data ranks {len(encoded[0].answers)} answers")
-  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
-  print(split.describe(), flush=True)
-  fixed.check_size(len(split.training), config.num_pairs)
+  split = load_rankings(config, model, config.num_pairs)
+  if (answers := len(split.training[0].answers)) != 2:
+    raise ValueError(f"{MODULE} learns from pairs; the data ranks {answers} answers")
   if config.loss == "kto" and min(split.prompts) < 2:
     raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
   with directory as run:
@@ -147,10 +140,7 @@ def train(
     update=devices.step(step),
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  report.show(run.folder)
-  return run.folder / "model"
+  return config.finish(MODULE, run, learner, state.policy.params, done)
 
 
 if __name__ == "__main__":

@@ -19,18 +19,16 @@ import jax
 
 from experiments.configs import ModelConfig, OptimizerConfig, RolloutConfig, RunConfig, settings_given, with_options
 from rl_jax import objectives
-from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
-from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import command_line, exit_if_stopped, refuse, require_at_least, run_script
+from rl_jax.runs.settings import command_line, refuse, require_at_least, run_script
 from rl_jax.sampling import samplers
 from rl_jax.tasks import rewards
+from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
-from rl_jax.train.schedule import check_ratio, check_updates
 from rl_jax.train.step import make_train_step
 from rl_jax.train.text_rollouts import make_text_rollouts
 
@@ -77,12 +75,9 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
     fallback["kl_coef"] = 0.01
   settings = with_options(settings, config.objective_options)
   algorithm = objectives.load(config.objective, fallback=fallback, **settings)
-  needs = check_needs(algorithm)
-  check_updates(algorithm, config.schedule)
-  check_ratio(algorithm, config.schedule)
+  needs = config.check_algorithm(algorithm)
   if config.schedule.on_policy and "old_logp" not in algorithm.from_rewards().needs:
     refuse(config, ("recompute_old_logp",), "one update a rollout")
-  check_group_size(algorithm, config.group_size)
   if "values" in needs:
     raise ValueError(f"objective {config.objective!r} needs a critic: python -m experiments.ppo trains one")
   return algorithm
@@ -143,13 +138,14 @@ def train(
     schedule=config.schedule,
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  report.show(run.folder)
-  harder = dict(task_options=("digits=3",), max_new_tokens=6) if config.task == "arithmetic" else {}
-  further = dict(model=f"{run.folder}/model", run_dir=f"{run.folder}-next", resume=False)
+  folder = config.finish(MODULE, run, learner, state.policy.params, done)
+  harder = {}
+  if config.task == "arithmetic":
+    digits = min(parse_options(config.task_options).get("digits", 2) + 1, 9)
+    harder = dict(task_options=(f"digits={digits}",), max_new_tokens=digits + 3)
+  further = dict(model=str(folder), run_dir=f"{run.folder}-next", resume=False)
   print(f"next:\n  {command_line(MODULE, config, **further, **harder)}")
-  return run.folder / "model"
+  return folder
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ import jax
 from experiments.configs import load_reward, reward_model_settings
 from experiments.ppo_configs import Config, load_algorithm
 from rl_jax import objectives
-from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.rollouts import pretraining
 from rl_jax.rollouts.experience import check_needs
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import exit_if_stopped, run_script
+from rl_jax.runs.settings import run_script
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import files, rewards
 from rl_jax.tasks.text import Prompts
@@ -105,14 +104,11 @@ def train(
     collect=collect,
     update=devices.step(step),
     schedule=config.schedule,
-    stop_updates=(lambda metrics: metrics["approx_kl"] > config.target_kl) if config.target_kl else None,
+    stop_updates=loop.stop_above(config.target_kl) if config.target_kl else None,
     control=devices.jit(moves, donate_argnums=0) if config.controllers else None,
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  report.show(run.folder)
-  return run.folder / "model"
+  return config.finish(MODULE, run, learner, state.policy.params, done)
 
 
 def make_rollouts(

@@ -25,13 +25,11 @@ from rl_jax.ops.kl import Estimator
 from rl_jax.ops.moments import Moments
 from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import pretraining
-from rl_jax.rollouts.experience import check_group_size
 from rl_jax.runs.settings import refuse, require_at_least, require_one_of, require_positive
 from rl_jax.state import RewardModel
 from rl_jax.tasks import files, text
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
-from rl_jax.train.schedule import check_ratio, check_updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,9 +242,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
   options: Any = dict(fallback={"length": config.max_new_tokens}, moving=moving)
   algorithm = objectives.load(config.objective, **options, **settings)
   needs = algorithm.from_rewards().needs
-  check_updates(algorithm, config.schedule)
-  check_ratio(algorithm, config.schedule)
-  check_group_size(algorithm, config.group_size)
+  config.check_algorithm(algorithm)
   parts = algorithm.objective(algorithm.coefficients).parts
   if config.beta_target and not any(key == "kl" and value.endswith(" to old") for key, value in parts):
     raise ValueError(f"objective {config.objective!r} has no penalty on the update for beta_target to move")

@@ -25,13 +25,12 @@ from experiments.configs import (
   load_reward,
   reward_model_settings,
 )
-from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives import algorithm, dpo, gpg, sft
 from rl_jax.rollouts import selected
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_one_of, require_positive, run_script
+from rl_jax.runs.settings import refuse, require_at_least, require_one_of, require_positive, run_script
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.tasks import rewards
 from rl_jax.tasks.text import Prompts
@@ -115,10 +114,7 @@ def train(
     schedule=config.schedule,
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  report.show(run.folder)
-  return run.folder / "model"
+  return config.finish(MODULE, run, learner, state.policy.params, done)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.configs import SupervisedConfig
-from rl_jax.analysis import report
+from experiments.configs import SupervisedConfig, load_rankings
 from rl_jax.devices import Devices
 from rl_jax.models import heads, presets
 from rl_jax.objectives import reward_model
@@ -27,10 +26,9 @@ from rl_jax.ops.statistics import calibration_error
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.results import Measurements
-from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
+from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.state import Batch, ModelOutputs, RLState, Sequences
-from rl_jax.tasks import examples, preferences, text
-from rl_jax.tasks.held_out import hold_out
+from rl_jax.tasks import examples, text
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.forward import make_last_value
@@ -60,14 +58,9 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  data = preferences.load(config.data)
-  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
-  print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
-  if config.margins and not encoded[0].ratings:
+  split = load_rankings(config, model, config.num_rankings)
+  if config.margins and not split.training[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
-  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
-  print(split.describe(), flush=True)
-  fixed.check_size(len(split.training), config.num_rankings)
   with directory as run:
     return train(config, model, split.training, split.held_out, run)
 
@@ -122,11 +115,9 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     update=devices.step(step),
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  heads.save_head(run.folder / "model", state.policy.params["head"])
-  report.show(run.folder)
-  return run.folder / "model"
+  folder = config.finish(MODULE, run, learner, state.policy.params, done)
+  heads.save_head(folder, state.policy.params["head"])
+  return folder
 
 
 if __name__ == "__main__":

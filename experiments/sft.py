@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.configs import SupervisedConfig
-from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives import sft
@@ -26,7 +25,7 @@ from rl_jax.ops.masking import masked_sum
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.results import Measurements
-from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
+from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.state import Batch, RLState
 from rl_jax.tasks import examples, files, text
 from rl_jax.tasks.held_out import hold_out
@@ -104,10 +103,7 @@ def train(
     update=devices.step(step),
     **config.loop_settings(devices),
   )
-  exit_if_stopped(MODULE, config, done)
-  learner.save(run.folder, state.policy.params)
-  report.show(run.folder)
-  return run.folder / "model"
+  return config.finish(MODULE, run, learner, state.policy.params, done)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.sampling.samplers import Choice, SamplingParams, sample_token
@@ -95,7 +96,7 @@ def make_generate(
   group_size: int,
   max_new_tokens: int,
   pad_token: int,
-  known_tokens: Array | None = None,
+  known_tokens: Array | np.ndarray | None = None,
   stop_early: bool = True,
 ) -> Generate:
   """Returns `generate(params, prompts, prompt_mask, stop_tokens, key, sampling) -> Completions`, to be jitted.
@@ -139,11 +140,11 @@ def make_generate(
     unembedding = model.unembed(params)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(max_new_tokens))
     hidden, prefix = _prefill(model, params, prompts, prompt_mask, group_size)
-    lengths = jnp.sum(prompt_mask != 0, axis=-1)
+    lengths, known = jnp.sum(prompt_mask != 0, axis=-1), None if known_tokens is None else jnp.asarray(known_tokens)
 
     def choose_next(state: Decoding, hidden: Float[Array, "P G D"]) -> Decoding:
       logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
-      choice = sample_token(keys[state.time], logits, sampling, known=known_tokens)
+      choice = sample_token(keys[state.time], logits, sampling, known=known)
       return _add_token(state, choice, stop_tokens, pad_token)
 
     def decode(state: Decoding) -> Decoding:

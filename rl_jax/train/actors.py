@@ -221,6 +221,14 @@ def make_actors(
   return _apart(learner, critic, reward, temperature, bootstrap)
 
 
+class _InitKeys(NamedTuple):
+  """The random streams of what is trained together, by part."""
+
+  policy: jax.Array
+  critic: jax.Array
+  head: jax.Array
+
+
 def _shared(learner: Learner, temperature: float, bootstrap: bool) -> Actors:
   """A value head on the policy's own hidden states."""
   width = learner.model.config.embed_dim
@@ -234,8 +242,8 @@ def _shared(learner: Learner, temperature: float, bootstrap: bool) -> Actors:
     return lifted
 
   def init(start: Any, key: jax.Array) -> dict[str, Any]:
-    policy_key, _, head_key = jax.random.split(key, 3)
-    return learner.init(start, policy_key) | {"value_head": heads.init_head(head_key, width)}
+    keys = _InitKeys(*jax.random.split(key, 3))
+    return learner.init(start, keys.policy) | {"value_head": heads.init_head(keys.head, width)}
 
   return Actors(lift(forward), lift(values), init)
 
@@ -257,12 +265,12 @@ def _apart(learner: Learner, critic: str, reward: LoadedReward | None, temperatu
     return forward(params, sequences)._replace(values=plain_values(critic_params(params), sequences).tokens)
 
   def init(start: Any, key: jax.Array) -> dict[str, Any]:
-    policy_key, critic_key, head_key = jax.random.split(key, 3)
-    params = learner.init(start, policy_key)
+    keys = _InitKeys(*jax.random.split(key, 3))
+    params = learner.init(start, keys.policy)
     if critic == "reward" and reward is not None:
       return params | {"critic": jax.tree.map(jnp.copy, reward.params)}
     if critic == "fresh":
-      return params | {"critic": model.init(critic_key)}
-    return params | {"critic": {**learner.sibling(start, critic_key), "head": heads.init_head(head_key, width)}}
+      return params | {"critic": model.init(keys.critic)}
+    return params | {"critic": {**learner.sibling(start, keys.critic), "head": heads.init_head(keys.head, width)}}
 
   return Actors(both, lambda params, sequences: values(critic_params(params), sequences), init)

@@ -121,6 +121,26 @@ def fit(
   return state, done
 
 
+def stop_above(target_kl: float) -> StopUpdates:
+  """Returns `metrics of an update -> bool`, for `fit`: whether the policy has gone too far from the one that sampled.
+
+  Args:
+    target_kl: The largest `approx_kl` after which updates go on, in nats a token.
+
+  `stop_updates` raises ValueError if the objective does not report `approx_kl`.
+
+  >>> stop_above(0.1)({"approx_kl": 0.2})
+  True
+  """
+
+  def stop_updates(metrics: Mapping[str, float]) -> bool:
+    if "approx_kl" not in metrics:
+      raise ValueError(f"target_kl needs the metric approx_kl, which the objective lacks; it has {', '.join(metrics)}")
+    return metrics["approx_kl"] > target_kl
+
+  return stop_updates
+
+
 def _make_step(
   collect: Collect,
   update: TrainStep,

@@ -13,7 +13,7 @@ from rl_jax.rollouts.evaluate import make_evaluate
 from rl_jax.rollouts.experience import check_needs, make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.runs.results import EvaluationResult
-from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.generate import Generate, make_generate
 from rl_jax.sampling.samplers import SamplingParams
 from rl_jax.state import RewardModel, RLState, Sequences, Values
 from rl_jax.tasks import rewards
@@ -77,12 +77,8 @@ def make_text_rollouts(
   needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
   check_updates(algorithm, schedule)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
-  temperature = sampling.temperature
-  sizes: Any = dict(
-    max_new_tokens=max_new_tokens, pad_token=pad_token(prompts.tokenizer), known_tokens=learner.model.known_tokens
-  )
   generate, generate_greedy = (
-    devices.jit(learner.lift(make_generate(learner.model.policy, group_size=size, **sizes))) for size in (group_size, 1)
+    _make_generate(prompts, learner, devices, size, max_new_tokens) for size in (group_size, 1)
   )
   complete = text.make_complete(
     generate, prompts.stop_tokens, sampling=sampling, mask_truncated=mask_truncated, put=devices.put
@@ -99,14 +95,29 @@ def make_text_rollouts(
     play = with_greedy(play, greedy, judge)
   # Where one update follows, only a KL in the reward or an advantage may read old log-probs.
   read = not schedule.on_policy or shaping.kl is not None or "old_logp" in algorithm.from_rewards().needs
+  forward = devices.jit(learner.forward(temperature=sampling.temperature))
   outputs = make_outputs(
     needs,
-    reference=learner.reference(devices, temperature=temperature),
+    reference=learner.reference(devices, temperature=sampling.temperature),
     values=None if values is None else devices.jit(values),
-    recompute_old_logp=devices.jit(learner.forward(temperature=temperature)) if recompute_old_logp and read else None,
+    recompute_old_logp=forward if recompute_old_logp and read else None,
   )
   experience = make_experience(algorithm, on_policy=schedule.on_policy, shaping=shaping)
   complete_greedy = text.make_complete(generate_greedy, prompts.stop_tokens, sampling=text.GREEDY)
   return TextRollouts(
     make_collect(play, outputs, devices.jit(experience)), make_evaluate(prompts, complete_greedy, judge)
   )
+
+
+def _make_generate(
+  prompts: Prompts, learner: Learner, devices: Devices, group_size: int, max_new_tokens: int
+) -> Generate:
+  """The learner's sampler, jitted: it never draws a token that the tokenizer lacks."""
+  generate = make_generate(
+    learner.model.policy,
+    group_size=group_size,
+    max_new_tokens=max_new_tokens,
+    pad_token=pad_token(prompts.tokenizer),
+    known_tokens=learner.model.known_tokens,
+  )
+  return devices.jit(learner.lift(generate))
