@@ -56,6 +56,8 @@ UNSUPPORTED = (
   "target_parameters",
   "trainable_token_indices",
   "use_qalora",
+  "use_bdlora",
+  "arrow_config",
 )
 INITS = ("gaussian", "orthogonal", "eva")  # these leave the base as it is
 
@@ -216,6 +218,8 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     alpha, rank = float(config["lora_alpha"]), config["r"]
   except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
     raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
+  if (kind := config.get("peft_type", "LORA")) != "LORA" or config.get("bias", "none") not in ("none", None):
+    raise ValueError(f"adapters in {str(folder)!r} are {kind} with bias {config.get('bias')!r}, not LORA without")
   for name in UNSUPPORTED:
     if config.get(name):
       raise ValueError(f"adapters in {str(folder)!r} use {name}, which is not supported")

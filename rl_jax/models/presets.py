@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rl_jax.errors import reason
 from rl_jax.models import gguf_file, hf_config, lora, weights
@@ -160,14 +160,16 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
 
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
-  hf = hf_config.read(str(folder))
-  if "eos_token_id" not in _json(folder / "config.json"):
+  hf, given = hf_config.read(str(folder)), _json(folder / "config.json")
+  if "eos_token_id" not in given:
     hf.eos_token_id = None  # a class of configurations has ends of its own, which are not the model's
   params = weights.load_safetensors(folder, config := hf_config.transformer_config(hf, **overrides))
   if config.tie_embeddings and "unembedding" in params:
     hf.tie_word_embeddings, config = False, dataclasses.replace(config, tie_embeddings=False)
   tokenizer = _tokenizer(folder)
-  return _model(config, params, hf, tokenizer, _json(folder / "generation_config.json"))
+  # Before there was generation_config.json, config.json held what it says.
+  older = {name: given[name] for name in GenerationConfig().to_dict().keys() & given.keys() - hf.to_dict().keys()}
+  return _model(config, params, hf, tokenizer, older | _json(folder / "generation_config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -273,6 +273,8 @@ def save_safetensors(
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  for unfinished in folder.glob(".saving-*"):  # of a process that was killed
+    shutil.rmtree(unfinished)
   with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
     new = Path(name)
     dtype = _save_tensors(new, _tensors(params, config), max_shard_size)

@@ -150,6 +150,8 @@ def categorical(
 ) -> Float[Array, "*batch"]:
   """Returns the exact `KL(policy || reference) = sum_v p_v (log p_v - log q_v)` of two next-token distributions.
 
+  It is summed as `p_v (log p_v - log q_v) - p_v + q_v`, which is nowhere below 0.
+
   Args:
     logits: The policy's logits `[..., V]`. Tokens with a logit of -inf have no share.
     ref_logits: The reference's logits.
@@ -166,4 +168,5 @@ def categorical(
   ref_logp = jax.nn.log_softmax(upcast(ref_logits) / temperature, axis=-1)
   possible = logp > -jnp.inf
   gap = jnp.where(possible, logp, 0) - jnp.where(possible, ref_logp, 0)
-  return jnp.sum(jnp.exp(logp) * gap, axis=-1)
+  terms = jnp.exp(logp) * (gap + jnp.expm1(-gap))
+  return jnp.sum(jnp.where(possible, terms, jnp.exp(ref_logp)), axis=-1)

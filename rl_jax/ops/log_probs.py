@@ -60,9 +60,16 @@ def entropy(logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.
   >>> print(entropy(jnp.array([0.0, 0.0, -jnp.inf])).round(4))
   0.6931
   """
-  logp = jax.nn.log_softmax(upcast(logits) / temperature, axis=-1)
-  p = jnp.exp(logp)
-  return jnp.sum(jnp.where(p > 0, p * -jnp.where(p > 0, logp, 0), 0), axis=-1)
+  z = upcast(logits) / temperature
+  highest = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+  possible, is_highest = z > -jnp.inf, z == highest
+  below = jnp.where(possible, z - highest, 0)
+  weight = jnp.where(possible, jnp.exp(below), 0)
+  # What the highest logit weighs is left out of the sum, and 1 for it added last: the entropy of a certain choice is
+  # that of the others, which would vanish beside it.
+  others = jnp.sum(jnp.where(is_highest & possible, jnp.expm1(below), weight), axis=-1)
+  others += jnp.maximum(jnp.sum(is_highest & possible, axis=-1) - 1, 0)
+  return jnp.log1p(others) - jnp.sum(weight * below, axis=-1) / (1 + others)
 
 
 def token_log_probs(

@@ -15,7 +15,7 @@ from rl_jax.tasks.reading import CHANGED, Example, Reader
 
 LONG = "over the limit of tokens: left out"
 SAME = "whose answers are the same tokens: left out"
-EMPTY = "with an empty completion: left out"
+EMPTY = "with no words to learn: left out"
 UNLEARNED = "whose messages all have the weight 0: left out"
 
 
@@ -184,7 +184,7 @@ def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
   sides = (prompt, completion)
   if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):
     raise ValueError("prompt and completion must both be text, or both lists of messages with role and content")
-  if completion in ("", []):
+  if files.is_empty(completion):
     return "", [], EMPTY
   options = reading.row_options(row)
   start, answer, wrong = reading.answered(reader, prompt, completion, options)
@@ -207,6 +207,8 @@ def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example
 def _plain_text(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
   if not isinstance(row.get("text"), str):
     raise ValueError(f"no columns prompt and completion, no messages and no text; it has {', '.join(row) or 'none'}")
+  if files.is_empty(row["text"]):
+    return "", [], EMPTY
   tokens = reading.prompt_tokens(reader, row["text"])
   if reader.end is not None and tokens[-1] not in reader.eos_tokens:
     tokens = [*tokens, reader.end]

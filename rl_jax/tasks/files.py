@@ -224,6 +224,17 @@ def is_chat(prompt: Any) -> bool:
   return isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
 
 
+def is_empty(answer: Any) -> bool:
+  """Whether an answer, text or messages, says nothing: no words, and no call of a tool.
+
+  >>> is_empty(" "), is_empty([{"role": "assistant", "content": "Hi"}])
+  (True, False)
+  """
+  if isinstance(answer, str):
+    return not answer.strip()
+  return not any((message.get("content") or "").strip() or message.get("tool_calls") for message in answer)
+
+
 def _is_message(message: Any) -> bool:
   """A message has a role and says something, in words or by calling tools."""
   if not isinstance(message, dict) or not isinstance(message.get("role"), str):

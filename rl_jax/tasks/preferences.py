@@ -85,7 +85,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
     ranking = _ranking(row, place)
     if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
-    elif any(_is_empty(answer) for answer in ranking.answers):
+    elif any(files.is_empty(answer) for answer in ranking.answers):
       left_out["with an empty answer"] += 1
     elif ranking.ratings and len(set(ranking.ratings)) == 1:
       left_out["with equal ratings"] += 1
@@ -99,13 +99,6 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   if not rankings:
     raise ValueError(f"no usable preferences; {Preferences([], left_out).describe()}")
   return Preferences(rankings, left_out)
-
-
-def _is_empty(answer: Any) -> bool:
-  texts = [answer] if isinstance(answer, str) else [message["content"] or "" for message in answer]
-  return not any(text.strip() for text in texts) and not any(
-    isinstance(message, dict) and message.get("tool_calls") for message in answer
-  )
 
 
 def _ranking(row: Any, place: str) -> Ranking:

@@ -159,6 +159,8 @@ def test_files_hold_what_peft_names(tmp_path):
       ({"init_lora_weights": start}, f"init_lora_weights '{start}', which is not supported: it changes the base")
       for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")
     ),
+    ({"peft_type": "ADALORA"}, "are ADALORA with bias 'none', not LORA without"),
+    ({"bias": "lora_only"}, "are LORA with bias 'lora_only', not LORA without"),
     ({"r": 3}, "are not of rank 3"),
     ({"r": None}, "no readable PEFT files"),
   ],

@@ -231,6 +231,27 @@ def test_saving_keeps_how_a_model_generates_and_drops_how_it_was_quantized(tmp_p
   assert "quantization_config" not in json.loads((tmp_path / "two" / "config.json").read_text())
 
 
+def test_saving_keeps_what_an_older_configuration_says_of_generation(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path / "one", model, model.params)
+  config = json.loads((tmp_path / "one" / "config.json").read_text())
+  older = {"temperature": 0.7, "do_sample": True, "repetition_penalty": 1.1}
+  (tmp_path / "one" / "config.json").write_text(json.dumps(config | older))
+  (tmp_path / "one" / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "temperature": 0.6}))
+  loaded = presets.load(str(tmp_path / "one"))
+  presets.save(tmp_path / "two", loaded, loaded.params)
+  saved = json.loads((tmp_path / "two" / "generation_config.json").read_text())
+  assert saved == {**older, "temperature": 0.6, "eos_token_id": [1], "pad_token_id": 0}
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path):
+  model = presets.load("tiny")
+  (tmp_path / ".saving-abc").mkdir()
+  (tmp_path / ".saving-abc" / "model.safetensors").write_bytes(b"half")
+  presets.save(tmp_path, model, model.params)
+  assert not list(tmp_path.glob(".saving-*"))
+
+
 def variants(model):
   """Two sets of weights of one model."""
   return model.params, jax.tree.map(lambda leaf: leaf + 1, model.params)

@@ -62,3 +62,24 @@ def test_every_estimate_can_be_clamped(name):
   free = np.asarray(estimator(logp, ref))
   np.testing.assert_allclose(estimator(logp, ref, max_value=0.5), np.minimum(free, 0.5))
   assert free[0] > 0.5 and jax.grad(total)(logp)[0] == 0 and jax.grad(total)(logp)[1] != 0
+
+
+def test_exact_kl_of_close_distributions_is_small_and_not_negative():
+  """Summed as `p (log p - log q)` alone, half of such values are below 0; here they are right to a few per cent."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(200, 50)) * 3
+  others = logits + rng.normal(size=logits.shape) * 1e-4
+  found = np.asarray(kl.categorical(jnp.float32(logits), jnp.float32(others)))
+  p, q = (np.exp(x - np.log(np.exp(x).sum(-1, keepdims=True))) for x in np.float64(np.float32([logits, others])))
+  assert found.min() >= 0
+  np.testing.assert_allclose(found, (p * np.log(p / q)).sum(-1), rtol=0.05)
+
+
+def test_exact_kl_counts_what_the_policy_never_chooses():
+  never = jnp.array([0.0, -jnp.inf, 0.0])
+  np.testing.assert_allclose(kl.categorical(never, jnp.zeros(3)), np.log(1.5), rtol=1e-6)
+  assert kl.categorical(jnp.zeros(3), never) == jnp.inf
+  logits, other = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 0.5, -0.2])
+  logp, ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+  by_hand = jnp.exp(logp) * (logp - ref - kl.categorical(logits, other))
+  np.testing.assert_allclose(jax.grad(kl.categorical)(logits, other), by_hand, rtol=1e-5, atol=1e-7)

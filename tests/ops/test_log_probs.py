@@ -125,3 +125,25 @@ def test_small_entropies_do_not_cancel_against_large_logits(logits, offset):
   assert (entropies >= 0).all()
   plain = log_probs.gather_log_probs(jnp.broadcast_to(jnp.asarray(logits), (3, 3)), jnp.arange(3))
   np.testing.assert_allclose(plain, log_p, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ("logits", "exact"),
+  [
+    ([1000.1, 1000.4, 999.0], 0.9723685),
+    ([60.7, 31.1, 30.2], 6.0595786e-12),
+    ([40.0, 0.0, -jnp.inf], 1.7418e-16),
+    ([3.0, 3.0, 3.0], 1.0986123),
+    ([-jnp.inf, 5.0, -jnp.inf], 0.0),
+  ],
+)
+def test_small_entropies_do_not_vanish_beside_large_logits(logits, exact):
+  """Both forms; the exact values are those of the float32 logits, by 60 digits."""
+  logits = jnp.array(logits, jnp.float32)
+  np.testing.assert_allclose(log_probs.entropy(logits), exact, rtol=1e-4)
+  finite = jnp.where(jnp.isinf(logits), -1e4, logits)[None]  # a product with -inf is no number
+  _, entropy = log_probs.token_log_probs(finite, jnp.eye(3), jnp.array([1]))
+  np.testing.assert_allclose(entropy[0], exact, rtol=1e-4)
+  p = jax.nn.softmax(logits)
+  slope = -p * (jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), 0) + log_probs.entropy(logits))
+  np.testing.assert_allclose(jax.grad(log_probs.entropy)(logits), slope, atol=1e-6)
