@@ -1,5 +1,6 @@
 """On-device tasks against verifiers in plain Python that read nothing but the prompt's and the completion's text."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -96,20 +97,28 @@ def mutated(task, rng, tokens, count):
   return row[: row.index(base.EOS) + 1] if base.EOS in row else row
 
 
+@functools.cache
+def programs(name):
+  """Jitted: `(key, count) -> problems with demonstrations`, and the verdict on completions."""
+  task = TASKS[name]
+
+  def draw(key, count):
+    problems = base.sample(task, key, count)
+    return problems, *base.demonstrate(task, problems.data)
+
+  return jax.jit(draw, static_argnums=1), jax.jit(lambda *given: base.judge(task, *given))
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_verifier_agrees_with_plain_python_on_ten_thousand_completions(name):
-  task = TASKS[name]
-  rows = 500
-  sample = jax.jit(lambda key: base.sample(task, key, rows))
-  judge = jax.jit(lambda data, tokens, mask: base.judge(task, data, tokens, mask))
-  seen = Counter()
+  task, (draw, judge) = TASKS[name], programs(name)
+  rows, seen = 500, Counter()
 
   @settings(max_examples=20, deadline=None, derandomize=True, database=None)
   @given(st.integers(0, 2**31 - 1))
   def check(seed):
     rng = np.random.default_rng(seed)
-    problems = sample(jax.random.key(seed))
-    right, right_mask = base.demonstrate(task, problems.data)
+    problems, right, right_mask = draw(jax.random.key(seed), rows)
     right, counts = np.asarray(right), np.asarray(right_mask).sum(-1)
     answers = [mutated(task, rng, row, count) for row, count in zip(right, counts, strict=True)]
     tokens, mask = np.zeros((2, rows, task.max_new_tokens), np.int32)
@@ -131,10 +140,9 @@ def test_verifier_agrees_with_plain_python_on_ten_thousand_completions(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_demonstrations_earn_the_best_reward_and_fill_the_declared_sizes(name):
-  task = TASKS[name]
-  problems = base.sample(task, jax.random.key(1), 2000)
-  tokens, mask = base.demonstrate(task, problems.data)
-  verdict = base.judge(task, problems.data, tokens[:, None], mask[:, None])
+  task, (draw, judge) = TASKS[name], programs(name)
+  problems, tokens, mask = draw(jax.random.key(1), 2000)
+  verdict = judge(problems.data, tokens[:, None], mask[:, None])
   assert verdict.solved.all() and (verdict.reward == task.best_reward).all()
   assert tokens.shape == (2000, task.max_new_tokens) and problems.prompts.shape == (2000, task.prompt_length)
   assert (jnp.take_along_axis(tokens, mask.sum(-1, keepdims=True) - 1, axis=-1) == base.EOS).all()
@@ -145,15 +153,14 @@ def test_demonstrations_earn_the_best_reward_and_fill_the_declared_sizes(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_baseline_is_the_best_answer_that_ignores_the_prompt(name):
   """The likeliest demonstrations, each given to 20,000 problems, succeed as often as the baseline says."""
-  task, draws = TASKS[name], 20_000
-  problems = base.sample(task, jax.random.key(2), draws)
-  tokens, _ = base.demonstrate(task, problems.data)
+  task, draws, (draw, judge) = TASKS[name], 20_000, programs(name)
+  problems, tokens, _ = draw(jax.random.key(2), draws)
   common = [list(row) for row, _ in Counter(map(tuple, np.asarray(tokens).tolist())).most_common(3)]
 
   def success(row):
     row = jnp.array(row)
     mask = jnp.broadcast_to(row != base.PAD, (draws, 1, task.max_new_tokens))
-    return float(base.judge(task, problems.data, jnp.broadcast_to(row, mask.shape), mask).solved.mean())
+    return float(judge(problems.data, jnp.broadcast_to(row, mask.shape), mask).solved.mean())
 
   best = max(success(row) for row in common)
   assert best == pytest.approx(task.baseline, abs=4 * (task.baseline / draws) ** 0.5)
