@@ -34,7 +34,7 @@ def make_complete(
   >>> from rl_jax.tasks.on_device import addition
   >>> task, model = addition.load(), presets.load("tiny")
   >>> problems = on_device.sample(task, jax.random.key(0), 2)
-  >>> complete = make_complete(task, model.policy, group_size=3)
+  >>> complete = jax.jit(make_complete(task, model.policy, group_size=3))
   >>> judgment, _ = make_judge(task)(complete(model.params, problems, jax.random.key(1)))
   >>> judgment.scores["addition-2"].shape
   (2, 3)
