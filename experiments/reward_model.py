@@ -96,7 +96,7 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     ratings = examples.ratings_of(held_out)
     if ratings is not None:  # equally rated ones are no pair
       margins = margins[(ratings[:, better] != ratings[:, worse]).ravel()]
-    values = {"accuracy": float(np.heaviside(margins, 0.5).mean()), "calibration error": calibration_error(margins)}
+    values = {"accuracy": float(np.heaviside(margins, 0.5).mean()), "calibration_error": calibration_error(margins)}
     return Measurements(
       values | {"margin": float(margins.mean()), "reward_score": float(scores.mean()), "pairs": margins.size}
     )

@@ -1,4 +1,4 @@
-"""From a Hugging Face configuration to a `TransformerConfig`, or an error that names what is not supported."""
+"""What a family's files say: its configuration as a `TransformerConfig`, and what its tensors are called."""
 
 import copy
 from typing import Any
@@ -9,6 +9,30 @@ from rl_jax.errors import reason
 from rl_jax.models.transformer import TransformerConfig
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+# (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
+TENSORS = (
+  ("embedding", "model.embed_tokens.weight", False),
+  ("unembedding", "lm_head.weight", True),
+  ("final_norm/scale", "model.norm.weight", False),
+  ("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", False),
+  ("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", False),
+  ("layers/query_norm/scale", "model.layers.{}.self_attn.q_norm.weight", False),
+  ("layers/key_norm/scale", "model.layers.{}.self_attn.k_norm.weight", False),
+  *(
+    (f"layers/{ours}/{leaf}", f"model.layers.{{}}.{theirs}.{suffix}", transposed)
+    for ours, theirs in (
+      ("query", "self_attn.q_proj"),
+      ("key", "self_attn.k_proj"),
+      ("value", "self_attn.v_proj"),
+      ("output", "self_attn.o_proj"),
+      ("gate", "mlp.gate_proj"),
+      ("up", "mlp.up_proj"),
+      ("down", "mlp.down_proj"),
+    )
+    for leaf, suffix, transposed in (("kernel", "weight", True), ("bias", "bias", False))
+  ),
+)
 
 
 def read(folder: str) -> PretrainedConfig:

@@ -1,7 +1,7 @@
 """Weights in and out: Hugging Face safetensors folders, single and sharded. GGUF comes in through `models.gguf_file`.
 
 Checkpoints name one matrix a layer and store it `[out, in]`; the parameters here stack the layers on a leading axis and
-store `[in, out]`. `NAMES` is the whole correspondence.
+store `[in, out]`. `hf_config.TENSORS` is the whole correspondence.
 """
 
 import copy
@@ -24,33 +24,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rl_jax.errors import reason
-from rl_jax.models.hf_config import rope_settings
+from rl_jax.models.hf_config import TENSORS, rope_settings
 from rl_jax.models.transformer import TransformerConfig, policy
-
-# (path in the parameters, name in a checkpoint, whether the matrix is transposed); "{}" is the layer's number.
-NAMES = (
-  ("embedding", "model.embed_tokens.weight", False),
-  ("unembedding", "lm_head.weight", True),
-  ("final_norm/scale", "model.norm.weight", False),
-  ("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", False),
-  ("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", False),
-  ("layers/query_norm/scale", "model.layers.{}.self_attn.q_norm.weight", False),
-  ("layers/key_norm/scale", "model.layers.{}.self_attn.k_norm.weight", False),
-  *(
-    (f"layers/{ours}/{leaf}", f"model.layers.{{}}.{theirs}.{suffix}", transposed)
-    for ours, theirs in (
-      ("query", "self_attn.q_proj"),
-      ("key", "self_attn.k_proj"),
-      ("value", "self_attn.v_proj"),
-      ("output", "self_attn.o_proj"),
-      ("gate", "mlp.gate_proj"),
-      ("up", "mlp.up_proj"),
-      ("down", "mlp.down_proj"),
-    )
-    for leaf, suffix, transposed in (("kernel", "weight", True), ("bias", "bias", False))
-  ),
-)
-
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -97,7 +72,7 @@ def entries(config: TransformerConfig) -> dict[str, Entry]:
   Entry(path='layers/key/kernel', layer=1, transposed=True, shape=(32, 64))
   """
   shapes, found = _flat_shapes(config), {}
-  for path, name, transposed in NAMES:
+  for path, name, transposed in TENSORS:
     if path not in shapes:
       continue
     layered = "{}" in name
