@@ -73,13 +73,13 @@ def improvements(results: Results, metric: str = "evaluation/reward") -> str:
 
   >>> runs = {"a": {"evaluation/reward": np.array([[2.0], [3.0]])}, "b": {"evaluation/reward": np.zeros((2, 1))}}
   >>> print(improvements(runs))
-  | P(row > column) | a | b |
+  | P(row > column) in evaluation/reward | a | b |
   |---|---|---|
   | a | | 1.00 (1.00 to 1.00) |
   | b | 0.00 (0.00 to 0.00) | |
   """
   return _pairs(
-    "P(row > column)",
+    f"P(row > column) in {metric}",
     {name: final(metrics[metric], metric) for name, metrics in results.items()},
     lambda x, y: "{:.2f} ({:.2f} to {:.2f})".format(*probability_of_improvement(x, y)),
   )
@@ -92,13 +92,13 @@ def differences(results: Results, metric: str = "evaluation/reward") -> str:
 
   >>> reward = np.array([[2.0], [3.0]])
   >>> print(differences({"a": {"evaluation/reward": reward}, "b": {"evaluation/reward": reward - 1}}))
-  | row - column, paired by seed | a | b |
+  | row - column in evaluation/reward, paired by seed | a | b |
   |---|---|---|
   | a | | 1.000 (1.000 to 1.000) |
   | b | -1.000 (-1.000 to -1.000) | |
   """
   return _pairs(
-    "row - column, paired by seed",
+    f"row - column in {metric}, paired by seed",
     {name: final(metrics[metric], metric) for name, metrics in results.items()},
     lambda x, y: cell(x - y, 3),
   )
