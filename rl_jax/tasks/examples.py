@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 from rl_jax.state import Sequences
 from rl_jax.tasks import files, reading, text
 from rl_jax.tasks.preferences import Preferences
-from rl_jax.tasks.reading import CHANGED, Example, Reader
+from rl_jax.tasks.reading import CHANGED, LAST, Example, Reader
 
 LONG = "over the limit of tokens: left out"
 SAME = "whose answers are the same tokens: left out"
@@ -60,10 +60,11 @@ def encode_rankings(
       parts = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
     except ValueError as error:
       raise ValueError(f"{ranking.place}: {error}") from None
-    start, answers, wrong = parts[0].prompt, [part.answer for part in parts], {part.problem for part in parts} - {""}
+    wrong = {part.problem for part in parts} - {""}
     problems.update(wrong)
     if CHANGED in wrong:
       continue
+    start, answers = _shared_prompt(parts)
     if len(start) + max(len(answer.tokens) for answer in answers) > max_tokens:
       problems[LONG] += 1
       continue
@@ -74,6 +75,18 @@ def encode_rankings(
   if not encoded:
     raise ValueError(f"no preferences are left: {describe(problems)}")
   return encoded, problems
+
+
+def _shared_prompt(parts: Sequence[reading.Answered]) -> tuple[list[int], list[Example]]:
+  """What all prompts begin with, and each answer behind it: one may begin with others' words, one with a reply."""
+  prompts = [part.prompt for part in parts]
+  shared = min(map(len, prompts))
+  while any(prompt[:shared] != prompts[0][:shared] for prompt in prompts):
+    shared -= 1
+  answers = []
+  for prompt, (tokens, labels) in zip(prompts, (part.answer for part in parts), strict=True):
+    answers.append(Example([*prompt[shared:], *tokens], [False] * (len(prompt) - shared) + labels))
+  return prompts[0][:shared], answers
 
 
 def describe(problems: Mapping[str, int]) -> str:
@@ -189,7 +202,8 @@ def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
   options = reading.row_options(row)
   start, answer, wrong = reading.answered(reader, prompt, completion, options)
   whole = [Example(start + answer.tokens, [False] * len(start) + answer.labels)]
-  if wrong == CHANGED and prompt[-1]["role"] != "assistant":  # several replies, whose surroundings are rewritten
+  # Several replies, whose surroundings are rewritten: an example each.
+  if wrong in (CHANGED, LAST) and prompt[-1]["role"] != "assistant":
     said = [*({**message, "weight": 0} for message in prompt), *completion]
     whole, wrong = reading.conversation(reader, said, options)
   learned = [example for example in whole if any(example.labels)]

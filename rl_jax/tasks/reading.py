@@ -15,6 +15,7 @@ from rl_jax.errors import reason
 
 SPLIT = "whose prompt and answer have other tokens together than apart: tokenized apart"
 CHANGED = "whose chat template rewrites what was said before, or drops the answer: left out"
+LAST = "whose chat template rewrites earlier replies of an answer: the last reply alone is learned"
 DATE = datetime.date(2024, 7, 26)  # what Llama 3's templates fall back on
 
 _MARK = "\u2063\u2064\u2063"  # invisible separators: stands for the words of a message while its surroundings are read
@@ -53,7 +54,7 @@ class Answered(NamedTuple):
   Attributes:
     prompt: Tokens of the prompt.
     answer: What follows it; empty where nothing can be learned.
-    problem: `SPLIT`, `CHANGED`, or "".
+    problem: `SPLIT`, `CHANGED`, `LAST`, or "".
   """
 
   prompt: list[int]
@@ -173,7 +174,8 @@ def answered(reader: Reader, prompt: Any, answer: Any, options: Mapping[str, Any
 
   Text is tokenized as one; where the answer's beginning joins the prompt's end in one token, the two are tokenized
   apart, as a model that continues the prompt would see them. Of an answer in messages the assistant's words are labels,
-  and what others say in between is not.
+  and what others say in between is not; where the template rewrites earlier replies, the last one alone is a label,
+  after what the policy would see.
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> answered(Reader(character_tokenizer("0123456789"), (1,)), "42", "7")
@@ -188,10 +190,17 @@ def answered(reader: Reader, prompt: Any, answer: Any, options: Mapping[str, Any
   start = _plain(reader, turns[0].before)
   if turns[0].messages != list(prompt):  # others speak first: their words are no part of the prompt
     start = _plain(reader, _render(reader, prompt, False, options))
-  one = _joined(reader, turns, options)
-  if one is None or one.tokens[: len(start)] != start:
+  one, problem = _joined(reader, turns, options), ""
+  if len(turns) > 1 and not _begins(one, start):
+    start, problem = _plain(reader, _render(reader, prompt, False, options)), LAST
+    one = _joined(reader, turns[-1:], options)
+  if one is None or not _begins(one, start):
     return Answered(start, Example([], []), CHANGED)
-  return Answered(start, Example(one.tokens[len(start) :], one.labels[len(start) :]))
+  return Answered(start, Example(one.tokens[len(start) :], one.labels[len(start) :]), problem)
+
+
+def _begins(example: Example | None, start: Sequence[int]) -> bool:
+  return example is not None and example.tokens[: len(start)] == start
 
 
 def _answered_text(reader: Reader, prompt: str, answer: str) -> Answered:

@@ -176,6 +176,35 @@ def test_several_replies_of_a_completion_are_examples_of_their_own_where_they_ar
   assert said(read, found[0].tokens).startswith("<user>p|\n<assistant>q|\n<user>a|\n")
 
 
+@pytest.mark.parametrize(
+  ("template", "last"), [(THOUGHTS_OF_THE_LAST, "<t></t>d|"), (OPENS_THOUGHTS, "d|")], ids=["qwen", "r1"]
+)
+def test_of_a_preferred_conversation_that_is_rewritten_the_last_reply_is_learned(template, last):
+  """Behind what the policy would see when it gives it, which is rendered anew; the other answer stays as it is."""
+  read = reader(template)
+  row = dict(prompt=chat("a"), rejected=chat("n", first="assistant"))
+  row["chosen"] = chat("<t>x</t>b", "c", "d", first="assistant")
+  data = preferences.from_rows([("row 1", row)])
+  (found,), problems = examples.encode_rankings(read, data, max_tokens=999)
+  assert problems == {reading.LAST: 1}
+  seen = reading.prompt_tokens(read, row["prompt"] + chat("<t>x</t>b", "c", first="assistant"))
+  chosen, rejected = found.answers
+  assert learned(read, chosen).lstrip(".") == last
+  assert said(read, found.prompt + chosen.tokens) == said(read, seen) + last
+  assert said(read, found.prompt + rejected.tokens).startswith(said(read, reading.prompt_tokens(read, row["prompt"])))
+  assert learned(read, rejected).lstrip(".").endswith("n|")
+
+
+def test_an_answer_that_begins_with_a_users_words_does_not_stand_behind_a_header_of_the_assistant():
+  read = reader()
+  row = dict(prompt=chat("a"), chosen=chat("b", first="assistant"), rejected=chat("c", "d"))
+  for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
+    found = ranking(read, prompt=row["prompt"], chosen=row[one], rejected=row[other])
+    texts = [said(read, found.prompt + answer.tokens) for answer in found.answers]
+    assert set(texts) == {"<user>a|\n<assistant>b|", "<user>a|\n<user>c|\n<assistant>d|"}
+    assert {learned(read, answer).lstrip(".") for answer in found.answers} == {"b|", "d|"}
+
+
 @pytest.mark.parametrize("answer", ["<t>\nx</t>b", "<t>x</t>b", "\n<t>\nx</t>b", "x</t>b"])
 def test_an_answer_stands_behind_the_prompt_that_a_policy_sees(answer):
   read = reader(OPENS_THOUGHTS)
