@@ -213,9 +213,11 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",))
 
 
-def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int) -> Split:
+def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:
   """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
   data = preferences.load(config.data)
+  if pairs and (answers := len(data.rankings[0].answers)) != 2:
+    raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
   encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))

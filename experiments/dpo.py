@@ -84,9 +84,7 @@ def main(config: Config) -> Path:
   objective = load_objective(config)
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  split = load_rankings(config, model, config.num_pairs)
-  if (answers := len(split.training[0].answers)) != 2:
-    raise ValueError(f"{MODULE} learns from pairs; the data ranks {answers} answers")
+  split = load_rankings(config, model, config.num_pairs, pairs=True)
   if config.loss == "kto" and min(split.prompts) < 2:
     raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
   with directory as run:

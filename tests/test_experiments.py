@@ -119,7 +119,7 @@ def test_a_mistake_ends_in_one_line(tmp_path):
   assert output.startswith("error: unknown task 'sums'") and len(output.strip().splitlines()) == 1
 
 
-def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
+def test_a_run_leaves_everything_and_no_other_takes_its_place(tmp_path):
   more = ["--kl-coef", "0.01", "--minibatches", "2"]
   process, output = run(tmp_path, *SMALL, "--steps", "2", "--run-dir", "first", *more)
   assert process.returncode == 0, output
@@ -129,6 +129,12 @@ def test_a_run_leaves_everything_and_its_model_can_be_trained_on(tmp_path):
   assert read_lines(tmp_path / "first", "metrics.jsonl")[0]["kl_ref"] >= 0
   process, output = run(tmp_path, *SMALL, "--steps", "1", "--run-dir", "first")
   assert process.returncode == 1 and "holds another run" in output
+
+
+@pytest.mark.slow
+def test_a_trained_model_can_be_trained_on_with_rows_and_a_reward_of_ones_own(tmp_path):
+  process, output = run(tmp_path, *SMALL, "--steps", "1", "--run-dir", "first")
+  assert process.returncode == 0, output
   (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{n} 2", "target": 3}}\n' for n in range(20)))
   code = "async def reward(completions, target, **_):\n  return [len(c) / t for c, t in zip(completions, target)]\n"
   (tmp_path / "mine.py").write_text(code)

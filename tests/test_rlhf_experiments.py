@@ -302,7 +302,7 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
   with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
     dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
-  with pytest.raises(ValueError, match="dpo learns from pairs; the data ranks 3 answers"):
+  with pytest.raises(ValueError, match="data must be pairs; .* ranks 3 answers"):
     dpo.main(dpo.Config(data=ranked, **SMALL, run_dir=str(tmp_path / "run")))
   prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
   options = dict(objective="vapo", task=prompts, rewards=("tests.test_rlhf_experiments:digits",))
