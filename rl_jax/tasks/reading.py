@@ -307,6 +307,12 @@ def _without_opening(before: str, words: str) -> str:
   return after.lstrip() if tag[0].strip() != tag[0] else after
 
 
+def _is_open(words: str) -> bool:
+  """Whether words begin with a tag, such as `<think>`, that they do not close."""
+  tag = re.match(r"\s*<([^<>/\s]+)>", words)
+  return tag is not None and f"</{tag[1]}>" not in words
+
+
 def _is_reply(message: Mapping[str, Any]) -> bool:
   return message["role"] == "assistant"
 
@@ -322,11 +328,16 @@ def _prompt_text(reader: Reader, prompt: Sequence[Mapping[str, Any]], options: M
   last = prompt[-1]
   marked = _render(reader, [*prompt[:-1], {**last, "content": _words(last) + _MARK}], False, options)
   begun = marked.rpartition(_MARK)[0]
-  if _MARK in marked and _words(last).strip() in begun:
+  continues = _MARK in marked and _words(last).strip() in begun
+  if continues and not _is_open(_words(last)):
     return begun
-  # A template that drops thoughts: the words stand behind what asks for a reply, as a policy would have written them.
+  # A template that drops thoughts, or closes empty ones before those that are not closed yet: the words stand behind
+  # what asks for a reply, as a policy would have written them.
   asked = _render(reader, prompt[:-1], True, options)
-  if not _words(last) or asked == _render(reader, prompt[:-1], False, options):
+  asks = _words(last) and asked != _render(reader, prompt[:-1], False, options)
+  if not asks and continues:
+    return begun
+  if not asks:
     raise ValueError(f"the model's chat template drops the assistant's words: they cannot be continued in {prompt!r}")
   return asked + _without_opening(asked, _words(last))
 

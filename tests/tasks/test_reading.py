@@ -157,6 +157,16 @@ def test_a_prompt_that_ends_with_the_assistants_words_is_continued():
     reading.prompt_tokens(reader("{{ messages[0]['content'] }}"), prompt)
 
 
+@pytest.mark.parametrize("template", [TURNS, THOUGHTS_OF_THE_LAST, OPENS_THOUGHTS])
+def test_thoughts_that_are_not_closed_are_continued(template):
+  read = reader(template)
+  asked = said(read, reading.prompt_tokens(read, chat("a"))).removesuffix("<t>\n")
+  for begun in ("<t>\nx", "<t>x"):
+    prompt = said(read, reading.prompt_tokens(read, chat("a", begun)))
+    assert prompt.replace("\n", "") == (asked + begun).replace("\n", "")
+  assert said(read, reading.prompt_tokens(read, chat("a", "<t>x</t>b"))).endswith("x</t>b")
+
+
 def test_one_example_a_reply_where_a_template_rewrites_earlier_turns():
   read = reader(THOUGHTS_OF_THE_LAST)
   found, problems = demonstrations(read, {"messages": chat("a", "<t>x</t>b", "c", "d")})
