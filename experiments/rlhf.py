@@ -10,7 +10,7 @@ answer is: 1 if it ends in the right number, less 0.01 a character. The policy n
 demonstrations of all styles (SFT), then two sampled answers to a prompt are compared by the rule, a reward model learns
 from these preferences, and PPO raises its score, with a critic that starts from it and a KL to the SFT model in the
 reward. Every stage has prompts of its own, which no other one sees. What the rule says of the answers is logged beside
-the learned reward, so that over-optimization shows: with `--pairs 300 --kl-coef 0.001` the rule falls as the KL grows.
+the learned reward: where the two part, the reward model is over-optimized.
 """
 
 import dataclasses
