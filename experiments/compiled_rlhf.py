@@ -10,6 +10,7 @@ the reward. The task's own reward is measured beside the learned one, so that ov
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from rl_jax.rollouts import device
 from rl_jax.runs import resources
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import require_at_least, run_script
-from rl_jax.state import Batch, ModelOutputs, Sequences, TrainState
+from rl_jax.state import Batch, ModelOutputs, RewardModel, Sequences, TrainState
 from rl_jax.tasks import on_device
 from rl_jax.tasks.on_device import base
 from rl_jax.train import compiled
@@ -89,30 +90,29 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
     epochs=2,
     minibatches=2,
     kl_coef=config.kl_coef,
-    task_weight=0.0,
     evaluate_every=config.rollouts // 10,
     evaluation_problems=512,
     **config.sizes,
   )
-  last_value = make_last_value(judge)
 
-  def build(params: Any) -> compiled.Run:
+  def build(reward_model: RewardModel | None) -> compiled.Run:
+    """A run that learns from the reward model's scores alone, where there is one."""
     return compiled.compiled(
       task,
       actor_critic,
       load("ppo"),
       config.make_optimizer(),
-      sizes,
+      dataclasses.replace(sizes, task_weight=1.0 if reward_model is None else 0.0),
       warmup_optimizer=config.make_warmup_optimizer(),
-      reward_model=lambda sequences: last_value(params, sequences),
+      reward_model=reward_model,
     )
 
   start_key, judge_key = jax.random.split(key)
   state, first = build(None).start(start_key)
   params, right = train_judge(config, task, actor_critic, judge, state.policy.params, judge_key)
-  run = build(params)
+  run = build(partial(make_last_value(judge), params))
   end, history = jax.lax.scan(lambda state, _: run.advance(state), state, length=run.chunks)
-  evaluation = {name: jnp.append(first[name], values) for name, values in history.evaluation.items()}
+  evaluation = {name: jnp.append(first[name], history.evaluation[name]) for name in ("solved", "kl_ref")}
   train = {name: values.reshape(-1) for name, values in history.train.items()}
   problems = base.sample(task, jax.random.key(1), SHOWN)
   answer = device.make_complete(task, actor_critic, group_size=1, temperature=0.0)
