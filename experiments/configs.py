@@ -175,13 +175,12 @@ class RolloutConfig(Checked):
       print(f"{task.name}: {task.description}", flush=True)
     return task
 
-  def check_algorithm(self, algorithm: Algorithm) -> frozenset[str]:
-    """Returns the fields that it reads; raises ValueError if it does not go with a rollout and its updates."""
-    needs = check_needs(algorithm)
+  def check_algorithm(self, algorithm: Algorithm) -> None:
+    """Raises ValueError if an algorithm does not go with a rollout and its updates."""
+    check_needs(algorithm)
     check_updates(algorithm, self.schedule)
     check_ratio(algorithm, self.schedule)
     check_group_size(algorithm, self.group_size)
-    return needs
 
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model."""

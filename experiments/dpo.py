@@ -41,6 +41,7 @@ from rl_jax.train.step import make_train_step
 MODULE = "experiments.dpo"
 LOSSES = sorted([*dpo.LOSSES, "aot"])
 RELATIVES = ["cpo", "kto", "orpo", "simpo"]
+PREFERENCES_GIVE = {"logp", "entropy", "ref_logp", "batch_logp", "kl_baseline", "advantages"}
 SMOOTHED = ("sigmoid", "robust", "exo", "aot")
 Rankings = Sequence[examples.EncodedRanking]
 
@@ -75,7 +76,10 @@ def load_objective(config: Config) -> Objective:
     refuse(config, ("label_smoothing",), f"loss {config.loss!r}")
   settings = settings_given(config, ["beta"])
   if config.loss not in LOSSES:
-    return objectives.load(config.loss, **settings).objective({})
+    objective = objectives.load(config.loss, **settings).objective({})
+    if strange := sorted(objective.needs - PREFERENCES_GIVE):
+      raise ValueError(f"loss {config.loss!r} needs {strange[0]}, which preferences do not give")
+    return objective
   return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **settings)
 
 

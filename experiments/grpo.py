@@ -29,6 +29,7 @@ from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
+from rl_jax.train.schedule import reads_old_logp
 from rl_jax.train.step import make_train_step
 from rl_jax.train.text_rollouts import make_text_rollouts
 
@@ -75,10 +76,10 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
     fallback["kl_coef"] = 0.01
   settings = with_options(settings, config.objective_options)
   algorithm = objectives.load(config.objective, fallback=fallback, **settings)
-  needs = config.check_algorithm(algorithm)
-  if config.schedule.on_policy and "old_logp" not in algorithm.from_rewards().needs:
+  config.check_algorithm(algorithm)
+  if not reads_old_logp(algorithm, config.schedule, kl_in_reward=False):
     refuse(config, ("recompute_old_logp",), "one update a rollout")
-  if "values" in needs:
+  if algorithm.needs_values:
     raise ValueError(f"objective {config.objective!r} needs a critic: python -m experiments.ppo trains one")
   return algorithm
 

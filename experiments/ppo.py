@@ -67,8 +67,7 @@ def train(
   run: RunDirectory,
 ) -> Path:
   devices, learner = Devices(), config.make_learner(model)
-  needs = check_needs(algorithm)
-  critic = config.critic if {"values", "old_values"} & needs else "none"
+  needs, critic = check_needs(algorithm), config.critic if algorithm.needs_values else "none"
   kinds = f"policy{', critic' * (critic != 'none')}{', reward model' * (reward is not None)}"
   size = f"{model.num_params / 1e6:.1f} M parameters"
   print(f"{config.model}: {size}; {kinds}; task {prompts.task.name}; {config.run_dir}", flush=True)
@@ -80,7 +79,8 @@ def train(
   step = make_train_step(
     actors.forward, algorithm.objective, optimizer, microbatches=config.microbatches, frozen=learner.frozen
   )
-  moves = control.make_control(actors.forward, config.controllers, microbatches=config.microbatches)
+  parts = config.microbatches * config.minibatches
+  moves = control.make_control(actors.forward, config.controllers, microbatches=parts)
 
   # Rollouts: prompts in, completions with token rewards and advantages out. And evaluation, greedy.
   rollouts = make_rollouts(config, algorithm, prompts, learner, actors, reward, devices)

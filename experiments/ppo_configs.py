@@ -255,7 +255,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
       algorithm = objectives.load(config.objective, **options, **settings, kl_coef=0)
   if "old_logp" not in algorithm.needs:
     refuse(config, ("target_kl",), f"objective {config.objective!r}")
-  if "values" not in needs:
+  if not algorithm.needs_values:
     refuse(config, ("critic", "critic_rate", "bootstrap"), f"objective {config.objective!r}")
   if "token_rewards" not in needs:
     refuse(config, ("spread",), f"objective {config.objective!r}")

@@ -50,6 +50,12 @@ class Algorithm(NamedTuple):
     """The fields of `Inputs` that the objective reads, whatever its coefficients are moved to."""
     return self.objective({name: jnp.asarray(value) for name, value in self.coefficients.items()}).needs
 
+  @property
+  def needs_values(self) -> bool:
+    """Whether the objective or its advantage reads what a critic says."""
+    of_advantage = frozenset() if self.advantage is None else self.advantage.needs
+    return bool({"values", "old_values"} & (self.needs | of_advantage))
+
   def from_rewards(self) -> Advantage:
     """Returns the advantage.
 
@@ -113,10 +119,15 @@ def load(name: str, /, *, fallback: Mapping[str, Any] = {}, moving: Sequence[str
   if without := [key for key, value in start.items() if value is None]:
     raise ValueError(f"setting {without[0]} of objective {name!r} has no number to begin with")
   advantage = None if estimate is None else estimate(**for_advantage)
+  if advantage is not None and not isinstance(advantage, Advantage):
+    kind = type(advantage).__name__
+    raise ValueError(f"objective {name!r}: its module's advantage must return an ops.estimates.Advantage, got {kind}")
 
   def objective(coefficients: Mapping[str, float | Array]) -> Objective:
     return factory(**given | {key: coefficients[key] for key in moving})
 
+  if not isinstance(made := factory(**given | start), Objective):
+    raise ValueError(f"objective {name!r} must return an objectives.base.Objective, got {type(made).__name__}")
   return Algorithm(name, objective, advantage, start, getattr(module, "several_updates", False))
 
 

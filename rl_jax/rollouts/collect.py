@@ -59,7 +59,7 @@ class Collected(NamedTuple):
   Attributes:
     state: The state, with what the rollout moved on.
     batch: The batch to learn from.
-    metrics: The rollout's metrics.
+    metrics: The rollout's metrics; for `loop.fit`, "tokens" among them.
     records: Completions for readers, one each; none on the device.
     rewards: `[P, G]`, NaN where none applied; None where the batch comes from a data set.
     extra_rows: How many of the batch's last rows are of another kind than the others, such as pretraining text; every

@@ -48,7 +48,7 @@ def check_needs(algorithm: Algorithm) -> frozenset[str]:
   """Returns the fields that an algorithm reads.
 
   Raises:
-    ValueError: If it does not learn from rewards, or reads what no rollout gives.
+    ValueError: If it does not learn from rewards, or reads what no rollout or its advantage gives.
 
   >>> from rl_jax import objectives
   >>> check_needs(objectives.load("kto"))
@@ -59,7 +59,26 @@ def check_needs(algorithm: Algorithm) -> frozenset[str]:
   advantage, needs = algorithm.from_rewards(), algorithm.needs
   if missing := sorted((needs & NOT_GIVEN) | (advantage.needs - GIVEN)):
     raise ValueError(f"objective {algorithm.name!r} needs {missing[0]}, which no rollout gives")
+  if "returns" in needs and "returns" not in jax.eval_shape(advantage.estimate, _two_prompts()):
+    raise ValueError(f"objective {algorithm.name!r} needs returns, which its advantage does not give")
   return needs | advantage.needs
+
+
+def _two_prompts() -> estimates.Experience:
+  """Two prompts with one completion of one token each, of which one is rewarded."""
+  rewards, none = jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1, 1))
+  return estimates.Experience(
+    mask=none + 1,
+    token_rewards=rewards[..., None],
+    rewarded=rewards >= 0,
+    lengths=jnp.ones((2, 1)),
+    reward_baseline=jnp.zeros(()),
+    old_logp=none,
+    values=none,
+    greedy_rewards=jnp.zeros(2),
+    reward_parts=rewards[None],
+    reward_weights=jnp.ones(1),
+  )
 
 
 def check_group_size(algorithm: Algorithm, group_size: int) -> None:
@@ -74,21 +93,7 @@ def check_group_size(algorithm: Algorithm, group_size: int) -> None:
   """
   if group_size > 1:
     return
-  # Two prompts with one completion of one token each, of which one is rewarded.
-  rewards, none = jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1, 1))
-  facts = estimates.Experience(
-    mask=none + 1,
-    token_rewards=rewards[..., None],
-    rewarded=rewards >= 0,
-    lengths=jnp.ones((2, 1)),
-    reward_baseline=jnp.zeros(()),
-    old_logp=none,
-    values=none,
-    greedy_rewards=jnp.zeros(2),
-    reward_parts=rewards[None],
-    reward_weights=jnp.ones(1),
-  )
-  if not jnp.any(algorithm.from_rewards().estimate(facts)["advantages"]):
+  if not jnp.any(algorithm.from_rewards().estimate(_two_prompts())["advantages"]):
     raise ValueError(
       f"group_size must be at least 2 for objective {algorithm.name!r}: a completion alone has no advantage"
     )

@@ -237,8 +237,9 @@ def _create_state(
   paid = {"kl_coef": config.kl_coef} if config.pays_kl else {}
   coefficients = control_lib.initial(controllers, {**own, **paid}, config.schedule)
   baseline = 0.0 if "reward_baseline" in algorithm.from_rewards().needs else None
+  compares = "ref_logp" in algorithm.needs or config.pays_kl or config.evaluate_every > 0
   return RLState.create(
-    params, optimizer, key, keep_reference=True, coefficients=coefficients, reward_baseline=baseline
+    params, optimizer, key, keep_reference=compares, coefficients=coefficients, reward_baseline=baseline
   )
 
 

@@ -68,6 +68,8 @@ def initial(controllers: tuple[Controller, ...], coefficients: Mapping[str, Any]
 def make_control(forward: Forward, controllers: tuple[Controller, ...], *, microbatches: int = 1) -> Control:
   """Returns `control(policy, batch, metrics) -> (policy, what was measured besides)`, pure.
 
+  A metric that is not finite moves nothing: a coefficient would not come back from it.
+
   Args:
     forward: The learner's forward pass; it runs once more only if a controller reads `kl_update`.
     controllers: Each moves coefficients of its own.
@@ -84,7 +86,8 @@ def make_control(forward: Forward, controllers: tuple[Controller, ...], *, micro
     coefficients = dict(policy.coefficients)
     for controller in controllers:
       metric = jnp.asarray((dict(metrics) | measured)[controller.reads], jnp.float32)
-      coefficients |= controller.move(coefficients, metric)
+      moved = controller.move(coefficients, metric)
+      coefficients |= {name: jnp.where(jnp.isfinite(metric), x, coefficients[name]) for name, x in moved.items()}
     return policy._replace(coefficients=coefficients), measured
 
   return control

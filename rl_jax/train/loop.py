@@ -89,7 +89,7 @@ def fit(
     run: Where metrics and samples go.
     checkpoints: Where states go.
     checkpoint_every: Rollouts between checkpoints; 0 for none but the last.
-    schedule: What each rollout is used for.
+    schedule: What each rollout is used for; the rollouts' own, which decides whether they hold old log-probs.
     put: Puts a batch on the devices, such as `Devices.put`.
     compiles: Returns how many programs have been compiled, for the metric `compiles`.
     stop_updates: `metrics of an update -> bool`: whether a rollout's other updates are left out, such as when
@@ -193,6 +193,11 @@ def _minibatches(
     if schedule.on_policy:
       yield put(batch)
       return
+    if batch.inputs.advantages is not None and batch.inputs.old_logp is None:
+      updates = schedule.updates
+      raise ValueError(
+        f"the batch was made for one update and has no old log-probs: the schedule has {updates} updates"
+      )
     rows = jax.tree.leaves(batch)[0].shape[0]
     for part in np.asarray(orders(schedule, key, rows, collected.extra_rows)):
       yield put(jax.tree.map(lambda leaf, part=part: jnp.asarray(leaf)[part], batch))

@@ -74,10 +74,20 @@ def check_ratio(algorithm: Algorithm, schedule: Schedule) -> None:
   ...
   ValueError: objective 'rloo' has no ratio to correct for older samples: epochs and minibatches must be 1
   """
-  if "old_logp" not in algorithm.needs and not schedule.on_policy:
+  if "advantages" in algorithm.needs and "old_logp" not in algorithm.needs and not schedule.on_policy:
     raise ValueError(
       f"objective {algorithm.name!r} has no ratio to correct for older samples: epochs and minibatches must be 1"
     )
+
+
+def reads_old_logp(algorithm: Algorithm, schedule: Schedule, *, kl_in_reward: bool) -> bool:
+  """Whether anything reads the old policy's log-probs; where one update follows, the objective does not.
+
+  >>> from rl_jax import objectives
+  >>> reads_old_logp(objectives.load("grpo"), Schedule(), kl_in_reward=False)
+  False
+  """
+  return not schedule.on_policy or kl_in_reward or "old_logp" in algorithm.from_rewards().needs
 
 
 def orders(schedule: Schedule, key: Array, rows: int, extra_rows: int = 0) -> Int[Array, "updates rows"]:

@@ -10,7 +10,7 @@ from rl_jax.rollouts import text
 from rl_jax.rollouts.collect import Collect, make_collect, once, with_greedy, with_reward_model
 from rl_jax.rollouts.dynamic import play_until_full
 from rl_jax.rollouts.evaluate import make_evaluate
-from rl_jax.rollouts.experience import check_needs, make_experience
+from rl_jax.rollouts.experience import check_group_size, check_needs, make_experience
 from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.runs.results import EvaluationResult
 from rl_jax.sampling.generate import Generate, make_generate
@@ -19,7 +19,7 @@ from rl_jax.state import RewardModel, RLState, Sequences, Values
 from rl_jax.tasks import rewards
 from rl_jax.tasks.text import Prompts, pad_token
 from rl_jax.train.actors import Learner
-from rl_jax.train.schedule import Schedule, check_updates
+from rl_jax.train.schedule import Schedule, check_ratio, check_updates, reads_old_logp
 
 
 class TextRollouts(NamedTuple):
@@ -52,7 +52,7 @@ def make_text_rollouts(
   mask_truncated: bool = False,
   max_draws: int = 1,
 ) -> TextRollouts:
-  """Puts play, passes and experience together.
+  """Puts play, outputs and experience together.
 
   Args:
     prompts: Task, tokenizer, and what ends an answer.
@@ -63,7 +63,7 @@ def make_text_rollouts(
     group_size: G, completions a prompt.
     max_new_tokens: T, tokens of the longest completion.
     sampling: Temperature and filters.
-    schedule: What each rollout is used for.
+    schedule: What each rollout is used for; the loop must be given the same one.
     shaping: How rewards of completions become rewards of tokens; a KL takes its weight from the state's `kl_coef`.
     reward_model: Its scores, `learned`, are added to the task's rewards.
     values: A critic's pass, where the algorithm needs values.
@@ -76,6 +76,8 @@ def make_text_rollouts(
   """
   needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
   check_updates(algorithm, schedule)
+  check_ratio(algorithm, schedule)
+  check_group_size(algorithm, group_size)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
   generate, generate_greedy = (
     _make_generate(prompts, learner, devices, size, max_new_tokens) for size in (group_size, 1)
@@ -93,8 +95,7 @@ def make_text_rollouts(
     play = play_until_full(sample, judge, max_draws=max_draws, put=devices.put)
   if "greedy_rewards" in needs:
     play = with_greedy(play, greedy, judge)
-  # Where one update follows, only a KL in the reward or an advantage may read old log-probs.
-  read = not schedule.on_policy or shaping.kl is not None or "old_logp" in algorithm.from_rewards().needs
+  read = reads_old_logp(algorithm, schedule, kl_in_reward=shaping.kl is not None)
   forward = devices.jit(learner.forward(temperature=sampling.temperature))
   outputs = make_outputs(
     needs,

@@ -197,3 +197,24 @@ def test_an_advantage_that_cannot_be_made_is_named(advantage, message, tmp_path,
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match=message):
     objectives.load(f"{name}:objective")
+
+
+@pytest.mark.parametrize(
+  ("advantage", "objective", "message"),
+  [
+    ("lambda rewards, mask: rewards", "OBJECTIVE", "advantage must return an ops.estimates.Advantage, got function"),
+    ("ADVANTAGE", "lambda inputs: 0.0", "must return an objectives.base.Objective, got function"),
+  ],
+)
+def test_a_module_that_gives_something_else_is_named(tmp_path, monkeypatch, advantage, objective, message):
+  code = f"""
+from rl_jax.objectives import grpo
+ADVANTAGE, OBJECTIVE = grpo.advantage(), grpo.objective(kl_coef=0)
+def advantage(): return {advantage}
+def objective(): return {objective}
+"""
+  name = f"gives_{abs(hash(message))}"
+  (tmp_path / f"{name}.py").write_text(code)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=f"objective '{name}:objective'.* {message}"):
+    objectives.load(f"{name}:objective")

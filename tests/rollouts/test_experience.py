@@ -127,7 +127,7 @@ def test_a_reward_model_reads_the_last_real_token():
 def test_completions_left_out_of_the_loss_keep_their_rewards():
   """A group's other completions are compared with them."""
   seen = []
-  make(length=2, stop=12, advantage=seeing(seen), mask_truncated=True)
+  make(length=2, stop=12, objective=reinforce.objective(), advantage=seeing(seen), mask_truncated=True)
   assert not seen[0].mask.any() and seen[0].rewarded.all()
   np.testing.assert_array_equal(seen[0].token_rewards.sum(axis=-1), [[2, 2]])
 
@@ -137,7 +137,15 @@ def test_the_greedy_baseline_is_judged_as_the_samples_are():
   greedy = seeing(seen, "values", "greedy_rewards")
   shape = Shaping(missing_eos_penalty=0.5, clip=8.0)
   judge = partial(make_last_value(CRITIC), PARAMS)  # 9, the last token
-  make(length=2, stop=12, advantage=greedy, reward_model=judge, shaping=shape, task_rewards=False)
+  make(
+    length=2,
+    stop=12,
+    objective=reinforce.objective(),
+    advantage=greedy,
+    reward_model=judge,
+    shaping=shape,
+    task_rewards=False,
+  )
   np.testing.assert_allclose(seen[0].greedy_rewards, [7.5], atol=1e-4)
   np.testing.assert_allclose(seen[0].token_rewards.sum(axis=-1), [[7.5, 7.5]], atol=1e-4)
 
@@ -166,7 +174,9 @@ def test_the_greedy_baseline_of_steps_is_clipped_step_by_step():
   seen = []
   greedy = seeing(seen, "values", "greedy_rewards")
   judge = partial(make_step_values(CRITIC, end=9), PARAMS)
-  make(length=4, stop=10, advantage=greedy, reward_model=judge, shaping=Shaping(clip=2.0))
+  make(
+    length=4, stop=10, objective=reinforce.objective(), advantage=greedy, reward_model=judge, shaping=Shaping(clip=2.0)
+  )
   np.testing.assert_allclose(seen[0].greedy_rewards, [4], atol=1e-4)  # 9, and 10 + 2 of the task, at most 2 each
   np.testing.assert_allclose(seen[0].token_rewards.sum(axis=-1), [[4, 4]], atol=1e-4)
 

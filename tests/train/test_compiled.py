@@ -154,6 +154,8 @@ def test_what_a_run_cannot_give_is_named():
     build(MODEL, objectives.load("kto"))
   with pytest.raises(ValueError, match="needs kl_baseline, which no rollout gives"):
     build(MODEL, objectives.algorithm(kto.objective(), grouped))
+  with pytest.raises(ValueError, match="needs returns, which its advantage does not give"):
+    build(CRITIC, objectives.algorithm(ppo.objective(), grouped))
   with pytest.raises(ValueError, match="it wants a model with a critic"):
     build(MODEL, objectives.algorithm(ppo.objective(), ppo.advantage()))
   with pytest.raises(ValueError, match="needs teacher_logp, which no rollout gives"):

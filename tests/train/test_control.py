@@ -171,6 +171,22 @@ def test_beta_follows_the_divergence_in_a_compiled_run():
       assert expected[6] == 0.25 * 0.5**6
 
 
+@pytest.mark.parametrize("measured", [np.nan, np.inf])
+@pytest.mark.parametrize(
+  "controller",
+  [adaptive_kl(target=6.0, horizon=100.0, samples=8), kl_band(low=1.0, high=2.0), adaptive_entropy(target=0.2)],
+)
+def test_what_is_not_finite_moves_nothing(controller, measured):
+  start = {name: 0.1 for name in (*controller.moves, *controller.kept)}
+  state = TrainState.create({}, optax.sgd(0.1), coefficients=start)
+  control = make_control(FORWARD, (controller,))
+  batch = Batch(None, Inputs(mask=jnp.ones((1, 1))))
+  held, _ = control(state, batch, {controller.reads: measured})
+  assert {name: float(value) for name, value in held.coefficients.items()} == pytest.approx(start)
+  moved, _ = control(state, batch, {controller.reads: 0.05})
+  assert {name: float(value) for name, value in moved.coefficients.items()} != pytest.approx(start)
+
+
 def test_one_update_a_rollout_is_refused():
   algorithm = objectives.load("ppo_kl", moving=("beta",))
   config = Config(steps=1, num_prompts=4, group_size=4)

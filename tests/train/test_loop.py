@@ -152,6 +152,20 @@ def test_off_policy_updates_have_ratios(tmp_path):
   assert all(row["approx_kl"] == 0 for row in read_lines(on_policy, "metrics.jsonl"))
 
 
+def test_a_schedule_of_several_updates_needs_rollouts_that_were_made_for_it(tmp_path):
+  """Without old log-probs every update would count as the first: ratios of 1, no clipping, no KL, and no word of it."""
+  parts = make()
+  parts.schedule = Schedule(2, 2)
+  with pytest.raises(ValueError, match="made for one update and has no old log-probs: the schedule has 4 updates"):
+    fit(tmp_path / "run", 1, parts)
+
+
+def test_updates_stop_by_a_metric_that_is_there():
+  assert loop.stop_above(0.1)({"approx_kl": 0.2, "loss": 0.0}) and not loop.stop_above(0.1)({"approx_kl": 0.1})
+  with pytest.raises(ValueError, match="target_kl needs the metric approx_kl, which the objective lacks; it has loss"):
+    loop.stop_above(0.1)({"loss": 0.0})
+
+
 def test_failing_reward_saves_what_was_learned(tmp_path):
   calls = []
 
