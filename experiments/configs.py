@@ -219,7 +219,7 @@ def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: in
     raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
   encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
-  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: tuple(each.prompt))
+  split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: each.subject)
   print(split.describe(), flush=True)
   fixed.check_size(len(split.training), batch_size)
   return split

@@ -103,13 +103,13 @@ def train(
   step = make_train_step(forward, objective, optimizer, microbatches=config.microbatches, frozen=learner.frozen)
   policy_logp, reference_logp = devices.jit(lambda *given: forward(*given).logp), learner.reference(devices)
 
-  def prepare(state: RLState, sequences: Sequences, labels: jax.Array) -> Batch:
+  def prepare(state: RLState, sequences: Sequences, labels: jax.Array, subjects: Sequence[str]) -> Batch:
     """Pairs with what the objective needs besides the learner's own log-probs."""
     placed, inputs = devices.put(sequences), Inputs(mask=labels)
     if "ref_logp" in objective.needs:
       inputs = inputs._replace(ref_logp=reference_logp(state, placed))
     if "kl_baseline" in objective.needs:
-      mismatched, their_labels = examples.mismatched_pairs(sequences, labels)
+      mismatched, their_labels = examples.mismatched_pairs(sequences, labels, subjects)
       others = devices.put(mismatched)
       log_ratio = policy_logp(state.policy.params, others) - reference_logp(state, others)
       inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, their_labels, axis=-1))
@@ -119,13 +119,16 @@ def train(
     return Batch(placed, inputs)
 
   def make_batch(state: RLState, numbers: np.ndarray) -> Batch:
-    return prepare(state, *examples.ranking_sequences([training[i] for i in numbers], pad_token))
+    chosen = [training[i] for i in numbers]
+    return prepare(state, *examples.ranking_sequences(chosen, pad_token), [each.subject for each in chosen])
 
   def measure(state: RLState) -> Measurements:
     """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
     everything, parts = examples.ranking_sequences(held_out, pad_token), list[Any]()
     for numbers in fixed.fixed_size_batches(len(held_out), config.num_pairs):
-      sequences, inputs = prepare(state, *fixed.select_rows(everything, numbers))
+      subjects = [held_out[i].subject for i in numbers]
+      sequences, labels = fixed.select_rows(everything, numbers)
+      sequences, inputs = prepare(state, sequences, labels, subjects)
       logp = policy_logp(state.policy.params, sequences)
       parts.append(jax.device_get(inputs._replace(logp=logp, batch_logp=logp)))
     inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held_out)], *parts)

@@ -79,6 +79,8 @@ class KLConfig(Checked):
   def kl_term(self) -> Objective:
     """The KL as a term of the loss."""
     ratio = ratios.token() if self.kl_correction else None
+    if ratio is not None and self.kl_estimator == "k2":  # whose gradient is that of the KL by itself
+      ratio = ratios.detached(ratio)
     return scale(self.kl_coef, kl_penalty(self.kl_function, aggregation.token_mean(), ratio=ratio))
 
   def kl_controllers(self, samples: int) -> tuple[control.Controller, ...]:

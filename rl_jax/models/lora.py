@@ -221,7 +221,7 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   if (kind := config.get("peft_type", "LORA")) != "LORA" or config.get("bias", "none") not in ("none", None):
     raise ValueError(f"adapters in {str(folder)!r} are {kind} with bias {config.get('bias')!r}, not LORA without")
   for name in UNSUPPORTED:
-    if config.get(name):
+    if (value := config.get(name)) or (value == 0 and value is not False):  # a layer may have the number 0
       raise ValueError(f"adapters in {str(folder)!r} use {name}, which is not supported")
   if (start := config.get("init_lora_weights")) not in (None, True, False, *INITS):
     raise ValueError(

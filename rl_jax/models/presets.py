@@ -190,7 +190,8 @@ def _tokenizer(folder: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
     raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({reason(error)})") from None
-  if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+  words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens, "\u2581"}
+  if not words or not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
     raise ValueError(f"model folder {str(folder)!r}: its tokenizer has no words; is tokenizer.json missing?")
   return tokenizer
 

@@ -182,10 +182,9 @@ def _files(folder: Path) -> list[Path]:
   if not (folder / INDEX).exists():
     raise ValueError(f"model folder {str(folder)!r} holds no {SINGLE} and no {INDEX}")
   try:
-    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-  except (ValueError, KeyError) as error:
+    return [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{folder / INDEX}: no readable index of shards ({reason(error)})") from None
-  return [folder / name for name in sorted(set(weight_map.values()))]
 
 
 def _names(path: Path) -> list[str]:

@@ -209,7 +209,8 @@ def kl_penalty(
     aggregate: `mask -> weight [..., T]`, from `ops.aggregation`.
     reference: The field to compare with; "old_logp" gives PPO's penalty on the update itself.
     ratio: If given, each estimate is multiplied by `r = exp(log-ratio)`, with its gradient: with `ratios.token` and k3
-      the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected").
+      the gradient on tokens drawn from the old policy is that of the KL (TRL's default, "bias-corrected"); so it is
+      with k1. The gradient of k2 is that of the KL by itself: it wants `ratios.detached(ratios.token())`.
     ratio_to: The field that the ratio is taken against; "behavior_logp" corrects for the sampler. `ratios.on_policy`
       compares with nothing, and needs none.
     max_log_ratio: Clamp of that log-ratio from above; `numerics.largest_exponent` by default. Where the ratio exceeds

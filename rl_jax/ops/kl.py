@@ -168,5 +168,7 @@ def categorical(
   ref_logp = jax.nn.log_softmax(upcast(ref_logits) / temperature, axis=-1)
   possible = logp > -jnp.inf
   gap = jnp.where(possible, logp, 0) - jnp.where(possible, ref_logp, 0)
-  terms = jnp.exp(logp) * (gap + jnp.expm1(-gap))
-  return jnp.sum(jnp.where(possible, terms, jnp.exp(ref_logp)), axis=-1)
+  p, q, near = jnp.exp(logp), jnp.exp(ref_logp), jnp.abs(gap) < 1
+  small = jnp.where(near, gap, 0)  # where q is near p the three terms would cancel
+  terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * gap - p + q)
+  return jnp.sum(jnp.where(possible, terms, q), axis=-1)

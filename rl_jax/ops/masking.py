@@ -96,7 +96,9 @@ def masked_variance(x: Array, mask: Array, *, ddof: int = 0) -> Array:
 
 
 def is_constant(x: Array, mask: Array, *, axis: int | None = None) -> Bool[Array, "..."]:
-  """Whether all selected entries are equal, by comparison: a mean of equal floats may round to another number.
+  """Whether all selected entries are equal, but for a few units in the last place: sums of equals round differently.
+
+  It is found by comparison: a mean of equal floats may round to another number.
 
   Arguments as `masked_sum`.
 
@@ -105,7 +107,9 @@ def is_constant(x: Array, mask: Array, *, axis: int | None = None) -> Bool[Array
   """
   chosen = as_bool(mask)
   highest = jnp.max(jnp.where(chosen, x, -jnp.inf), axis=axis)
-  return highest <= jnp.min(jnp.where(chosen, x, jnp.inf), axis=axis)
+  lowest = jnp.min(jnp.where(chosen, x, jnp.inf), axis=axis)
+  size = jnp.max(jnp.where(chosen, jnp.abs(x), 0), axis=axis)
+  return highest <= lowest + 4 * jnp.finfo(upcast(x).dtype).eps * size
 
 
 def masked_whiten(x: Array, mask: Array, *, shift_mean: bool = True, ddof: int = 1, eps: float | Array = 1e-8) -> Array:

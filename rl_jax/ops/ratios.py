@@ -52,6 +52,16 @@ def on_policy() -> Ratio:
   return log_ratio
 
 
+def detached(ratio: Ratio) -> Ratio:
+  """The same values without a gradient: a weight for estimates whose own gradient is the right one, such as k2's.
+
+  >>> grad = jax.grad(lambda x: detached(token())(x, jnp.zeros(1), jnp.ones(1)).sum())
+  >>> print(grad(jnp.array([-1.0])))
+  [0.]
+  """
+  return lambda logp, old_logp, mask: jax.lax.stop_gradient(ratio(logp, old_logp, mask))
+
+
 def sequence() -> Ratio:
   """One ratio a sequence, the geometric mean over its tokens: `log s = 1/n sum_t (logp_t - old_logp_t)`.
 

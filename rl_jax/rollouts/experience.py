@@ -122,6 +122,8 @@ def make_experience(algorithm: Algorithm, *, on_policy: bool, shaping: Shaping =
     raise ValueError(
       f"objective {algorithm.name!r} has a KL to the reference in its loss: the reward cannot have another"
     )
+  if shaping.spread is not None and "token_rewards" not in advantage.needs:
+    raise ValueError(f"the advantage of {algorithm.name!r} reads whole completions: a spread changes nothing")
   if "reward_parts" in advantage.needs and shaping != PLAIN:
     raise ValueError(
       f"the advantage of {algorithm.name!r} reads each reward by itself: nothing can be shaped before it"

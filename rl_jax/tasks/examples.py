@@ -32,11 +32,19 @@ class Demonstration(NamedTuple):
 
 
 class EncodedRanking(NamedTuple):
-  """A prompt and K answers, best first, as tokens; labels are those that a policy would choose."""
+  """A prompt and K answers, best first, as tokens; labels are those that a policy would choose.
+
+  Attributes:
+    prompt: Tokens that all answers follow; of one prompt they may differ from row to row, by a header.
+    answers: K of them.
+    ratings: `[K]`, or empty.
+    subject: What the row is about, its prompt: rows of the same one are held out together.
+  """
 
   prompt: list[int]
   answers: list[Example]
   ratings: tuple[float, ...] = ()
+  subject: str = ""
 
 
 def encode_rankings(
@@ -71,7 +79,7 @@ def encode_rankings(
     if len({tuple(answer.tokens) for answer in answers}) < len(answers):
       problems[SAME] += 1
       continue
-    encoded.append(EncodedRanking(start, answers, ranking.ratings))
+    encoded.append(EncodedRanking(start, answers, ranking.ratings, files.subject(ranking.prompt)))
   if not encoded:
     raise ValueError(f"no preferences are left: {describe(problems)}")
   return encoded, problems
@@ -115,7 +123,9 @@ def ranking_sequences(rankings: Sequence[EncodedRanking], pad_token: int) -> tup
   return Sequences(jnp.asarray(prompts), jnp.asarray(prompt_mask), completions, mask), labels
 
 
-def mismatched_pairs(sequences: Sequences, labels: Bool[Array, "P K T"]) -> tuple[Sequences, Bool[Array, "P K T"]]:
+def mismatched_pairs(
+  sequences: Sequences, labels: Bool[Array, "P K T"], subjects: Sequence[str]
+) -> tuple[Sequences, Bool[Array, "P K T"]]:
   """Returns each prompt with the answers of another one, which do not belong to it (KTO's estimate of the KL).
 
   They are the answers of the next row, in a circle, whose prompt is another: a prompt may stand in a batch twice. Where
@@ -123,16 +133,15 @@ def mismatched_pairs(sequences: Sequences, labels: Bool[Array, "P K T"]) -> tupl
 
   >>> def pair(prompt, answer):
   ...   return EncodedRanking([prompt], [Example([answer], [True])])
-  >>> mismatched, labels = mismatched_pairs(*ranking_sequences([pair(3, 4), pair(3, 5), pair(7, 8)], 0))
+  >>> sequences, labels = ranking_sequences([pair(3, 4), pair(3, 5), pair(7, 8)], 0)
+  >>> mismatched, labels = mismatched_pairs(sequences, labels, ["a", "a", "b"])
   >>> mismatched.prompts.ravel().tolist(), mismatched.completions.ravel().tolist()
   ([3, 3, 7], [8, 8, 4])
   """
-  real = np.asarray(sequences.prompt_mask) != 0
-  prompts = [tuple(row[mask]) for row, mask in zip(np.asarray(sequences.prompts), real, strict=True)]
-  count = len(prompts)
+  count = len(subjects)
   others = np.array(
     [
-      next((place % count for place in range(row + 1, row + count) if prompts[place % count] != prompts[row]), row)
+      next((place % count for place in range(row + 1, row + count) if subjects[place % count] != subjects[row]), row)
       for row in range(count)
     ]
   )
@@ -214,7 +223,7 @@ def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example
   if not files.is_chat(row["messages"]):
     raise ValueError("messages must be a list of messages with role and content")
   examples, wrong = reading.conversation(reader, row["messages"], reading.row_options(row))
-  asked = next((place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"), 0)
+  asked = reading.first_answer(row["messages"])
   return files.subject(row["messages"][:asked]), examples, wrong or ("" if examples else UNLEARNED)
 
 

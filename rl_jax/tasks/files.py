@@ -117,7 +117,7 @@ def subject(prompt: Any) -> str:
   """
   if isinstance(prompt, str):
     return prompt
-  said = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+  said = [{key: value for key, value in message.items() if value is not None and key != "weight"} for message in prompt]
   return json.dumps(said, sort_keys=True, default=str)
 
 

@@ -100,11 +100,11 @@ def text_tokens(reader: Reader, text: str) -> list[int]:
   """
   plain = _plain(reader, text)
   whole = list(reader.tokenizer(text)["input_ids"])
-  if plain and plain[0] == getattr(reader.tokenizer, "bos_token_id", None):
-    return plain
   for start in range(len(whole) - len(plain) + 1):
     if whole[start : start + len(plain)] == plain:
-      return whole[:start] + plain
+      beginning = whole[:start]
+      there = next(size for size in range(start, -1, -1) if beginning[start - size :] == plain[:size])
+      return beginning[: start - there] + plain
   while len(whole) > 1 and whole[-1] in reader.eos_tokens and whole[-1:] != plain[-1:]:
     whole.pop()
   return whole
@@ -151,7 +151,8 @@ def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
   >>> row_options({"prompt": "Hi", "tools": None, "chat_template_kwargs": {"enable_thinking": False}})
   {'enable_thinking': False}
   """
-  options = dict(_structure(row, "chat_template_kwargs", Mapping) or {})
+  given = _structure(row, "chat_template_kwargs", Mapping) or {}
+  options = {name: value for name, value in given.items() if value is not None}
   if (tools := _structure(row, "tools", Sequence)) is not None:
     options["tools"] = list(tools) or None
   return options
@@ -228,9 +229,7 @@ def conversation(
   >>> reader.tokenizer.decode([t for t, learned in zip(example.tokens, example.labels) if learned])
   'b\\nd\\n<eos>'
   """
-  # Words that open a conversation answer nothing: they are read, and not learned.
-  opening = next((place for place, message in enumerate(messages) if not _is_reply(message)), len(messages))
-  first = next((place for place in range(opening, len(messages)) if _is_reply(messages[place])), None)
+  first = first_answer(messages)
   if first is None:
     raise ValueError("messages holds none of the assistant that answers")
   turns = _turns(reader, list(messages[:first]), list(messages[first:]), options)
@@ -240,6 +239,17 @@ def conversation(
   each = [_joined(reader, [turn], options) for turn in turns if turn.learned]
   found = [example for example in each if example is not None]
   return found, CHANGED if len(found) < len(each) else ""
+
+
+def first_answer(messages: Sequence[Mapping[str, Any]]) -> int | None:
+  """Returns the place of the first message of the assistant that answers: one that opens a conversation does not.
+
+  >>> first_answer([{"role": role} for role in ("system", "assistant", "user", "assistant")])
+  3
+  """
+  others = [place for place, message in enumerate(messages) if not _is_reply(message)]
+  asked = next((place for place in others if messages[place]["role"] == "user"), min(others, default=len(messages)))
+  return next((place for place in range(asked, len(messages)) if _is_reply(messages[place])), None)
 
 
 def _turns(
@@ -284,6 +294,9 @@ def _joined(reader: Reader, turns: Sequence[_Turn], options: Mapping[str, Any]) 
 
 def _reply_tokens(reader: Reader, turn: _Turn, before: Sequence[int], options: Mapping[str, Any]) -> list[int] | None:
   """The tokens that follow once the policy has replied, what the template puts behind its end included."""
+  silent = {key: value for key, value in turn.reply.items() if key != "tool_calls"}
+  if turn.reply.get("tool_calls") and _render(reader, [*turn.messages, silent], False, options) == turn.after:
+    return None  # the template does not say which tool was called
   if turn.after.startswith(turn.before) and _words(turn.reply).strip() in turn.after[len(turn.before) :]:
     whole = _plain(reader, turn.after)
     if whole[: len(before)] == list(before):
@@ -294,7 +307,18 @@ def _reply_tokens(reader: Reader, turn: _Turn, before: Sequence[int], options: M
   marked = _render(reader, [*turn.messages, {**turn.reply, "content": _MARK}], False, options)
   if _MARK not in marked or not _words(turn.reply):
     return None
-  return _inner(reader, _without_opening(turn.before, _words(turn.reply)) + marked.rpartition(_MARK)[2])
+  opening, _, closing = marked.rpartition(_MARK)
+  words = _without_opening(turn.before, _words(turn.reply))
+  return _inner(reader, _space_between(turn.before, opening) + words + closing)
+
+
+def _space_between(before: str, opening: str) -> str:
+  """The white space that a template writes behind the prompt, before the reply's words."""
+  ends = [text.rstrip() for text in (before, opening)]
+  if ends[0][-4:] != ends[1][-4:]:
+    return ""
+  asked, written = (text[len(end) :] for text, end in zip((before, opening), ends, strict=True))
+  return written.removeprefix(asked)
 
 
 def _without_opening(before: str, words: str) -> str:
@@ -307,10 +331,10 @@ def _without_opening(before: str, words: str) -> str:
   return after.lstrip() if tag[0].strip() != tag[0] else after
 
 
-def _is_open(words: str) -> bool:
-  """Whether words begin with a tag, such as `<think>`, that they do not close."""
+def _is_open(words: str, template: str) -> bool:
+  """Whether words begin with a tag that the template writes too, such as `<think>`, and do not close it."""
   tag = re.match(r"\s*<([^<>/\s]+)>", words)
-  return tag is not None and f"</{tag[1]}>" not in words
+  return tag is not None and f"<{tag[1]}>" in template and f"</{tag[1]}>" not in words
 
 
 def _is_reply(message: Mapping[str, Any]) -> bool:
@@ -329,7 +353,7 @@ def _prompt_text(reader: Reader, prompt: Sequence[Mapping[str, Any]], options: M
   marked = _render(reader, [*prompt[:-1], {**last, "content": _words(last) + _MARK}], False, options)
   begun = marked.rpartition(_MARK)[0]
   continues = _MARK in marked and _words(last).strip() in begun
-  if continues and not _is_open(_words(last)):
+  if continues and not _is_open(_words(last), reader.tokenizer.chat_template):
     return begun
   # A template that drops thoughts, or closes empty ones before those that are not closed yet: the words stand behind
   # what asks for a reply, as a policy would have written them.

@@ -252,6 +252,26 @@ def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path):
   assert not list(tmp_path.glob(".saving-*"))
 
 
+def test_a_tokenizer_without_words_is_refused(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  whole = json.loads((tmp_path / "tokenizer.json").read_text())
+  whole["model"]["vocab"] = {word: number for word, number in whole["model"]["vocab"].items() if number < 3}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+  with pytest.raises(ValueError, match="its tokenizer has no words"):
+    presets.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": 3}}, {}])
+def test_an_index_of_another_form_is_refused(tmp_path, index):
+  model = presets.load("tiny")
+  presets.save(tmp_path, model, model.params)
+  (tmp_path / "model.safetensors").unlink()
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match="no readable index of shards"):
+    presets.load(str(tmp_path))
+
+
 def variants(model):
   """Two sets of weights of one model."""
   return model.params, jax.tree.map(lambda leaf: leaf + 1, model.params)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import ppo_configs
 from rl_jax.objectives import grpo
 from rl_jax.objectives.base import Inputs, add, entropy_bonus, kl_penalty, scale, value_regression
 from rl_jax.ops import aggregation, kl, ratios
@@ -92,3 +93,21 @@ def test_grpos_corrected_kl_is_exact_on_tokens_of_an_older_policy():
   slope = jax.grad(lambda x: loss(x, kl_correction=True))(logits)
   np.testing.assert_allclose(slope, jax.grad(exact)(logits), rtol=1e-4)
   assert abs(loss(logits) - exact(logits)) > 0.05 * exact(logits)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("old", [[0.7, 0.2, 0.1], None], ids=["older", "on-policy"])
+def test_ppos_corrected_kl_has_the_gradient_of_the_kl_with_every_estimator(estimator, old):
+  ref, logits = jnp.log(jnp.array([0.2, 0.2, 0.6])), jnp.array([-1.0, 0.5, 0.3])
+  old = jax.nn.log_softmax(logits) if old is None else jnp.log(jnp.array(old))
+  settings = dict(kl_place="loss", kl_estimator=estimator, kl_correction=True, kl_coef=1.0)
+  config = ppo_configs.Config(**settings)
+  config.check()
+  objective = config.kl_term()
+
+  def loss(logits):
+    inputs = Inputs(jnp.ones((3, 1)), old_logp=old[:, None], ref_logp=ref[:, None])
+    return objective.loss(inputs._replace(logp=jax.nn.log_softmax(logits)[:, None]), jnp.exp(old)[:, None])[0]
+
+  slope = jax.grad(lambda x: kl.categorical(x, ref))(logits)
+  np.testing.assert_allclose(jax.grad(loss)(logits), slope, rtol=1e-4, atol=1e-6)

@@ -81,3 +81,18 @@ def test_zero_variance():
   rewards = jnp.array([[0.1, 0.1, 0.1], [0.0, 0.1, 0.0]])
   np.testing.assert_array_equal(advantages.zero_variance(rewards), [True, False])
   np.testing.assert_array_equal(advantages.zero_variance(rewards, jnp.array([[1, 1, 1], [1, 0, 1]])), [True, True])
+
+
+@pytest.mark.parametrize("level", [100.3, 1e4 + 0.3, -55.55])
+def test_rewards_that_are_equal_but_for_rounding_have_no_advantage(level):
+  """Sums of parts that come to the same reward differ in their last places."""
+  parts = np.float32([0.1, 0.2, 0.3, 0.7])
+  rewards = jnp.float32([np.float32(level - each) + each for each in parts])
+  one_off = jnp.float32([level, np.nextafter(np.float32(level), np.float32(np.inf)), level, level])
+  for each in (rewards, one_off):
+    assert (
+      not advantages.group_normalized(each).any() and not advantages.group_normalized(each, leave_self_out=True).any()
+    )
+    assert bool(advantages.zero_variance(each)) and not bool(advantages.keep_groups(each))
+    assert not advantages.whitened(each).any()
+  assert advantages.group_normalized(one_off.at[0].add(1e-3 * abs(level))).all()

@@ -83,3 +83,18 @@ def test_exact_kl_counts_what_the_policy_never_chooses():
   logp, ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
   by_hand = jnp.exp(logp) * (logp - ref - kl.categorical(logits, other))
   np.testing.assert_allclose(jax.grad(kl.categorical)(logits, other), by_hand, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+  ("logits", "other", "exact"),
+  [
+    ([0.0, 90.0], [0.0, 0.0], np.log(2)),
+    ([0.0, -120.0], [0.0, 0.0], np.log(2)),
+    ([0.0, 200.0], [200.0, 0.0], 200.0),
+    ([0.0, 0.0], [0.0, 1e4], 5e3 - np.log(2)),
+  ],
+)
+def test_exact_kl_of_distributions_that_lie_far_apart_is_finite(logits, other, exact):
+  given = jnp.array(logits), jnp.array(other)
+  np.testing.assert_allclose(kl.categorical(*given), exact, rtol=1e-5)
+  assert all(np.isfinite(jax.grad(kl.categorical, argnums=side)(*given)).all() for side in (0, 1))

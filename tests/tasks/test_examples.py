@@ -107,7 +107,9 @@ def test_rows_of_one_prompt_are_about_the_same():
 @pytest.mark.parametrize("prompts", [[3, 3, 7], [3, 7, 3, 7], [3, 3, 3, 8], [1, 2]])
 def test_a_mismatched_answer_is_of_another_prompt(prompts):
   rows = [examples.EncodedRanking([p], [Example([10 * p + i], [True])]) for i, p in enumerate(prompts)]
-  mismatched, labels = examples.mismatched_pairs(*examples.ranking_sequences(rows, 0))
+  mismatched, labels = examples.mismatched_pairs(
+    *examples.ranking_sequences(rows, 0), [str(row.prompt) for row in rows]
+  )
   answers = np.asarray(mismatched.completions)[:, 0, 0]
   assert (answers // 10 != prompts).all() and labels[:, 0, 0].all()
   np.testing.assert_array_equal(mismatched.prompts[:, 0], prompts)
@@ -115,5 +117,7 @@ def test_a_mismatched_answer_is_of_another_prompt(prompts):
 
 def test_without_another_prompt_nothing_is_mismatched():
   rows = [examples.EncodedRanking([3], [Example([i], [True])]) for i in (4, 5)]
-  mismatched, labels = examples.mismatched_pairs(*examples.ranking_sequences(rows, 0))
+  mismatched, labels = examples.mismatched_pairs(
+    *examples.ranking_sequences(rows, 0), [str(row.prompt) for row in rows]
+  )
   assert not labels.any() and mismatched.completions[:, 0, 0].tolist() == [4, 5]

@@ -167,6 +167,56 @@ def test_thoughts_that_are_not_closed_are_continued(template):
   assert said(read, reading.prompt_tokens(read, chat("a", "<t>x</t>b"))).endswith("x</t>b")
 
 
+# The system's words stand before the last message if that is the user's, and a space before every reply (Mistral).
+SYSTEM_LAST = (
+  "{% for m in messages %}{% if m['role'] == 'user' %}[{% if loop.last and messages[0]['role'] == 'system' %}"
+  "{{ messages[0]['content'] }} {% endif %}{{ m['content'] }}[/I]"
+  "{% elif m['role'] == 'assistant' %} {{ m['content'] }}|{% endif %}{% endfor %}"
+)
+
+
+def test_what_a_template_writes_before_a_reply_is_learned_where_the_prompt_is_rewritten_too():
+  read = reader(SYSTEM_LAST)
+  system = [{"role": "system", "content": "s"}]
+  for prompt, seen in ((chat("a"), "[a[/I]"), (system + chat("a"), "[s a[/I]")):
+    found = reading.answered(read, prompt, chat("b", first="assistant"))
+    assert said(read, found.prompt) == seen and said(read, found.answer.tokens) == " b|"
+
+
+def test_a_tag_that_is_no_thought_of_the_template_is_continued_as_it_stands():
+  for template in (THOUGHTS_OF_THE_LAST, OPENS_THOUGHTS):
+    read = reader(template)
+    words = [said(read, reading.prompt_tokens(read, chat("a", begun))) for begun in ("<answer>4", "answer 4")]
+    assert words[0].replace("<answer>4", "answer 4") == words[1]
+
+
+def test_a_call_that_a_template_does_not_render_is_left_out():
+  called = {"role": "assistant", "content": "b", "tool_calls": [{"name": "add"}]}
+  rows = {"messages": [*chat("a"), called]}, {"messages": chat("a", "b")}
+  found, problems = demonstrations(reader(), *rows)
+  assert len(found) == 1 and problems == {reading.CHANGED: 1}
+
+
+def test_settings_that_a_table_fills_up_are_not_told():
+  assert reading.row_options({"chat_template_kwargs": {"date": None, "loud": True}}) == {"loud": True}
+
+
+def test_rows_that_the_assistant_opens_are_about_what_is_asked():
+  rows = [{"messages": chat("Hi", asked, "x", first="assistant")} for asked in ("q", "r")]
+  found, _ = examples.encode_demonstrations(reader(), [("row", row) for row in rows], max_tokens=99)
+  assert found[0].subject != found[1].subject
+  weighed = [{**message, "weight": 1} for message in rows[0]["messages"]]
+  again, _ = examples.encode_demonstrations(reader(), [("row", {"messages": weighed})], max_tokens=99)
+  assert again[0].subject == found[0].subject
+
+
+def test_rows_of_one_prompt_are_about_the_same_whatever_their_answers_begin_with():
+  read = reader()
+  first = ranking(read, prompt=chat("a"), chosen=chat("b", first="assistant"), rejected=chat("c", first="assistant"))
+  other = ranking(read, prompt=chat("a"), chosen=chat("b", "c"), rejected=chat("d", first="assistant"))
+  assert first.prompt != other.prompt and first.subject == other.subject
+
+
 def test_one_example_a_reply_where_a_template_rewrites_earlier_turns():
   read = reader(THOUGHTS_OF_THE_LAST)
   found, problems = demonstrations(read, {"messages": chat("a", "<t>x</t>b", "c", "d")})
@@ -267,6 +317,16 @@ class Merging:
       tokens.append(2 if merged else 10 + ord(text[place]) - ord("a"))
       place += 1 + merged
     return {"input_ids": tokens}
+
+
+def test_a_beginning_of_several_tokens_or_without_a_name_is_not_doubled():
+  """Whatever the tokenizer puts before a text, and whatever part of it the text has already."""
+  read = reader()
+  letters = {letter: read.tokenizer.get_vocab()[letter] for letter in "xyab"}
+  processor = TemplateProcessing(single="x y $A", special_tokens=[("x", letters["x"]), ("y", letters["y"])])
+  read.tokenizer.backend_tokenizer.post_processor = processor
+  for words in ("ab", "yab", "xyab"):
+    assert said(read, reading.prompt_tokens(read, words)) == "xyab"
 
 
 def test_text_is_tokenized_as_one_where_the_prompt_stays_what_it_was():
