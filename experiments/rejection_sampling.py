@@ -88,7 +88,7 @@ def train(
     devices,
     sampling=SamplingParams(config.temperature),
     schedule=config.schedule,
-    reward_model=reward and reward.scorer(devices),
+    reward_model=reward and reward.make_reward_model(devices),
     mask_truncated=config.mask_truncated,
     **config.sizes,
   )

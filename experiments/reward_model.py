@@ -71,15 +71,15 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
   last_value = make_last_value(heads.scalar_model(model.policy, width))
   optimizer = config.make_optimizer(decay_steps=config.steps)
 
-  def score(params: Any, sequences: Sequences) -> jax.Array:
+  def reward_scores(params: Any, sequences: Sequences) -> jax.Array:
     return last_value({"backbone": learner.policy_params(params), "head": params["head"]}, sequences)
 
   def forward(params: Any, sequences: Sequences) -> ModelOutputs:
-    return ModelOutputs(None, None, reward_scores=score(params, sequences))
+    return ModelOutputs(None, None, reward_scores=reward_scores(params, sequences))
 
   objective = reward_model.objective(centering=config.centering, margins=config.margins)
   step = make_train_step(forward, objective, optimizer, microbatches=config.microbatches, frozen=learner.frozen)
-  measured = devices.jit(score)
+  measured = devices.jit(reward_scores)
 
   def make_batch(_: RLState, numbers: np.ndarray) -> Batch:
     chosen = [training[i] for i in numbers]

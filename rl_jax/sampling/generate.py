@@ -35,7 +35,7 @@ Generate = Callable[..., Completions]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-  """What sampling and scoring know of a model: three pure functions. `models.transformer.Policy` is one.
+  """What sampling and forward passes know of a model: three pure functions. `models.transformer.Policy` is one.
 
   Attributes:
     apply: `(params, tokens, positions, *, mask, prefix, cache, cache_index) -> (hidden, kv)`, where `prefix` is the

@@ -155,7 +155,9 @@ class LoadedReward(NamedTuple):
   model: Policy
   params: Any
 
-  def scorer(self, devices: Devices, *, step_end: int | None = None, stop_tokens: Sequence[int] = ()) -> RewardModel:
+  def make_reward_model(
+    self, devices: Devices, *, step_end: int | None = None, stop_tokens: Sequence[int] = ()
+  ) -> RewardModel:
     """Returns `sequences -> scores`, of completions; or of the steps in them, which the token `step_end` ends."""
     read = make_last_value(self.model)
     if step_end is not None:

@@ -204,7 +204,7 @@ def _make_judge(task: on_device.Task, config: Config, reward_model: RewardModel 
 def _make_collect(
   task: on_device.Task, model: Policy, algorithm: Algorithm, forward: Forward, judge: Judge, config: Config
 ) -> Collect:
-  """The life of a batch on the device: play, passes, experience."""
+  """The life of a batch on the device: play, outputs, experience."""
   needs = check_needs(algorithm) | ({"ref_logp"} if config.pays_kl else set())
   complete = device.make_complete(
     task, model, group_size=config.group_size, temperature=config.temperature, mask_truncated=config.mask_truncated

@@ -57,7 +57,7 @@ def test_a_critic_from_a_reward_model_begins_with_its_values():
   actors = make_actors(make_learner(model), "reward", reward, temperature=1.0, bootstrap=True)
   params = actors.init(model.params, jax.random.key(0))
   devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
-  scores = reward.scorer(devices)(SEQUENCES)
+  scores = reward.make_reward_model(devices)(SEQUENCES)
   np.testing.assert_allclose(actors.values(params, SEQUENCES).last, scores, rtol=1e-5)
   assert np.abs(scores).min() > 1e-3
   # A copy: the update takes the critic's buffers over, and the reward model goes on.
