@@ -1,4 +1,4 @@
-"""Forward passes over completions: log-probs, entropies, values, reward scores. A prompt runs once for its G completions."""
+"""Forward passes over completions: log-probs, entropies, values, rewards. A prompt runs once for its G completions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
