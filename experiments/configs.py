@@ -13,9 +13,7 @@ from rl_jax import tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import heads, presets
-from rl_jax.objectives import Algorithm
 from rl_jax.rollouts import fixed
-from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
 from rl_jax.tasks import examples, files, preferences, reading, rewards
@@ -24,7 +22,7 @@ from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
 from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
-from rl_jax.train.schedule import Schedule, check_ratio, check_updates
+from rl_jax.train.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,13 +172,6 @@ class RolloutConfig(Checked):
     if task.description:
       print(f"{task.name}: {task.description}", flush=True)
     return task
-
-  def check_algorithm(self, algorithm: Algorithm) -> None:
-    """Raises ValueError if an algorithm does not go with a rollout and its updates."""
-    check_needs(algorithm)
-    check_updates(algorithm, self.schedule)
-    check_ratio(algorithm, self.schedule)
-    check_group_size(algorithm, self.group_size)
 
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model."""

@@ -31,7 +31,7 @@ from rl_jax.train import loop
 from rl_jax.train.actors import create_state
 from rl_jax.train.schedule import reads_old_logp
 from rl_jax.train.step import make_train_step
-from rl_jax.train.text_rollouts import make_text_rollouts
+from rl_jax.train.text_rollouts import check_algorithm, make_text_rollouts
 
 MODULE = "experiments.grpo"
 
@@ -76,7 +76,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
     fallback["kl_coef"] = 0.01
   settings = with_options(settings, config.objective_options)
   algorithm = objectives.load(config.objective, fallback=fallback, **settings)
-  config.check_algorithm(algorithm)
+  check_algorithm(algorithm, config.schedule, config.group_size)
   if not reads_old_logp(algorithm, config.schedule, kl_in_reward=False):
     refuse(config, ("recompute_old_logp",), "one update a rollout")
   if algorithm.needs_values:

@@ -30,6 +30,7 @@ from rl_jax.state import RewardModel
 from rl_jax.tasks import files, text
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
+from rl_jax.train.text_rollouts import check_algorithm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
   options: Any = dict(fallback={"length": config.max_new_tokens}, moving=moving)
   algorithm = objectives.load(config.objective, **options, **settings)
   needs = algorithm.from_rewards().needs
-  config.check_algorithm(algorithm)
+  check_algorithm(algorithm, config.schedule, config.group_size)
   parts = algorithm.objective(algorithm.coefficients).parts
   if config.beta_target and not any(key == "kl" and value.endswith(" to old") for key, value in parts):
     raise ValueError(f"objective {config.objective!r} has no penalty on the update for beta_target to move")

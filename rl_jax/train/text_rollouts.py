@@ -34,6 +34,23 @@ class TextRollouts(NamedTuple):
   evaluate: Callable[[RLState], EvaluationResult]
 
 
+def check_algorithm(algorithm: Algorithm, schedule: Schedule, group_size: int) -> frozenset[str]:
+  """Returns the fields that an algorithm reads; for scripts too, which ask before they load a model.
+
+  Raises:
+    ValueError: If it does not go with rollouts, with groups of that size, or with so many updates.
+
+  >>> from rl_jax import objectives
+  >>> sorted(check_algorithm(objectives.load("rloo"), Schedule(), 2))
+  ['advantages', 'logp']
+  """
+  needs = check_needs(algorithm)
+  check_updates(algorithm, schedule)
+  check_ratio(algorithm, schedule)
+  check_group_size(algorithm, group_size)
+  return needs
+
+
 def make_text_rollouts(
   prompts: Prompts,
   learner: Learner,
@@ -74,10 +91,7 @@ def make_text_rollouts(
   Raises:
     ValueError: If the algorithm needs what nothing gives, or there is nothing to learn from.
   """
-  needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
-  check_updates(algorithm, schedule)
-  check_ratio(algorithm, schedule)
-  check_group_size(algorithm, group_size)
+  needs = check_algorithm(algorithm, schedule, group_size) | ({"ref_logp"} if shaping.kl is not None else set())
   rewards.check_any(prompts.task.rewards, reward_model is not None)
   generate, generate_greedy = (
     _make_generate(prompts, learner, devices, size, max_new_tokens) for size in (group_size, 1)
