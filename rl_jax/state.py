@@ -87,6 +87,11 @@ class Judgment(NamedTuple):
   solved: Shaped[Array, "P G"] | None = None
   greedy: "Greedy | None" = None
 
+  @property
+  def every(self) -> dict[str, Array]:
+    """All scores by name, those that are only logged included."""
+    return {**self.scores, **self.logged}
+
   @classmethod
   def of(cls, scores: Mapping[str, Array], weights: Mapping[str, float], solved: Array | None = None) -> "Judgment":
     """Returns a judgment by scores, of which those that have the weight 0 are logged alone.

@@ -135,7 +135,7 @@ def with_reward_model(judge: Judge, reward_model: RewardModel, *, name: str = "l
   def judge_both(sampled: Sampled) -> tuple[Judgment, Sequence[dict[str, Any]]]:
     learned = reward_model(sampled.rollout.sequences)
     judgment, records = judge(sampled)
-    if name in {**judgment.scores, **judgment.logged}:
+    if name in judgment.every:
       raise ValueError(f"the task has a reward function {name!r}, which is the reward model's name")
     scores, weights = {**judgment.scores, name: learned}, {**judgment.weights, name: 1.0}
     return judgment._replace(scores=scores, weights=weights), records
@@ -175,8 +175,7 @@ def annotated(
   if not records:
     return records
   total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.completion_mask)
-  scores = {**judgment.scores, **judgment.logged}
-  each = {name: of_completion(jnp.asarray(score), mask) for name, score in scores.items()}
+  each = {name: of_completion(jnp.asarray(score), mask) for name, score in judgment.every.items()}
   parts = {name: np.asarray(score).reshape(-1) for name, score in each.items()}
   return [
     record | {"reward": float(total[row]), "rewards": {name: _number(values[row]) for name, values in parts.items()}}

@@ -185,9 +185,8 @@ def rollout_metrics(rollout: Rollout, judgment: Judgment, rewards: Rewards) -> M
   if judgment.solved is not None:
     metrics["solved"] = jnp.mean(judgment.solved.astype(jnp.float32))
     metrics["wrong_tokens"] = masked_mean(lengths, ~(judgment.solved != 0))
-  scores = {**judgment.scores, **judgment.logged}
-  if len(scores) > 1:
-    for name, score in scores.items():
+  if len(judgment.every) > 1:
+    for name, score in judgment.every.items():
       each = of_completion(score, real)
       applies = ~jnp.isnan(each)
       metrics[f"reward/{name}"] = jnp.where(jnp.any(applies), masked_mean(each, applies), jnp.nan)
