@@ -151,11 +151,10 @@ def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
   >>> row_options({"prompt": "Hi", "tools": None, "chat_template_kwargs": {"enable_thinking": False}})
   {'enable_thinking': False}
   """
-  given = _structure(row, "chat_template_kwargs", Mapping) or {}
-  options = {name: value for name, value in given.items() if value is not None}
+  options = dict(_structure(row, "chat_template_kwargs", Mapping) or {})
   if (tools := _structure(row, "tools", Sequence)) is not None:
     options["tools"] = list(tools) or None
-  return options
+  return _without_none(options)
 
 
 def _structure(row: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -383,7 +382,7 @@ def _render(reader: Reader, messages: Sequence[Any], reply: bool, options: Mappi
   template = reader.tokenizer.get_chat_template(None, options.get("tools"))
   # Files of columns fill up what a message does not have; a template takes a key that is there for one that is meant.
   known = [{"content": "", **_without_none(message)} for message in messages]
-  options = {key: _without_none(value) for key, value in options.items()}
+  options = _without_none(options)
   try:
     return reader.tokenizer.apply_chat_template(
       known, chat_template=_dated(template, reader.date), add_generation_prompt=reply, tokenize=False, **options
