@@ -27,7 +27,7 @@ from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import require_at_least, run_script
-from rl_jax.state import Batch, ModelOutputs, RLState, Sequences
+from rl_jax.state import Batch, Keys, ModelOutputs, RLState, Sequences
 from rl_jax.tasks import examples, text
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
@@ -101,9 +101,8 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
       values | {"margin": float(margins.mean()), "reward_score": float(scores.mean()), "pairs": margins.size}
     )
 
-  def init(start: Any, key: jax.Array) -> dict[str, Any]:
-    head_key, adapters_key = jax.random.split(key)
-    return learner.init(start, adapters_key) | {"head": heads.init_head(head_key, width)}
+  def init(start: Any, keys: Keys) -> dict[str, Any]:
+    return learner.init(start, keys) | {"head": heads.init_head(keys.head, width)}
 
   create = create_state(learner, optimizer, init=init, keep_reference=False)
   state, model = devices.build(create, model.params, jax.random.key(config.seed)), model._replace(params=None)

@@ -186,10 +186,12 @@ class Keys(NamedTuple):
     noise: Uniform numbers for objectives that pick tokens at random; folded with the position in the data.
     problems: Problems of on-device tasks; folded with the position in the data.
     adapters: Initial adapters.
+    critic: A critic's initial parameters, or its adapters.
+    head: The initial head of a critic or reward model.
 
   >>> keys = Keys.of(jax.random.key(0))
   >>> len({tuple(jax.random.key_data(stream).tolist()) for stream in keys})
-  5
+  7
   """
 
   sample: Array
@@ -197,6 +199,8 @@ class Keys(NamedTuple):
   noise: Array
   problems: Array
   adapters: Array
+  critic: Array
+  head: Array
 
   @classmethod
   def of(cls, key: Array) -> "Keys":

@@ -55,20 +55,20 @@ class Learner:
     """Returns the initial model's: the state's copy of them, or under adapters the base that they are added to."""
     return state.policy.params["base"] if self.lora_rank else state.ref_params
 
-  def init(self, start: Any, key: jax.Array) -> dict[str, Any]:
+  def init(self, start: Any, keys: Keys) -> dict[str, Any]:
     """Returns what is trained, from the model's own parameters."""
     if self.lora_rank:
-      return {"base": start, "adapters": lora.init(key, start, rank=self.lora_rank)}
+      return {"base": start, "adapters": lora.init(keys.adapters, start, rank=self.lora_rank)}
     return {"policy": start}
 
-  def sibling(self, start: Any, key: jax.Array) -> dict[str, Any]:
-    """Returns part of another model that starts from the same parameters: a copy, or adapters on the same base."""
+  def critic(self, start: Any, keys: Keys) -> dict[str, Any]:
+    """Returns part of a critic that starts from the same parameters: a copy, or adapters on the same base."""
     if self.lora_rank:
-      return {"adapters": lora.init(key, start, rank=self.lora_rank)}
+      return {"adapters": lora.init(keys.critic, start, rank=self.lora_rank)}
     return {"backbone": jax.tree.map(jnp.copy, start)}
 
-  def sibling_params(self, params: Any, part: Any) -> Any:
-    """Returns that other model's own parameters."""
+  def critic_params(self, params: Any, part: Any) -> Any:
+    """Returns that critic's backbone."""
     return lora.attach(params["base"], part["adapters"], alpha=self.lora_alpha) if self.lora_rank else part["backbone"]
 
   def lift(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def create_state(
   optimizer: optax.GradientTransformation,
   *,
   keep_reference: bool,
-  init: Callable[[Any, jax.Array], dict[str, Any]] | None = None,
+  init: Callable[[Any, Keys], dict[str, Any]] | None = None,
   coefficients: Mapping[str, float] = {},
   reward_moments: Moments | None = None,
   needs: Sequence[str] | frozenset[str] = (),
@@ -121,23 +121,17 @@ def create_state(
     learner: What is trained.
     optimizer: Any optax transformation.
     keep_reference: Whether the initial model is needed later; under adapters no copy is kept, the base is there.
-    init: `(model's parameters, key) -> params`, where more is trained than the learner; the key is one for parameters
-      alone then.
+    init: `(model's parameters, the run's random streams) -> params`, where more is trained than the learner.
     coefficients: Initial values of what controllers move.
     reward_moments: `Moments.zero()` where rewards are to be standardized.
     needs: What an advantage reads; a running mean of rewards begins at 0 where "reward_baseline" is among it.
   """
 
   def create(start: Any, key: jax.Array) -> RLState:
-    if init is None:
-      params, run_key = learner.init(start, Keys.of(key).adapters), key
-    else:
-      init_key, run_key = jax.random.split(key)
-      params = init(start, init_key)
     return RLState.create(
-      params,
+      (init or learner.init)(start, Keys.of(key)),
       optimizer,
-      run_key,
+      key,
       keep_reference=keep_reference and not learner.frozen,
       reference=learner.policy_params,
       frozen=learner.frozen,
@@ -187,12 +181,12 @@ class Actors(NamedTuple):
   Attributes:
     forward: `(params, sequences) -> ModelOutputs`, with values where there is a critic.
     values: `(params, sequences) -> Values`, without log-probs; None without a critic.
-    init: `(policy's parameters, key) -> params`.
+    init: `(policy's parameters, the run's random streams) -> params`.
   """
 
   forward: Forward
   values: Callable[[Any, Sequences], Values] | None
-  init: Callable[[Any, jax.Array], dict[str, Any]]
+  init: Callable[[Any, Keys], dict[str, Any]]
 
 
 def make_actors(
@@ -223,14 +217,6 @@ def make_actors(
   return _apart(learner, critic, reward, temperature, bootstrap)
 
 
-class _InitKeys(NamedTuple):
-  """The random streams of what is trained together, by part."""
-
-  policy: jax.Array
-  critic: jax.Array
-  head: jax.Array
-
-
 def _shared(learner: Learner, temperature: float, bootstrap: bool) -> Actors:
   """A value head on the policy's own hidden states."""
   width = learner.model.config.embed_dim
@@ -243,9 +229,8 @@ def _shared(learner: Learner, temperature: float, bootstrap: bool) -> Actors:
 
     return lifted
 
-  def init(start: Any, key: jax.Array) -> dict[str, Any]:
-    keys = _InitKeys(*jax.random.split(key, 3))
-    return learner.init(start, keys.policy) | {"value_head": heads.init_head(keys.head, width)}
+  def init(start: Any, keys: Keys) -> dict[str, Any]:
+    return learner.init(start, keys) | {"value_head": heads.init_head(keys.head, width)}
 
   return Actors(lift(forward), lift(values), init)
 
@@ -261,18 +246,17 @@ def _apart(learner: Learner, critic: str, reward: LoadedReward | None, temperatu
 
   def critic_params(params: Any) -> Any:
     part = params["critic"]
-    return {"backbone": learner.sibling_params(params, part), "head": part["head"]} if critic == "own" else part
+    return {"backbone": learner.critic_params(params, part), "head": part["head"]} if critic == "own" else part
 
   def both(params: Any, sequences: Sequences) -> ModelOutputs:
     return forward(params, sequences)._replace(values=plain_values(critic_params(params), sequences).tokens)
 
-  def init(start: Any, key: jax.Array) -> dict[str, Any]:
-    keys = _InitKeys(*jax.random.split(key, 3))
-    params = learner.init(start, keys.policy)
+  def init(start: Any, keys: Keys) -> dict[str, Any]:
+    params = learner.init(start, keys)
     if critic == "reward" and reward is not None:
       return params | {"critic": jax.tree.map(jnp.copy, reward.params)}
     if critic == "fresh":
       return params | {"critic": model.init(keys.critic)}
-    return params | {"critic": {**learner.sibling(start, keys.critic), "head": heads.init_head(keys.head, width)}}
+    return params | {"critic": {**learner.critic(start, keys), "head": heads.init_head(keys.head, width)}}
 
   return Actors(both, lambda params, sequences: values(critic_params(params), sequences), init)

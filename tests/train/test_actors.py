@@ -9,7 +9,7 @@ import pytest
 from rl_jax.devices import Devices, make_mesh
 from rl_jax.models import heads, presets
 from rl_jax.ops.moments import Moments
-from rl_jax.state import Sequences, split
+from rl_jax.state import Keys, Sequences, split
 from rl_jax.train.actors import LoadedReward, create_state, make_actors, make_learner
 
 TOKENS, MASK = jnp.array([[[5, 6, 7], [8, 9, 0]]]), jnp.array([[[1, 1, 1], [1, 1, 0]]], bool)
@@ -22,7 +22,7 @@ def test_values_alone_are_those_that_the_update_sees(critic, lora_rank):
   model = presets.load("tiny")
   learner = make_learner(model, lora_rank=lora_rank, lora_alpha=32.0)
   actors = make_actors(learner, critic, None, temperature=1.0, bootstrap=True)
-  params = actors.init(model.params, jax.random.key(0))
+  params = actors.init(model.params, Keys.of(jax.random.key(0)))
   head = params.get("value_head") or params["critic"]["head"]
   head["out"]["kernel"] = jax.random.normal(jax.random.key(1), head["out"]["kernel"].shape)  # it begins at 0
   alone = actors.values(params, SEQUENCES)
@@ -38,7 +38,7 @@ def test_the_policy_begins_as_the_model_that_it_is_made_of(critic, lora_rank):
   model = presets.load("tiny")
   learner = make_learner(model, lora_rank=lora_rank)
   actors = make_actors(learner, critic, None, temperature=1.0)
-  params = jax.jit(actors.init)(model.params, jax.random.key(0))
+  params = jax.jit(actors.init)(model.params, Keys.of(jax.random.key(0)))
   plain = make_actors(make_learner(model), "none", None, temperature=1.0)
   expected = plain.forward({"policy": model.params}, SEQUENCES)
   found = actors.forward(params, SEQUENCES)
@@ -55,7 +55,7 @@ def test_a_critic_from_a_reward_model_begins_with_its_values():
   head = {"out": {"kernel": jax.random.normal(jax.random.key(2), (width, 1)), "bias": jnp.ones(1)}}
   reward = LoadedReward(heads.scalar_model(model.policy, width), {"backbone": model.params, "head": head})
   actors = make_actors(make_learner(model), "reward", reward, temperature=1.0, bootstrap=True)
-  params = actors.init(model.params, jax.random.key(0))
+  params = actors.init(model.params, Keys.of(jax.random.key(0)))
   devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
   scores = reward.make_reward_model(devices)(SEQUENCES)
   np.testing.assert_allclose(actors.values(params, SEQUENCES).last, scores, rtol=1e-5)
