@@ -15,8 +15,6 @@ from rl_jax.ops.shaping import PLAIN
 from rl_jax.rollouts import collect, text
 from rl_jax.rollouts.dynamic import play_until_full
 from rl_jax.rollouts.evaluate import make_evaluate
-from rl_jax.rollouts.experience import check_needs, make_experience
-from rl_jax.rollouts.outputs import make_outputs
 from rl_jax.sampling.generate import make_generate
 from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.text import Prompts, pad_token
@@ -111,7 +109,7 @@ def text_rollouts(
   put=lambda tree: tree,
   jit=jax.jit,
 ) -> Rollouts:
-  """Composes rollouts and evaluation for a policy whose parameters are all of the state's.
+  """Rollouts and evaluation of a policy whose parameters are all of the state's.
 
   Args are those of `train.text_rollouts.make_text_rollouts`, and besides `reference`, in place of the pass on the
   state's `ref_params`, and `jit`: with `eagerly` in its place the experience can be looked at.
@@ -119,23 +117,21 @@ def text_rollouts(
   stops = np.array([tokenizer.eos_token_id]) if stop_tokens is None else np.asarray(stop_tokens)
   prompts = Prompts(task, Reader(tokenizer, tuple(stops.tolist())), stops, max_prompt_tokens)
   forward, generate, greedy = programs(model, group_size, max_new_tokens, pad_token(tokenizer))
-  needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
   complete = text.make_complete(generate, stops, mask_truncated=mask_truncated, put=put)
   judge = text.make_judge(prompts)
   if reward_model is not None:
     judge = collect.with_reward_model(judge, reward_model)
   sample = text.make_sample(prompts, complete, num_prompts=num_prompts, put=put)
-  play = collect.once(sample, judge)
-  if max_draws > 1:
-    play = play_until_full(sample, judge, max_draws=max_draws, put=put)
-  if "greedy_rewards" in needs:
-    play = collect.with_greedy(play, text.make_greedy(greedy, stops, put=put), judge)
-  outputs = make_outputs(
-    needs,
+  composed = collect.compose(
+    collect.Source(sample, judge, text.make_greedy(greedy, stops, put=put)),
+    algorithm,
+    on_policy=on_policy,
+    shaping=shaping,
     reference=reference or (lambda state, sequences: forward(state.ref_params, sequences).logp),
     values=values,
     recompute_old_logp=forward if recompute_old_logp else None,
+    make_play=functools.partial(play_until_full, max_draws=max_draws, put=put) if max_draws > 1 else collect.once,
+    jit=jit,
   )
-  experience = jit(make_experience(algorithm, on_policy=on_policy, shaping=shaping))
   answer = text.make_complete(greedy, stops, sampling=text.GREEDY)
-  return Rollouts(collect.make_collect(play, outputs, experience), make_evaluate(prompts, answer, judge))
+  return Rollouts(composed, make_evaluate(prompts, answer, judge))

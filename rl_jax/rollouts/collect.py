@@ -5,8 +5,8 @@
     experience(key, running, coefficients, rollout,
                outputs, judgment)                    -> what moves on, the batch, metrics, rewards; pure, jitted
 
-Host tasks (`rollouts.text`) and tasks on the device (`rollouts.device`) each have their own way to sample and to judge;
-all else is written once, here and in `outputs` and `experience`.
+Host tasks (`rollouts.text`) and tasks on the device (`rollouts.device`) each have their own way to sample and to judge,
+a `Source`; all else is written once, here and in `outputs` and `experience`, and `compose` puts it together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rl_jax.ops.shaping import of_completion
-from rl_jax.rollouts.experience import MakeExperience
-from rl_jax.rollouts.outputs import RunModels
+from rl_jax.objectives.loading import Algorithm
+from rl_jax.ops.shaping import PLAIN, Shaping, of_completion
+from rl_jax.rollouts.experience import MakeExperience, check_needs, make_experience
+from rl_jax.rollouts.outputs import RunModels, make_outputs
 from rl_jax.rollouts.rollout import Rollout
-from rl_jax.state import Batch, Greedy, Judgment, RewardModel, RLState, Running
+from rl_jax.state import Batch, Forward, Greedy, Judgment, RewardModel, RLState, Running, Sequences, Values
 
 
 class Sampled(NamedTuple):
@@ -78,6 +79,20 @@ Sample = Callable[[RLState], Sampled]
 Judge = Callable[[Sampled], tuple[Judgment, Sequence[dict[str, Any]]]]
 Play = Callable[[RLState], Played]
 Collect = Callable[[RLState], Collected]
+
+
+class Source(NamedTuple):
+  """Where completions come from, and who judges them.
+
+  Attributes:
+    sample: `state -> Sampled`, completions of fresh prompts.
+    judge: `sampled -> (judgment, records)`.
+    greedy: `(state, sampled) -> Sampled`, one greedy completion of each of the same prompts.
+  """
+
+  sample: Sample
+  judge: Judge
+  greedy: Callable[[RLState, Sampled], Sampled]
 
 
 def once(sample: Sample, judge: Judge) -> Play:
@@ -141,6 +156,42 @@ def with_reward_model(judge: Judge, reward_model: RewardModel, *, name: str = "l
     return judgment._replace(scores=scores, weights=weights), records
 
   return judge_both
+
+
+def compose(
+  source: Source,
+  algorithm: Algorithm,
+  *,
+  on_policy: bool,
+  shaping: Shaping = PLAIN,
+  reference: Callable[[RLState, Sequences], Array] | None = None,
+  values: Callable[[Any, Sequences], Values] | None = None,
+  recompute_old_logp: Forward | None = None,
+  make_play: Callable[[Sample, Judge], Play] = once,
+  jit: Callable[[MakeExperience], Any] = lambda experience: experience,
+) -> Collect:
+  """Puts play, outputs and experience together, as far as an algorithm needs them.
+
+  Args:
+    source: Samples and judges.
+    algorithm: An objective and its advantage.
+    on_policy: Whether a batch is used for a single update.
+    shaping: How rewards of completions become rewards of tokens; a KL takes its weight from the coefficient `kl_coef`.
+    reference: `(state, sequences) -> log-probs`, run where the objective or the shaping needs it.
+    values: A critic's pass, run where the algorithm needs it.
+    recompute_old_logp: The learner's pass, where old log-probs come from a pass of their own.
+    make_play: Draws prompts once by default.
+    jit: Compiles the experience, on the host.
+
+  Raises:
+    ValueError: If the algorithm needs what nothing gives.
+  """
+  needs = check_needs(algorithm) | ({"ref_logp"} if shaping.kl is not None else set())
+  play = make_play(source.sample, source.judge)
+  if "greedy_rewards" in needs:
+    play = with_greedy(play, source.greedy, source.judge)
+  outputs = make_outputs(needs, reference=reference, values=values, recompute_old_logp=recompute_old_logp)
+  return make_collect(play, outputs, jit(make_experience(algorithm, on_policy=on_policy, shaping=shaping)))
 
 
 def make_collect(play: Play, outputs: RunModels, experience: MakeExperience) -> Collect:

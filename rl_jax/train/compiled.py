@@ -25,9 +25,7 @@ from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
 from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import device
-from rl_jax.rollouts.collect import Collect, Judge, make_collect, once, with_greedy, with_reward_model
-from rl_jax.rollouts.experience import check_needs, make_experience
-from rl_jax.rollouts.outputs import make_outputs
+from rl_jax.rollouts.collect import Collect, Judge, Source, compose, with_reward_model
 from rl_jax.runs.settings import require_at_least
 from rl_jax.state import Batch, Forward, RewardModel, RLState, Sequences, TrainState
 from rl_jax.tasks.on_device import base as on_device
@@ -204,22 +202,19 @@ def _make_judge(task: on_device.Task, config: Config, reward_model: RewardModel 
 def _make_collect(
   task: on_device.Task, model: Policy, algorithm: Algorithm, forward: Forward, judge: Judge, config: Config
 ) -> Collect:
-  """The life of a batch on the device: play, outputs, experience."""
-  needs = check_needs(algorithm) | ({"ref_logp"} if config.pays_kl else set())
+  """The life of a batch on the device."""
   complete = device.make_complete(
     task, model, group_size=config.group_size, temperature=config.temperature, mask_truncated=config.mask_truncated
   )
-  play = once(device.make_sample(task, complete, num_prompts=config.num_prompts), judge)
-  if "greedy_rewards" in needs:
-    play = with_greedy(play, device.make_greedy(task, model), judge)
-  outputs = make_outputs(
-    needs,
+  sample = device.make_sample(task, complete, num_prompts=config.num_prompts)
+  return compose(
+    Source(sample, judge, device.make_greedy(task, model)),
+    algorithm,
+    on_policy=config.schedule.on_policy,
+    shaping=Shaping(spread=config.spread or None, kl=kl.k1 if config.pays_kl else None),
     reference=lambda state, sequences: jnp.asarray(forward(state.ref_params, sequences).logp),
     values=None if model.value is None else make_values(model),
   )
-  shaping = Shaping(spread=config.spread or None, kl=kl.k1 if config.pays_kl else None)
-  experience = make_experience(algorithm, on_policy=config.schedule.on_policy, shaping=shaping)
-  return make_collect(play, outputs, experience)
 
 
 def _create_state(

@@ -1,17 +1,17 @@
 """Rollouts and evaluation on text, put together for a learner: what `train.compiled` does for tasks on the device."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from rl_jax.devices import Devices
 from rl_jax.objectives import Algorithm
 from rl_jax.ops.shaping import PLAIN, Shaping
 from rl_jax.rollouts import text
-from rl_jax.rollouts.collect import Collect, make_collect, once, with_greedy, with_reward_model
+from rl_jax.rollouts.collect import Collect, Source, compose, once, with_reward_model
 from rl_jax.rollouts.dynamic import play_until_full
 from rl_jax.rollouts.evaluate import make_evaluate
-from rl_jax.rollouts.experience import check_group_size, check_needs, make_experience
-from rl_jax.rollouts.outputs import make_outputs
+from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.results import EvaluationResult
 from rl_jax.sampling.generate import Generate, make_generate
 from rl_jax.sampling.samplers import SamplingParams
@@ -34,21 +34,19 @@ class TextRollouts(NamedTuple):
   evaluate: Callable[[RLState], EvaluationResult]
 
 
-def check_algorithm(algorithm: Algorithm, schedule: Schedule, group_size: int) -> frozenset[str]:
-  """Returns the fields that an algorithm reads; for scripts too, which ask before they load a model.
+def check_algorithm(algorithm: Algorithm, schedule: Schedule, group_size: int) -> None:
+  """Asks whether an algorithm goes with rollouts; for scripts too, which ask before they load a model.
 
   Raises:
-    ValueError: If it does not go with rollouts, with groups of that size, or with so many updates.
+    ValueError: If it does not, or not with groups of that size, or with so many updates.
 
   >>> from rl_jax import objectives
-  >>> sorted(check_algorithm(objectives.load("rloo"), Schedule(), 2))
-  ['advantages', 'logp']
+  >>> check_algorithm(objectives.load("rloo"), Schedule(), 2)
   """
-  needs = check_needs(algorithm)
+  check_needs(algorithm)
   check_updates(algorithm, schedule)
   check_ratio(algorithm, schedule)
   check_group_size(algorithm, group_size)
-  return needs
 
 
 def make_text_rollouts(
@@ -91,7 +89,7 @@ def make_text_rollouts(
   Raises:
     ValueError: If the algorithm needs what nothing gives, or there is nothing to learn from.
   """
-  needs = check_algorithm(algorithm, schedule, group_size) | ({"ref_logp"} if shaping.kl is not None else set())
+  check_algorithm(algorithm, schedule, group_size)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
   generate, generate_greedy = (
     _make_generate(prompts, learner, devices, size, max_new_tokens) for size in (group_size, 1)
@@ -102,26 +100,25 @@ def make_text_rollouts(
   judge = text.make_judge(prompts)
   if reward_model is not None:
     judge = with_reward_model(judge, reward_model)
-  sample = text.make_sample(prompts, complete, num_prompts=num_prompts, put=devices.put)
-  greedy = text.make_greedy(generate_greedy, prompts.stop_tokens, put=devices.put)
-  play = once(sample, judge)
-  if max_draws > 1:
-    play = play_until_full(sample, judge, max_draws=max_draws, put=devices.put)
-  if "greedy_rewards" in needs:
-    play = with_greedy(play, greedy, judge)
   read = reads_old_logp(algorithm, schedule, kl_in_reward=shaping.kl is not None)
   forward = devices.jit(learner.forward(temperature=sampling.temperature))
-  outputs = make_outputs(
-    needs,
+  collect = compose(
+    Source(
+      text.make_sample(prompts, complete, num_prompts=num_prompts, put=devices.put),
+      judge,
+      text.make_greedy(generate_greedy, prompts.stop_tokens, put=devices.put),
+    ),
+    algorithm,
+    on_policy=schedule.on_policy,
+    shaping=shaping,
     reference=learner.reference(devices, temperature=sampling.temperature),
     values=None if values is None else devices.jit(values),
     recompute_old_logp=forward if recompute_old_logp and read else None,
+    make_play=partial(play_until_full, max_draws=max_draws, put=devices.put) if max_draws > 1 else once,
+    jit=devices.jit,
   )
-  experience = make_experience(algorithm, on_policy=schedule.on_policy, shaping=shaping)
   complete_greedy = text.make_complete(generate_greedy, prompts.stop_tokens, sampling=text.GREEDY)
-  return TextRollouts(
-    make_collect(play, outputs, devices.jit(experience)), make_evaluate(prompts, complete_greedy, judge)
-  )
+  return TextRollouts(collect, make_evaluate(prompts, complete_greedy, judge))
 
 
 def _make_generate(

@@ -1,6 +1,6 @@
 """Host and device make the same updates: a task judged by Python functions, and the same one in a compiled program."""
 
-from functools import partial
+import dataclasses
 from typing import NamedTuple
 
 import chex
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from rl_jax import devices, objectives
+from rl_jax import objectives
+from rl_jax.devices import Devices, make_mesh, replicate
 from rl_jax.models import heads, presets
 from rl_jax.models.transformer import policy
 from rl_jax.ops import kl
@@ -19,18 +20,18 @@ from rl_jax.runs.checkpoint import open_checkpoints
 from rl_jax.runs.directory import RunDirectory, read_lines
 from rl_jax.tasks import on_device
 from rl_jax.tasks.on_device.host import to_host
+from rl_jax.tasks.reading import Reader
+from rl_jax.tasks.text import make_prompts
 from rl_jax.train import loop
+from rl_jax.train.actors import make_actors, make_learner
 from rl_jax.train.compiled import Config, compiled
 from rl_jax.train.control import adaptive_entropy, adaptive_kl, make_control
-from rl_jax.train.forward import make_forward, make_values
 from rl_jax.train.step import make_train_step
-from tests.fakes import text_rollouts
+from rl_jax.train.text_rollouts import make_text_rollouts
 
 TASK = on_device.load("sorting", length=2)
 SHAPE = presets.small(TASK.vocab_size, layers=1, width=32)
 MODEL = policy(SHAPE)
-CRITIC = heads.with_value_head(MODEL, SHAPE.embed_dim)
-MESH = devices.make_mesh(data=1, devices=jax.devices()[:1])
 OF_THE_HOST = {"step", "seconds", "seconds/rollout", "tokens_per_second", "compiles", "peak_gib", "prompts_skipped"}
 REUSED = dict(epochs=2, minibatches=2)
 
@@ -45,62 +46,80 @@ class World(NamedTuple):
   """A run that both worlds can make."""
 
   algorithm: objectives.Algorithm
-  model: object
+  critic: str
   config: Config
   reward_model: object = None
   controllers: tuple = ()
 
 
+def on_the_device(critic):
+  """The model of a compiled run, whose parameters are called as a learner calls them."""
+  if critic == "shared":
+    return heads.with_value_head(MODEL, SHAPE.embed_dim)
+  return dataclasses.replace(
+    MODEL,
+    init=lambda key: {"policy": MODEL.init(key)},
+    apply=lambda params, *args, **kwargs: MODEL.apply(params["policy"], *args, **kwargs),
+    unembed=lambda params: MODEL.unembed(params["policy"]),
+  )
+
+
 def fit_on_the_host(folder, start, optimizer, world):
-  """The run by `loop.fit`, from the same state: text prompts, rewards on the host."""
-  algorithm, model, config = world.algorithm, world.model, world.config
-  forward, put = make_forward(model), partial(devices.put, mesh=MESH)
-  collect = text_rollouts(
-    to_host(TASK, key=start.keys().problems, batch=config.num_prompts, evaluation_size=1),
-    presets.character_tokenizer(TASK.characters),
-    model,
+  """The run by `loop.fit`, from the same state, as scripts compose it: text prompts, rewards on the host."""
+  algorithm, config, devices = world.algorithm, world.config, Devices(make_mesh(data=1, devices=jax.devices()[:1]))
+  tokenizer = presets.character_tokenizer(TASK.characters)
+  ends = (tokenizer.eos_token_id,)
+  learner = make_learner(presets.Model(MODEL, None, SHAPE, None, tokenizer, ends))
+  actors = make_actors(learner, world.critic, None, temperature=config.temperature)
+  collect = make_text_rollouts(
+    make_prompts(
+      to_host(TASK, key=start.keys().problems, batch=config.num_prompts, evaluation_size=1),
+      Reader(tokenizer, ends),
+      max_prompt_tokens=16,
+    ),
+    learner,
     algorithm,
+    devices,
     num_prompts=config.num_prompts,
     group_size=config.group_size,
     max_new_tokens=TASK.max_new_tokens,
-    max_prompt_tokens=16,
-    on_policy=config.schedule.on_policy,
+    schedule=config.schedule,
     shaping=Shaping(spread=config.spread or None, kl=kl.k1 if config.kl_coef else None),
     reward_model=None if world.reward_model is None else jax.jit(world.reward_model),
-    values=None if model.value is None else jax.jit(make_values(model)),
-    put=put,
+    values=actors.values,
   ).collect
+  reference = None if start.ref_params is None else start.ref_params["policy"]
   with RunDirectory(folder, {}, resume=False) as run, open_checkpoints(folder / "checkpoints") as checkpoints:
     fitted, _ = loop.fit(
-      devices.replicate(start, MESH),
+      replicate(start._replace(ref_params=reference), devices.mesh),
       steps=config.steps,
       collect=collect,
-      update=devices.jit_step(make_train_step(forward, algorithm.objective, optimizer), MESH),
+      update=devices.step(make_train_step(actors.forward, algorithm.objective, optimizer)),
       run=run,
       checkpoints=checkpoints,
       schedule=config.schedule,
-      put=put,
-      control=jax.jit(make_control(forward, world.controllers)) if world.controllers else None,
+      put=devices.put,
+      control=jax.jit(make_control(actors.forward, world.controllers)) if world.controllers else None,
     )
   return fitted, read_lines(folder, "metrics.jsonl")
 
 
 WORLDS = {
-  "grpo on-policy": World(objectives.load("grpo", kl_coef=0.1), MODEL, Config(steps=3, num_prompts=4, group_size=4)),
+  "grpo on-policy": World(objectives.load("grpo", kl_coef=0.1), "none", Config(steps=3, num_prompts=4, group_size=4)),
   "grpo off-policy": World(
-    objectives.load("grpo", kl_coef=0.1), MODEL, Config(steps=3, num_prompts=4, group_size=4, **REUSED)
+    objectives.load("grpo", kl_coef=0.1), "none", Config(steps=3, num_prompts=4, group_size=4, **REUSED)
   ),
-  "remax": World(objectives.load("remax"), MODEL, Config(steps=3, num_prompts=4, group_size=4)),
+  "remax": World(objectives.load("remax"), "none", Config(steps=3, num_prompts=4, group_size=4)),
   "ppo with critic, KL and reward model": World(
     objectives.load("ppo", lam=0.9, value_coef=0.5),
-    CRITIC,
+    "shared",
     Config(steps=3, num_prompts=4, group_size=4, kl_coef=0.1, **REUSED),
     reward_model,
     (adaptive_kl(target=0.05, horizon=100.0, samples=16),),
   ),
   "rewards that are spread, and a bonus that rises": World(
     objectives.load("ppo", moving=("entropy_coef",)),
-    CRITIC,
+    "shared",
     Config(steps=3, num_prompts=4, group_size=4, spread=0.5, **REUSED),
     None,
     (adaptive_entropy(target=3.0, delta=0.01),),
@@ -119,7 +138,7 @@ def test_host_and_device_make_the_same_updates(tmp_path, world):
   config, optimizer = world.config, optax.adam(1e-2)
   run = compiled(
     TASK,
-    world.model,
+    on_the_device(world.critic),
     world.algorithm,
     optimizer,
     config,
