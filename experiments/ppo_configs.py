@@ -173,7 +173,8 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
   objective_options: tuple[str, ...] = ()  # the objective's other settings, such as huber=1.0
   critic: str = "own"  # own: copy of the policy; reward: copy of the reward model; fresh; shared: a head on the policy
   critic_rate: float = 2e-5  # learning rate of AdamW for the critic
-  clip: float | None = None  # the ratio's gradient stops outside 1 - clip and 1 + clip; the objective's own by default
+  clip_low: float | None = None  # the ratio's gradient stops below 1 - clip_low; the objective's own by default
+  clip_high: float | None = None  # the ratio's gradient stops above 1 + clip_high; the objective's own by default
   value_coef: float | None = None  # weight of the critic's regression; the objective's own by default
   value_clip: float | None = None  # how far a value may move in an update; 0: no limit; the objective's own by default
   ptx_coef: float | None = None  # weight of the pretraining text's likelihood; the objective's own by default
@@ -193,8 +194,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
     names = ("value_coef", "value_clip", "ptx_coef", "gamma", "lam")
     require_at_least(self, 0, tuple(name for name in names if getattr(self, name) is not None))
     require_at_least(self, 0, ("critic_rate", "target_kl", "beta_target", "entropy_target"))
-    if self.clip is not None:
-      require_positive(self, ("clip",))
+    require_positive(self, tuple(name for name in ("clip_low", "clip_high") if getattr(self, name) is not None))
     if max(self.gamma or 0, self.lam or 0) > 1:
       raise ValueError(f"gamma and lam must be at most 1, got {self.gamma} and {self.lam}")
     require_one_of(self, {"critic": ("own", "reward", "fresh", "shared")})
@@ -234,12 +234,10 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
 
 def load_algorithm(config: Config) -> objectives.Algorithm:
   """The objective by name, with its advantage, the settings that were given, and the KL where it is wanted."""
-  names = ("value_coef", "value_clip", "ptx_coef", "gamma", "lam", "whiten")
+  names = ("clip_low", "clip_high", "value_coef", "value_clip", "ptx_coef", "gamma", "lam", "whiten")
   settings = settings_given(config, names)
   if config.value_clip == 0:
     settings["value_clip"] = None
-  if config.clip is not None:
-    settings |= dict(clip_low=config.clip, clip_high=config.clip)
   settings = with_options(settings, config.objective_options)
   moving = ("beta",) * (config.beta_target > 0) + ("entropy_coef",) * (config.entropy_target > 0)
   options: Any = dict(fallback={"length": config.max_new_tokens}, moving=moving)

@@ -138,7 +138,7 @@ def test_an_objective_of_ones_own_is_trained_with(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   settings = dict(objective="my_module:objective", rewards=("tests.test_rlhf_experiments:digits",), run_dir="run")
-  ppo.main(ppo.Config(**SMALL, **ROLLOUTS, clip=0.3, kl_coef=0.0, **settings))
+  ppo.main(ppo.Config(**SMALL, **ROLLOUTS, clip_high=0.3, kl_coef=0.0, **settings))
   assert "clip_high" in read_lines(tmp_path / "run", "metrics.jsonl")[0]
 
 
@@ -203,7 +203,7 @@ def digits(completions, **_):
     (dict(critic="both"), "critic must be one of own, reward, fresh, shared, got 'both'"),
     (dict(critic="reward"), "critic 'reward' needs a reward_model"),
     (dict(kl_estimator="k4"), "kl_estimator must be one of k1, k2, k3"),
-    (dict(clip=0.0), "clip must be positive and finite"),
+    (dict(clip_low=0.0), "clip_low must be positive and finite"),
     (dict(kl_control="band", kl_coef=0.0), "kl_control 'band' needs .* a kl_coef above 0"),
     (dict(objective="grpo", lam=0.9), "objective 'grpo' makes no use of lam; it has clip_low, clip_high, kl_coef"),
     (dict(objective="grpo", critic="shared"), "objective 'grpo' makes no use of critic"),
@@ -248,7 +248,7 @@ def test_an_objective_keeps_its_own_clip_and_pays_no_kl_twice():
   one = jnp.ones((1, 1))
   inputs = Inputs(one, one, logp=0.1 * one, old_logp=0 * one, ref_logp=one)
   for clip, clipped in ((None, 1.0), (0.2, 0.0)):  # the ratio is 1.1; GSPO stops at 1.0004
-    objective = objective_of(objective="gspo", clip=clip)
+    objective = objective_of(objective="gspo", clip_high=clip)
     assert results(objective.loss(inputs, objective.weight(inputs))[1])["clip_high"] == clipped
   assert "ref_logp" not in objective_of(objective="grpo").needs
   assert "ref_logp" in objective_of(objective="grpo", kl_place="loss", kl_estimator="k2").needs
