@@ -27,6 +27,25 @@ class Sequences(NamedTuple):
   completions: Int[Array, "P G T"]
   completion_mask: Shaped[Array, "P G T"]
 
+  @property
+  def real(self) -> Shaped[Array, "P G T"]:
+    """Which tokens are real, as `Episodes` says which steps are."""
+    return self.completion_mask
+
+
+class Episodes(NamedTuple):
+  """Episodes of an environment, the part of a batch that an agent reads: a completion whose tokens are its steps.
+
+  Attributes:
+    observations: `[P, G, T + 1, D]`, normalized, before each step and after the last one; what follows is padding.
+    actions: `[P, G, T]`, or `[P, G, T, A]` as they were drawn, before the environment clipped them.
+    real: `[P, G, T]`, 1 for steps that were made.
+  """
+
+  observations: Float[Array, "P G T1 D"]
+  actions: Shaped[Array, "P G T *A"]
+  real: Shaped[Array, "P G T"]
+
 
 class ModelOutputs(NamedTuple):
   """What one pass of the learner gives: the learner's fields of `objectives.base.Inputs`.
@@ -60,7 +79,7 @@ class Batch(NamedTuple):
   """What an update reads. Every leaf has the prompts on its leading axis.
 
   Attributes:
-    sequences: What the forward pass reads, usually `Sequences`.
+    sequences: What the forward pass reads: `Sequences`, `Episodes`, or anything else.
     inputs: The parameter-free fields of the objective's inputs; what the forward pass gives is filled in by the step,
       and so are `batch_logp` and `batch_entropy` where the objective needs them, by a pass of their own. Where
       `old_logp` is None, the batch counts as on-policy: the old log-probs are the learner's own.
@@ -214,11 +233,13 @@ class Running(NamedTuple):
     position: Rows drawn from the task so far.
     reward_moments: Moments of all rewards so far; None where rewards are not standardized by them.
     reward_baseline: The running mean of rewards; None where no estimate of advantages needs it.
+    observation_moments: `[D]`, of all observations so far; None where observations are not normalized by them.
   """
 
   position: Int[Array, ""]
   reward_moments: Moments | None = None
   reward_baseline: Float[Array, ""] | None = None
+  observation_moments: Moments | None = None
 
 
 class RLState(NamedTuple):
@@ -255,6 +276,7 @@ class RLState(NamedTuple):
     coefficients: Mapping[str, float] = {},
     reward_moments: Moments | None = None,
     reward_baseline: float | None = None,
+    observation_moments: Moments | None = None,
   ) -> "RLState":
     """Returns a new run's state.
 
@@ -268,10 +290,11 @@ class RLState(NamedTuple):
       coefficients: Initial values of what controllers move.
       reward_moments: `Moments.zero()` where rewards are to be standardized.
       reward_baseline: The initial running mean of rewards, where an estimate of advantages needs one.
+      observation_moments: `Moments.zero((D,))` where observations are to be normalized.
     """
     # A copy: the update step donates the policy's buffers, and with them anything that shares them.
     ref_params = jax.tree.map(jnp.copy, reference(params)) if keep_reference else None
     policy = TrainState.create(params, optimizer, frozen=frozen, coefficients=coefficients)
     baseline = None if reward_baseline is None else jnp.asarray(reward_baseline, jnp.float32)
-    running = Running(jnp.zeros((), jnp.int32), reward_moments, baseline)
+    running = Running(jnp.zeros((), jnp.int32), reward_moments, baseline, observation_moments)
     return cls(policy, ref_params, key, running, jnp.zeros((), jnp.int32))

@@ -25,7 +25,7 @@ def main(config: Config) -> None:
     "dr_grpo": Arm(by_constant, dr_grpo.advantage()),
   }
   results = study(config, task, arms, num_prompts=16, minibatches=2)
-  wrong = "evaluation/wrong_tokens"
+  wrong = "evaluation/wrong_length"
   verdict(results, [Claim("grpo", "dr_grpo", wrong), Claim("grpo without std", "dr_grpo", wrong)])
 
 

@@ -21,7 +21,7 @@ Results = Mapping[str, Mapping[str, np.ndarray]]
 COLUMNS = (
   ("reward", "evaluation/reward", 3),
   ("exact match", "evaluation/solved", 3),
-  ("tokens", "evaluation/completion_tokens", 2),
+  ("length", "evaluation/length", 2),
   ("entropy [nats]", "evaluation/entropy", 3),
   ("KL to the start [nats]", "evaluation/kl_ref", 3),
   ("clipped low", "train/clip_low", 3),

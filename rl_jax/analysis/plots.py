@@ -17,7 +17,7 @@ PANELS = (
   ("solved", ("solved",)),
   ("reward std", ("reward_std",)),
   ("groups without variance", ("zero_variance",)),
-  ("completion tokens", ("completion_tokens",)),
+  ("length", ("length",)),
   ("entropy [nats]", ("entropy",)),
   ("KL to the reference [nats a token]", ("kl_ref", "kl_reward")),
   ("KL of the updates [nats a token]", ("approx_kl", "kl_old", "kl_update")),

@@ -45,13 +45,13 @@ def zero_masked(x: Shaped[Array, "*shape"], mask: Array) -> Float[Array, "*shape
   return jnp.where(as_bool(mask), upcast(x), 0)
 
 
-def masked_sum(x: Array, mask: Array, *, axis: int | None = None) -> Array:
+def masked_sum(x: Array, mask: Array, *, axis: int | tuple[int, ...] | None = None) -> Array:
   """Returns `sum_t m_t x_t` over `axis` (all axes by default).
 
   Args:
     x: Values `[..., T]`; anything may stand where the mask is 0.
     mask: Float or bool, of `x`'s shape.
-    axis: The axis to sum over, or None for a scalar.
+    axis: The axes to sum over, or None for a scalar.
 
   >>> float(masked_sum(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([1, 1, 0])))
   3.0

@@ -22,7 +22,7 @@ from rl_jax.ops.shaping import PLAIN, Shaping, of_completion
 from rl_jax.rollouts.experience import MakeExperience, check_needs, make_experience
 from rl_jax.rollouts.outputs import RunModels, make_outputs
 from rl_jax.rollouts.rollout import Rollout
-from rl_jax.state import Batch, Forward, Greedy, Judgment, RewardModel, RLState, Running, Sequences, Values
+from rl_jax.state import Batch, Forward, Greedy, Judgment, RewardModel, RLState, Running, Values
 
 
 class Sampled(NamedTuple):
@@ -127,7 +127,7 @@ def with_greedy(play: Play, complete: Callable[[RLState, Sampled], Sampled], jud
     def verdict() -> tuple[Judgment, Sequence[dict[str, Any]]]:
       judgment, records = played.verdict()
       scores = judge(answered)[0].scores
-      greedy = Greedy(scores, answered.rollout.sequences.completion_mask, answered.rollout.terminated)
+      greedy = Greedy(scores, answered.rollout.sequences.real, answered.rollout.terminated)
       return judgment._replace(greedy=greedy), records
 
     return played._replace(verdict=verdict)
@@ -164,8 +164,8 @@ def compose(
   *,
   on_policy: bool,
   shaping: Shaping = PLAIN,
-  reference: Callable[[RLState, Sequences], Array] | None = None,
-  values: Callable[[Any, Sequences], Values] | None = None,
+  reference: Callable[[RLState, Any], Array] | None = None,
+  values: Callable[[Any, Any], Values] | None = None,
   recompute_old_logp: Forward | None = None,
   make_play: Callable[[Sample, Judge], Play] = once,
   jit: Callable[[MakeExperience], Any] = lambda experience: experience,
@@ -225,7 +225,7 @@ def annotated(
   """Adds to records what was said of them: the reward, and each function's."""
   if not records:
     return records
-  total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.completion_mask)
+  total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.real)
   each = {name: of_completion(jnp.asarray(score), mask) for name, score in judgment.every.items()}
   parts = {name: np.asarray(score).reshape(-1) for name, score in each.items()}
   return [

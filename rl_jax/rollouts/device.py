@@ -77,7 +77,8 @@ def make_greedy(task: on_device.Task, model: LanguageModel) -> Callable[[RLState
   complete = make_complete(task, model, group_size=1, temperature=0.0)
 
   def greedy(state: RLState, sampled: Sampled) -> Sampled:
-    problems = on_device.Problems(*sampled.rollout.sequences[:2], sampled.problems)
+    prompts, prompt_mask = sampled.rollout.sequences[:2]
+    problems = on_device.Problems(prompts, prompt_mask, sampled.problems)
     return complete(state.policy.params, problems, state.key)
 
   return greedy
@@ -138,6 +139,6 @@ def make_evaluate(
     metrics = rollout_metrics(rollout, judgment, rewards_of(judgment, rollout))
     del metrics["zero_variance"]  # there is one completion a problem
     per_token = {"entropy": now.entropy, "kl_ref": kl.k3(now.logp, start.logp)}
-    return metrics | {name: masked_mean(x, rollout.sequences.completion_mask) for name, x in per_token.items()}
+    return metrics | {name: masked_mean(x, rollout.sequences.real) for name, x in per_token.items()}
 
   return evaluate

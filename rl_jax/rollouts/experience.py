@@ -102,7 +102,7 @@ def check_group_size(algorithm: Algorithm, group_size: int) -> None:
 def rewards_of(judgment: Judgment, rollout: Rollout) -> Rewards:
   """Returns what is learned from of a rollout's completions, and where there is anything: one rule for all who ask."""
   scores = {name: jnp.asarray(score) for name, score in judgment.scores.items()}
-  return combine(scores, judgment.weights, jnp.asarray(rollout.sequences.completion_mask) != 0)
+  return combine(scores, judgment.weights, jnp.asarray(rollout.sequences.real) != 0)
 
 
 def make_experience(algorithm: Algorithm, *, on_policy: bool, shaping: Shaping = PLAIN) -> MakeExperience:
@@ -132,7 +132,7 @@ def make_experience(algorithm: Algorithm, *, on_policy: bool, shaping: Shaping =
   def experience(
     key: Array, running: Running, coefficients: Coefficients, rollout: Rollout, outputs: Outputs, judgment: Judgment
   ) -> Experienced:
-    real, rewards = rollout.sequences.completion_mask != 0, rewards_of(judgment, rollout)
+    real, rewards = rollout.sequences.real != 0, rewards_of(judgment, rollout)
     # A completion that is left out of the loss keeps its reward, which the others of its group are compared with.
     counted, trained = real & rewards.rewarded[..., None], (rollout.mask != 0) & rewards.rewarded[..., None]
     moments = updated(running.reward_moments, rewards)
@@ -171,20 +171,20 @@ def make_experience(algorithm: Algorithm, *, on_policy: bool, shaping: Shaping =
 
 def rollout_metrics(rollout: Rollout, judgment: Judgment, rewards: Rewards) -> Metrics:
   """Returns a rollout's metrics: of what is learned from, of each reward by name, and of the completions."""
-  real, known = rollout.sequences.completion_mask != 0, rewards.rewarded
+  real, known = rollout.sequences.real != 0, rewards.rewarded
   lengths = masked_count(real, axis=-1)
   any_known = jnp.any(known)
   metrics = {
     "reward": jnp.where(any_known, masked_mean(rewards.total, known), jnp.nan),
     "reward_std": jnp.where(any_known, jnp.sqrt(masked_variance(rewards.total, known, ddof=0)), jnp.nan),
     "zero_variance": jnp.mean(advantages_lib.zero_variance(rewards.total, known).astype(jnp.float32)),
-    "completion_tokens": jnp.mean(lengths),
+    "length": jnp.mean(lengths),
     "tokens": jnp.sum(lengths),
     "terminated": jnp.mean(rollout.terminated.astype(jnp.float32)),
   }
   if judgment.solved is not None:
     metrics["solved"] = jnp.mean(judgment.solved.astype(jnp.float32))
-    metrics["wrong_tokens"] = masked_mean(lengths, ~(judgment.solved != 0))
+    metrics["wrong_length"] = masked_mean(lengths, ~(judgment.solved != 0))
   if len(judgment.every) > 1:
     for name, score in judgment.every.items():
       each = of_completion(score, real)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from rl_jax.rollouts.rollout import Rollout
-from rl_jax.state import Forward, RLState, Sequences, Values
+from rl_jax.state import Forward, RLState, Values
 
 
 class Outputs(NamedTuple):
@@ -30,8 +30,8 @@ RunModels = Callable[[RLState, Rollout], Outputs]
 def make_outputs(
   needs: AbstractSet[str],
   *,
-  reference: Callable[[RLState, Sequences], Array] | None = None,
-  values: Callable[[Any, Sequences], Values] | None = None,
+  reference: Callable[[RLState, Any], Array] | None = None,
+  values: Callable[[Any, Any], Values] | None = None,
   recompute_old_logp: Forward | None = None,
 ) -> RunModels:
   """Returns `outputs(state, rollout) -> Outputs`.

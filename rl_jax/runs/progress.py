@@ -19,7 +19,7 @@ COLUMNS = (
   ("std", "reward_std", ".3f"),
   ("solved", "solved", ".2f"),
   ("0-var", "zero_variance", ".2f"),
-  ("tokens", "completion_tokens", ".1f"),
+  ("length", "length", ".1f"),
   ("entropy", "entropy", ".3f"),
   ("KL ref", "kl_ref", ".4f"),
   ("KL rew", "kl_reward", ".4f"),

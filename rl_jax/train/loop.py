@@ -209,6 +209,8 @@ def _warnings(row: Mapping[str, float]) -> Iterator[str]:
   """What in a step's metrics somebody should know at once."""
   if row.get("prompts_skipped"):
     yield f"{row['prompts_skipped']:.0f} prompts were too long and passed over"
+  if row.get("simulations_failed"):
+    yield f"{row['simulations_failed']:.0f} simulations broke down, which ended their episodes"
   if np.isnan(row.get("reward", 0.0)):
     yield "no reward function applied to any completion"
   if row["skipped"]:

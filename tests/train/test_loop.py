@@ -127,7 +127,7 @@ def test_it_learns_and_writes(tmp_path):
     "reward",
     "reward_std",
     "zero_variance",
-    "completion_tokens",
+    "length",
     "entropy",
     "grad_norm",
     "clip_low",

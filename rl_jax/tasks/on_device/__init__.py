@@ -4,10 +4,10 @@ The modules are the registry: a new file with a function `load(...) -> Task` is 
 """
 
 import importlib
-import inspect
 import pkgutil
 from typing import Any
 
+from rl_jax import options as options_lib
 from rl_jax.tasks.on_device.base import Task
 
 
@@ -36,12 +36,5 @@ def load(name: str, **options: Any) -> Task:
   if name not in names():
     raise ValueError(f"unknown on-device task {name!r}; there are {', '.join(names())}")
   module = importlib.import_module(f"rl_jax.tasks.on_device.{name}")
-  parameters = inspect.signature(module.load).parameters
-  for key, value in options.items():
-    if key not in parameters:
-      raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(parameters)}")
-    default = parameters[key].default
-    kinds = int if default is None else (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
-      raise ValueError(f"option {key} of task {name!r} must be like {default!r}, got {value!r}")
+  options_lib.check(module.load, options, f"task {name!r}")
   return module.load(**options)

@@ -1,0 +1,25 @@
+"""Settings by name for functions that are found by name, such as `load` of a task or of an environment."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def check(function: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:
+  """Raises ValueError if a function has no such argument, or one whose default is of another type.
+
+  >>> def load(*, digits: int = 2): ...
+  >>> check(load, {"digits": 3}, "task 'addition'")
+  >>> check(load, {"digits": "three"}, "task 'addition'")
+  Traceback (most recent call last):
+  ...
+  ValueError: option digits of task 'addition' must be like 2, got 'three'
+  """
+  parameters = inspect.signature(function).parameters
+  for key, value in options.items():
+    if key not in parameters:
+      raise ValueError(f"{who} has no option {key!r}; it has {', '.join(parameters)}")
+    default = parameters[key].default
+    kinds = int if default is None else (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+      raise ValueError(f"option {key} of {who} must be like {default!r}, got {value!r}")
