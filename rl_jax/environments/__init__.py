@@ -10,7 +10,7 @@ from typing import Any
 from rl_jax import options as options_lib
 from rl_jax.environments.base import Environment
 
-_PARTS = ("base", "physics")
+_PARTS = ("agents", "base", "physics")
 
 
 def names() -> list[str]:

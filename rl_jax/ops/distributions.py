@@ -19,11 +19,11 @@ class Gaussian(NamedTuple):
 
   Attributes:
     mean: `[..., A]`.
-    log_std: `[A]`, or `[..., A]`.
+    log_std: `[..., A]`.
   """
 
   mean: Float[Array, "*batch A"]
-  log_std: Float[Array, "..."]
+  log_std: Float[Array, "*batch A"]
 
   def sample(self, key: Array) -> Float[Array, "*batch A"]:
     return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
@@ -46,8 +46,7 @@ class Gaussian(NamedTuple):
     >>> round(float(Gaussian(jnp.zeros(2), jnp.zeros(2)).entropy()), 4)
     2.8379
     """
-    each = jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 * math.log(2 * math.pi * math.e)
-    return jnp.sum(each, axis=-1)
+    return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
   def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
     """Returns `KL(self, other) = sum_i log(s'_i / s_i) + (s_i^2 + (m_i - m'_i)^2) / (2 s'_i^2) - 1/2`, in nats.

@@ -47,8 +47,8 @@ def update(moments: Moments, x: Float[Array, "..."], mask: Array) -> Moments:
   mask = jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * moments.mean.ndim), x.shape)
   # From the largest one on: the mean of equal numbers is then that number, and not one beside it.
   highest = jnp.where(count > 0, jnp.max(jnp.where(mask, x, -jnp.inf), axis=batch), 0)
-  mean = highest + masked_sum(x - highest, mask, axis=batch) / jnp.maximum(count, 1)
-  squares = masked_sum(jnp.square(x - mean), mask, axis=batch)
+  mean = highest + masked_sum(x - jnp.broadcast_to(highest, x.shape), mask, axis=batch) / jnp.maximum(count, 1)
+  squares = masked_sum(jnp.square(x - jnp.broadcast_to(mean, x.shape)), mask, axis=batch)
   total = moments.count + count
   gap = mean - moments.mean
   share = count / jnp.maximum(total, 1)

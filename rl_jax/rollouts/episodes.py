@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rl_jax.environments.agents import Agent
 from rl_jax.environments.base import Box, Discrete, Environment
-from rl_jax.models.agents import Agent
 from rl_jax.ops import moments as moments_lib
 from rl_jax.ops.distributions import Categorical, Distribution
 from rl_jax.ops.masking import masked_mean
@@ -71,14 +71,15 @@ def normalized(observations: Float[Array, "*batch D"], moments: Moments | None) 
   """
   if moments is None:
     return observations
-  return jnp.clip((observations - moments.mean) / jnp.maximum(moments.std, 1e-4), -FARTHEST, FARTHEST)
+  mean, std = (jnp.broadcast_to(x, observations.shape) for x in (moments.mean, jnp.maximum(moments.std, 1e-4)))
+  return jnp.clip((observations - mean) / std, -FARTHEST, FARTHEST)
 
 
 def check_agent(agent: Agent, environment: Environment) -> None:
   """Raises ValueError if an agent does not read the environment's observations, or takes actions of another kind.
 
   >>> from rl_jax.environments import cartpole
-  >>> from rl_jax.models import agents
+  >>> from rl_jax.environments import agents
   >>> check_agent(agents.categorical(4, 3), cartpole.load())
   Traceback (most recent call last):
   ...

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_jax.devices import Devices
+from rl_jax.environments.agents import Agent
 from rl_jax.environments.base import Environment
-from rl_jax.models.agents import Agent
 from rl_jax.objectives import Algorithm
 from rl_jax.ops.shaping import PLAIN, Shaping
 from rl_jax.rollouts.collect import Collect, compose
@@ -35,7 +35,7 @@ class EpisodeRollouts(NamedTuple):
 def make_forward(agent: Agent) -> Forward:
   """Returns the learner's pass, `(params, episodes) -> ModelOutputs`, with values where there is a critic.
 
-  >>> from rl_jax.models import agents
+  >>> from rl_jax.environments import agents
   >>> agent = agents.gaussian(3, 2)
   >>> episodes = Episodes(jnp.ones((1, 2, 5, 3)), jnp.ones((1, 2, 4, 2)), jnp.ones((1, 2, 4)))
   >>> [x.shape for x in make_forward(agent)(agent.init(jax.random.key(0)), episodes)[:3]]
@@ -56,7 +56,7 @@ def make_values(agent: Agent) -> Callable[[Any, Episodes], Values] | None:
 
   An episode that the time limit cut off is worth that value from there on.
 
-  >>> from rl_jax.models import agents
+  >>> from rl_jax.environments import agents
   >>> agent = agents.gaussian(3, 2)
   >>> episodes = Episodes(jnp.ones((1, 2, 5, 3)), jnp.ones((1, 2, 4, 2)), jnp.ones((1, 2, 4)))
   >>> values = make_values(agent)(agent.init(jax.random.key(0)), episodes)

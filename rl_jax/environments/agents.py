@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from rl_jax.ops.distributions import Categorical, Distribution, Gaussian
+from rl_jax.ops.moments import Moments
 
 
 class Agent(NamedTuple):
@@ -64,8 +70,8 @@ def gaussian(
     return {"mean": mean, "log_std": jnp.full(action_size, math.log(std))}
 
   def distribution(params: Any, observations: Array) -> Gaussian:
-    mean = torso.apply({"params": params["policy"]["mean"]}, observations)
-    return Gaussian(jnp.asarray(mean), params["policy"]["log_std"])
+    mean = jnp.asarray(torso.apply({"params": params["policy"]["mean"]}, observations))
+    return Gaussian(mean, jnp.broadcast_to(params["policy"]["log_std"], mean.shape))
 
   return _agent(init, distribution, observation_size, widths, critic)
 
@@ -109,3 +115,36 @@ def _agent(
     return jnp.asarray(torso.apply({"params": params["critic"]}, observations))[..., 0]
 
   return Agent(init, distribution, value if critic else None)
+
+
+def save(folder: Path, params: Any, moments: Moments | None) -> Path:
+  """Writes an agent's parameters, and the moments its observations are normalized by, to `agent.safetensors`.
+
+  >>> import tempfile
+  >>> agent = categorical(4, 2)
+  >>> params = agent.init(jax.random.key(0))
+  >>> with tempfile.TemporaryDirectory() as name:
+  ...   _ = save(Path(name), params, None)
+  ...   jax.tree.all(jax.tree.map(jnp.array_equal, params, load(Path(name))[0]))
+  True
+  """
+  normalization = {} if moments is None else {"observations": moments._asdict()}
+  tensors = flatten_dict({"params": params, **normalization}, sep="/")
+  path = Path(folder) / "agent.safetensors"
+  save_file({name: np.asarray(leaf) for name, leaf in tensors.items()}, path)
+  return path
+
+
+def load(folder: Path) -> tuple[Any, Moments | None]:
+  """Returns what `save` wrote: parameters, and moments or None.
+
+  Raises:
+    ValueError: If the file is missing or damaged.
+  """
+  path = Path(folder) / "agent.safetensors"
+  try:
+    tensors = unflatten_dict(load_file(path), sep="/")
+  except (OSError, SafetensorError) as error:
+    raise ValueError(f"{str(path)!r} is no readable agent: {error}") from None
+  moments = tensors.get("observations")
+  return tensors["params"], None if moments is None else Moments(**moments)
