@@ -30,6 +30,7 @@ from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.tasks import on_device
 from rl_jax.train import compiled, variants
 from rl_jax.train.variants import Variant
+from rl_jax.train.whole_run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def make_variant(name: str, config: Config, task: on_device.Task, grid: Mapping[
   )
   optimizer, warmup_optimizer = config.make_optimizer(), config.make_warmup_optimizer()
 
-  def build(hyperparameters: Mapping[str, Any]) -> compiled.Run:
+  def build(hyperparameters: Mapping[str, Any]) -> Run:
     algorithm = objectives.load(name, fallback={"length": task.max_new_tokens}, **hyperparameters)
     return compiled.compiled(task, model, algorithm, optimizer, sizes, warmup_optimizer=warmup_optimizer)
 

@@ -40,6 +40,7 @@ from rl_jax.tasks.on_device import base
 from rl_jax.train import compiled
 from rl_jax.train.forward import make_last_value
 from rl_jax.train.step import make_train_step
+from rl_jax.train.whole_run import Run
 
 SHOWN = 6  # problems whose answers are printed
 
@@ -95,7 +96,7 @@ def pipeline(config: Config, task: on_device.Task, key: Array) -> dict[str, Any]
     **config.sizes,
   )
 
-  def build(reward_model: RewardModel | None) -> compiled.Run:
+  def build(reward_model: RewardModel | None) -> Run:
     """A run that learns from the reward model's scores alone, where there is one."""
     return compiled.compiled(
       task,

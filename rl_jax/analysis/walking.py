@@ -97,29 +97,25 @@ def frames(walk: Walk, *, every: int, width: int = 480, height: int = 270) -> li
 
 
 def draw_film(walks: Mapping[str, Walk], path: Path, *, pictures: int = 8) -> Path:
-  """Draws a film strip, one row a walk, evenly spaced over the longest; returns its path."""
+  """Draws a film strip, one row a walk, evenly spaced over each; returns its path."""
   plt = pyplot()
-  longest = max(len(walk.places) for walk in walks.values())
-  every = max(longest // pictures, 1)
-  figure, axes = plt.subplots(len(walks), pictures, figsize=(2 * pictures, 2.3 * len(walks)), squeeze=False)
-  for row, (title, walk) in zip(axes, walks.items(), strict=True):
+  figure = plt.figure(figsize=(2 * pictures, 2.6 * len(walks)), layout="constrained")
+  for row, (title, walk) in zip(figure.subfigures(len(walks), 1, squeeze=False)[:, 0], walks.items(), strict=True):
+    every = max(len(walk.places) // pictures, 1)
     shown = frames(walk, every=every, width=240, height=240)[:pictures]
-    for column, axis in enumerate(row):
+    row.suptitle(f"{title}: {walk.distance:.1f} m in {len(walk.places) * biped.SECONDS:.1f} s", fontsize=11)
+    for column, axis in enumerate(row.subplots(1, pictures)):
       axis.axis("off")
       if column < len(shown):
         axis.imshow(shown[column])
-        step = column * every
-        axis.set_title(f"{step * biped.SECONDS:.1f} s, {walk.places[step, 0]:.1f} m", fontsize=9)
-    seconds = len(walk.places) * biped.SECONDS
-    row[0].set_title(f"{title}: {walk.distance:.1f} m in {seconds:.1f} s", fontsize=9, loc="left")
-  figure.tight_layout()
-  figure.savefig(path, dpi=100)
+        axis.set_title(f"{column * every * biped.SECONDS:.1f} s, {walk.places[column * every, 0]:.1f} m", fontsize=9)
+  figure.savefig(path, dpi=80)
   plt.close(figure)
   return path
 
 
-def save_animation(walks: Sequence[Walk], path: Path, *, every: int = 3, seconds: float = 10.0) -> Path:
-  """Writes a GIF of walks one after the other, at the speed of life; returns its path."""
+def save_animation(walks: Sequence[Walk], path: Path, *, every: int = 3, seconds: float = 5.0) -> Path:
+  """Writes a GIF of the first seconds of walks one after the other, at the speed of life; returns its path."""
   image = importlib.import_module("PIL.Image")
   last = round(seconds / biped.SECONDS)
   drawn = [frame for walk in walks for frame in frames(walk._replace(places=walk.places[:last]), every=every)]

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rl_jax.devices import Devices
 from rl_jax.environments.agents import Agent
 from rl_jax.environments.base import Environment
 from rl_jax.objectives import Algorithm
+from rl_jax.ops.moments import Moments
 from rl_jax.ops.shaping import PLAIN, Shaping
 from rl_jax.rollouts.collect import Collect, compose
 from rl_jax.rollouts.episodes import make_play, make_source
@@ -121,10 +121,24 @@ def make_episode_rollouts(
 
 
 def make_evaluate(environment: Environment, agent: Agent, *, episodes: int) -> Callable[[RLState], Measurements]:
-  """Returns `evaluate(state) -> Measurements`: greedy episodes, from the same starts every time.
+  """Returns `evaluate(state) -> Measurements`: what `evaluation_of` measures, for a loop on the host."""
+  measure = evaluation_of(environment, agent, episodes=episodes)
+  measure = measure if environment.on_host else jax.jit(measure)
 
-  Its numbers are means of episodes: `return`, the weighted sum of all rewards, and each term of it; `length`, in steps;
-  and `terminated`, the share that did not reach the time limit.
+  def evaluate(state: RLState) -> Measurements:
+    found = measure(state.policy.params, state.running.observation_moments)
+    return Measurements({name: float(mean) for name, mean in jax.device_get(found).items()})
+
+  return evaluate
+
+
+def evaluation_of(
+  environment: Environment, agent: Agent, *, episodes: int
+) -> Callable[[Any, Moments | None], dict[str, jax.Array]]:
+  """Returns `(params, moments) -> {name: scalar}`, of greedy episodes from the same starts every time.
+
+  They are means of episodes: `return`, the weighted sum of all rewards, and each term of it by name; `length`, in
+  steps; and `terminated`, the share that did not reach the time limit.
 
   Args:
     environment: Where the agent plays.
@@ -132,14 +146,13 @@ def make_evaluate(environment: Environment, agent: Agent, *, episodes: int) -> C
     episodes: How many.
   """
   play = make_play(environment, agent, greedy=True)
-  play = play if environment.on_host else jax.jit(play)
 
-  def evaluate(state: RLState) -> Measurements:
-    starts = jax.random.split(jax.random.key(0), episodes)
-    played = jax.device_get(play(state.policy.params, state.running.observation_moments, starts, jax.random.key(1)))
-    terms = {name: float(np.mean(np.sum(term * played.real, axis=-1))) for name, term in played.rewards.items()}
-    total = sum(environment.weights[name] * term for name, term in terms.items())
-    means = {"return": total, "length": played.real.sum(axis=-1).mean(), "terminated": played.terminated.mean()}
-    return Measurements({name: float(mean) for name, mean in means.items()} | terms)
+  def evaluate(params: Any, moments: Moments | None) -> dict[str, jax.Array]:
+    played = play(params, moments, jax.random.split(jax.random.key(0), episodes), jax.random.key(1))
+    terms = {name: jnp.sum(jnp.where(played.real, term, 0)) / episodes for name, term in played.rewards.items()}
+    total = sum((environment.weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+    length = jnp.mean(jnp.sum(jnp.asarray(played.real), axis=-1).astype(jnp.float32))
+    terminated = jnp.mean(jnp.asarray(played.terminated).astype(jnp.float32))
+    return {"return": total, "length": length, "terminated": terminated} | terms
 
   return evaluate

@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import Progress
 
 from rl_jax.runs import resources
-from rl_jax.train.compiled import History, Run
+from rl_jax.train.whole_run import History, Run
 
 
 class Variant(NamedTuple):
