@@ -100,7 +100,7 @@ def make_reset(simulator: Simulator, noise: float) -> Callable[[Array], tuple[Wa
 
   def reset(keys: Array) -> tuple[Walker, Any]:
     xp = simulator.arrays
-    drawn = xp.asarray(deviations(keys))
+    drawn = xp.asarray(deviations(keys), simulator.start.dtype)
     still = xp.zeros((len(keys), 6), drawn.dtype)
     start = simulator.start[None] + xp.concatenate([still, drawn[:, 0]], axis=-1)
     body = Body(start, xp.concatenate([still, drawn[:, 1]], axis=-1), xp.zeros((len(keys), 2), drawn.dtype))
@@ -135,7 +135,7 @@ def make_step(simulator: Simulator, *, share: float) -> Callable[[Walker, Array]
 
 def observe(xp: ModuleType, body: Body, torques: Array) -> Any:
   """Returns the 31 observations `[N, 31]`; how far the robot has come is none of them."""
-  return xp.concatenate(
+  seen = xp.concatenate(
     [
       body.places[:, 1:3],
       body.speeds[:, 0:3],
@@ -148,3 +148,4 @@ def observe(xp: ModuleType, body: Body, torques: Array) -> Any:
     ],
     axis=-1,
   )
+  return seen.astype(xp.float32)

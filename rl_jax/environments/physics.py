@@ -65,12 +65,12 @@ def load_model(path: Path, hold: Sequence[str] = ()) -> Any:
   mujoco = _package("mujoco", "control")
   spec = mujoco.MjSpec.from_file(str(path))
   for name in hold:
-    spec.add_equality(type=mujoco.mjtEq.mjEQ_JOINT, name1=name, data=[0.0] * 11)
+    spec.add_equality(type=mujoco.mjtEq.mjEQ_JOINT, name1=name)
   return spec.compile()
 
 
 def _on_host(model: Any, substeps: int) -> Simulator:
-  """The simulator on all cores. Its results do not depend on how many there are."""
+  """The simulator on all cores, in float64. Its results do not depend on how many there are."""
   mujoco, rollout = _package("mujoco", "control"), _package("mujoco.rollout", "control")
   threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   datas, pool = [mujoco.MjData(model) for _ in range(threads)], rollout.Rollout(nthread=threads)
@@ -78,13 +78,13 @@ def _on_host(model: Any, substeps: int) -> Simulator:
 
   def advance(body: Body, controls: Any) -> Body:
     count = len(controls)
-    states = np.concatenate([np.zeros((count, 1)), body.places, body.speeds], axis=-1, dtype=np.float64)
+    states = np.concatenate([np.zeros((count, 1)), body.places, body.speeds], axis=-1)
     held = np.repeat(np.asarray(controls, np.float64)[:, None], substeps, axis=1)
     states, measured = pool.rollout(model, datas, states, held)
-    last = states[:, -1].astype(np.float32)
-    return Body(last[:, 1 : 1 + joints], last[:, 1 + joints :], measured[:, -1].astype(np.float32))
+    last = states[:, -1]
+    return Body(last[:, 1 : 1 + joints], last[:, 1 + joints :], measured[:, -1])
 
-  return Simulator(np, model.qpos0.astype(np.float32), advance, on_host=True)
+  return Simulator(np, model.qpos0, advance, on_host=True)
 
 
 def _in_jax(model: Any, substeps: int) -> Simulator:
@@ -98,7 +98,7 @@ def _in_jax(model: Any, substeps: int) -> Simulator:
     data = jax.lax.fori_loop(0, substeps, lambda _, data: mjx.step(physics, data), data)
     return Body(data.qpos, data.qvel, data.sensordata)
 
-  return Simulator(jnp, jnp.asarray(model.qpos0, jnp.float32), jax.vmap(one), on_host=False)
+  return Simulator(jnp, jnp.asarray(model.qpos0), jax.vmap(one), on_host=False)
 
 
 def _package(name: str, extra: str) -> Any:
