@@ -56,6 +56,11 @@ def test_the_guides_new_objective_is_what_it_says():
   np.testing.assert_allclose(loss, -(1.1 + 1.28) / 2 + 0.1 * np.log(1.1) ** 2 / 2 / 4, rtol=1e-5)
 
 
+def test_the_walking_pages_environment_is_learned():
+  before, after = run(*blocks(DOCS / "walking.md"), path=DOCS / "walking.md")["history"].evaluation["return"]
+  assert before < -5 and after > -3
+
+
 @pytest.mark.slow
 def test_the_library_page_trains_all_that_it_says(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
