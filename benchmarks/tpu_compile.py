@@ -11,6 +11,7 @@ arithmetic it is.
 import argparse
 import os
 import time
+from typing import Any
 
 # Read by libtpu, before jax is imported: there is no TPU here to ask.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -36,7 +37,7 @@ def main() -> None:
   arguments = parser.parse_args()
   devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
   environment = environments.load("biped", backend="mjx", seconds=arguments.seconds)
-  agent = agents.gaussian(environment.observation_size, environment.actions.size)
+  agent = agents.gaussian(environment.observation_size, 6)
   config = Config(steps=1, num_starts=arguments.num_starts, epochs=6, minibatches=8)
   optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(6e-4))
   run = compiled_episodes(environment, agent, objectives.load("ppo", gamma=0.99, value_clip=None), optimizer, config)
@@ -48,7 +49,8 @@ def main() -> None:
   start = time.perf_counter()
   program = jax.jit(run.advance, out_shardings=whole).lower(state).compile()
   took = time.perf_counter() - start
-  memory, cost = program.memory_analysis(), program.cost_analysis()
+  memory: Any = program.memory_analysis()
+  cost: Any = program.cost_analysis()
   gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 2**30
   print(f"{arguments.topology}: {len(devices)} devices, {arguments.num_starts} robots of {environment.max_steps} steps")
   print(f"compiled in {took:.0f} s; needs {gib:.2f} GiB of each device; {cost.get('flops', 0) / 1e9:.1f} GFLOP counted")

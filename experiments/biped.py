@@ -16,66 +16,26 @@ from pathlib import Path
 
 import jax
 
-from experiments.configs import Checked, OptimizerConfig, RunConfig, settings_given, with_options
-from rl_jax import environments, objectives
+from experiments.configs import OptimizerConfig, RunConfig
+from experiments.environment_configs import EnvironmentConfig
+from rl_jax import objectives
 from rl_jax.analysis import report, walking
 from rl_jax.devices import Devices
 from rl_jax.environments import agents
-from rl_jax.environments.base import Discrete, Environment
+from rl_jax.environments.base import Environment
 from rl_jax.ops.moments import Moments
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import exit_if_stopped, require_at_least, require_positive, run_script
+from rl_jax.runs.settings import exit_if_stopped, require_at_least, run_script
 from rl_jax.state import RLState
-from rl_jax.tasks.load import parse_options
 from rl_jax.train import control, episodes, loop
-from rl_jax.train.schedule import Schedule
 from rl_jax.train.step import make_train_step
-from rl_jax.train.text_rollouts import check_algorithm
 
 MODULE = "experiments.biped"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvironmentConfig(Checked):
-  environment: str = "biped"  # biped, cartpole, pendulum, or gym for those of Gymnasium
-  environment_options: tuple[str, ...] = ()  # its settings, such as planar=true or sideways=-10.0
-  num_starts: int = 64  # starts a rollout
-  group_size: int = 1  # episodes from each start
-  evaluation_episodes: int = 16  # episodes of an evaluation, greedy
-  epochs: int = 6  # passes over a rollout
-  minibatches: int = 8  # updates a pass
-  widths: tuple[int, ...] = (64, 64)  # hidden units of each layer of policy and critic
-  std: float = 0.5  # standard deviation of the first actions, of which 1 is the largest
-
-  def check(self) -> None:
-    require_at_least(self, 1, ("num_starts", "group_size", "evaluation_episodes", "epochs", "minibatches"))
-    require_positive(self, ("std",))
-    if not self.widths or min(self.widths) < 1:
-      raise ValueError(f"widths must be one or more numbers from 1 on, got {self.widths}")
-    super().check()
-
-  @property
-  def schedule(self) -> Schedule:
-    """What each rollout is used for."""
-    return Schedule(self.epochs, self.minibatches)
-
-  def make_agent(self, environment: Environment, *, critic: bool) -> agents.Agent:
-    """Returns an agent for the environment's observations and actions."""
-    size, actions = environment.observation_size, environment.actions
-    if isinstance(actions, Discrete):
-      return agents.categorical(size, actions.count, widths=self.widths, critic=critic)
-    return agents.gaussian(size, actions.size, widths=self.widths, critic=critic, std=self.std)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig, OptimizerConfig, EnvironmentConfig):
-  objective: str = "ppo"  # a name from `python -m rl_jax.objectives`, or my_module:objective
-  objective_options: tuple[str, ...] = ()  # the objective's other settings, such as clip_high=0.3
-  gamma: float | None = None  # discount a step; 0.99 by default, where the objective has one
-  lam: float | None = None  # lambda of generalized advantage estimation; the objective's own by default, 0.95
   target_kl: float = 0.0  # leave out a rollout's other updates once approx_kl is above this; 0 for never
-  beta_target: float = 0.0  # above 0, for ppo_kl: beta follows this KL of a rollout's updates, in nats a step
-  entropy_target: float = 0.0  # above 0: the entropy bonus is on while the entropy is below this, in nats a step
   run_dir: str = "runs/biped"  # configuration, metrics, checkpoints, plots, pictures and the agent
   steps: int = 200  # rollouts
   checkpoint_every: int = 50  # steps between checkpoints, besides one at the end; 0 for none
@@ -83,35 +43,17 @@ class Config(RunConfig, OptimizerConfig, EnvironmentConfig):
   max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
   def check(self) -> None:
-    require_at_least(self, 0, ("target_kl", "beta_target"))
+    require_at_least(self, 0, ("target_kl",))
     parts = self.minibatches * self.microbatches * jax.device_count()
     if self.num_starts % parts:
       raise ValueError(f"num_starts must be a multiple of minibatches * microbatches * devices = {parts}")
     super().check()
 
-  @property
-  def controllers(self) -> tuple[control.Controller, ...]:
-    """What moves coefficients after every rollout."""
-    beta = (control.adaptive_beta(target=self.beta_target),) if self.beta_target else ()
-    return beta + ((control.adaptive_entropy(target=self.entropy_target),) if self.entropy_target else ())
-
-
-def load_algorithm(config: Config) -> objectives.Algorithm:
-  """The objective by name with its advantage and the settings that were given."""
-  own = objectives.settings_of(config.objective)
-  usual = {"gamma": 0.99, "kl_coef": 0.0, "value_clip": None}
-  settings = {name: value for name, value in usual.items() if name in own} | settings_given(config, ("gamma", "lam"))
-  moving = ("beta",) * (config.beta_target > 0) + ("entropy_coef",) * (config.entropy_target > 0)
-  algorithm = objectives.load(config.objective, moving=moving, **with_options(settings, config.objective_options))
-  check_algorithm(algorithm, config.schedule, config.group_size)
-  return algorithm
-
 
 def main(config: Config) -> Path:
   """Trains, and returns the agent's file."""
   config.check()
-  algorithm = load_algorithm(config)
-  environment = environments.load(config.environment, **parse_options(config.environment_options))
+  algorithm, environment = config.load_algorithm(), config.load_environment()
   with config.directory() as run:
     return train(config, environment, algorithm, run)
 

@@ -1,11 +1,11 @@
-"""experiments.biped: two steps in every kind of environment, an exact resume, the pictures, and what it refuses."""
+"""experiments.biped and compiled_control: two steps in every kind of environment, an exact resume, what is refused."""
 
 import importlib
 
 import numpy as np
 import pytest
 
-from experiments import biped
+from experiments import biped, compiled_control
 from rl_jax.environments import agents
 from rl_jax.runs.directory import read_lines
 
@@ -83,3 +83,27 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, settin
   with pytest.raises(ValueError, match=message):
     biped.main(biped.Config(run_dir=str(tmp_path / "run"), **SMALL | settings))
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [dict(), dict(environment="pendulum", objective="ppo_kl", beta_target=0.01)])
+def test_seeds_are_compiled_side_by_side(settings, capsys):
+  small = dict(steps=2, evaluations=2, seeds=2, num_starts=4, epochs=2, minibatches=2, widths=(8,))
+  options = dict(environment_options=("max_steps=10",), evaluation_episodes=2)
+  compiled_control.main(compiled_control.Config(**small, **options, **settings))
+  output = capsys.readouterr().out
+  assert "2 runs of 2 rollouts in" in output and "return" in output and "terminated" in output
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(environment="biped"), "environment 'biped' runs on the host"),
+    (dict(steps=5), "steps must be a multiple of evaluations = 4, got 5"),
+    (dict(num_starts=6), "num_starts must be a multiple of minibatches = 4, got 6"),
+    (dict(microbatches=2), "a compiled run makes no use of microbatches"),
+  ],
+)
+def test_what_cannot_be_compiled_is_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    compiled_control.main(compiled_control.Config(**settings))
