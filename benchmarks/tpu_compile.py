@@ -36,14 +36,16 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=10.0, help="longest episode")
   arguments = parser.parse_args()
   devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
+  mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+  whole, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
   environment = environments.load("biped", backend="mjx", seconds=arguments.seconds)
+  reset = environment.reset
+  environment = environment._replace(reset=lambda keys: reset(jax.lax.with_sharding_constraint(keys, by_row)))
   agent = agents.gaussian(environment.observation_size, 6)
   config = Config(steps=1, num_starts=arguments.num_starts, epochs=6, minibatches=8)
   optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(6e-4))
   run = compiled_episodes(environment, agent, objectives.load("ppo", gamma=0.99, value_clip=None), optimizer, config)
 
-  mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-  whole = NamedSharding(mesh, PartitionSpec())
   state = jax.eval_shape(lambda key: run.start(key)[0], jax.random.key(0))
   state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
   start = time.perf_counter()
