@@ -39,7 +39,7 @@ class Config(RunConfig, OptimizerConfig, EnvironmentConfig):
   run_dir: str = "runs/biped"  # configuration, metrics, checkpoints, plots, pictures and the agent
   steps: int = 200  # rollouts
   checkpoint_every: int = 50  # steps between checkpoints, besides one at the end; 0 for none
-  learning_rate: float = 6e-4  # learning rate of AdamW
+  learning_rate: float = 1e-3  # learning rate of AdamW
   max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
   def check(self) -> None:

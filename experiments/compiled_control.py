@@ -36,7 +36,6 @@ MODULE = "experiments.compiled_control"
 class Config(OptimizerConfig, EnvironmentConfig):
   environment: str = "cartpole"  # cartpole, pendulum, or biped with backend=mjx
   num_starts: int = 16  # starts a rollout
-  minibatches: int = 4  # updates a pass
   learning_rate: float = 2e-3  # learning rate of AdamW
   max_grad_norm: float = 0.5  # gradients are scaled down to this norm
   steps: int = 40  # rollouts

@@ -13,6 +13,10 @@ from rl_jax.train.schedule import Schedule
 from rl_jax.train.text_rollouts import check_algorithm
 
 
+# What is usual for control, where an objective has the setting.
+USUAL = {"gamma": 0.99, "kl_coef": 0.0, "value_coef": 0.5, "value_clip": None}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnvironmentConfig(Checked):
   environment: str = "biped"  # biped, cartpole, pendulum, or gym for those of Gymnasium
@@ -21,7 +25,7 @@ class EnvironmentConfig(Checked):
   group_size: int = 1  # episodes from each start
   evaluation_episodes: int = 16  # episodes of an evaluation, greedy
   epochs: int = 6  # passes over a rollout
-  minibatches: int = 8  # updates a pass
+  minibatches: int = 4  # updates a pass
   widths: tuple[int, ...] = (64, 64)  # hidden units of each layer of policy and critic
   std: float = 0.5  # standard deviation of the first actions, of which 1 is the largest
   objective: str = "ppo"  # a name from `python -m rl_jax.objectives`, or my_module:objective
@@ -57,10 +61,10 @@ class EnvironmentConfig(Checked):
   def load_algorithm(self) -> objectives.Algorithm:
     """Returns the objective by name with its advantage and the settings that were given."""
     own = objectives.settings_of(self.objective)
-    usual = {"gamma": 0.99, "kl_coef": 0.0, "value_clip": None}
-    settings = {name: value for name, value in usual.items() if name in own} | settings_given(self, ("gamma", "lam"))
+    usual = {name: value for name, value in USUAL.items() if name in own}
+    given = with_options(settings_given(self, ("gamma", "lam")), self.objective_options)
     moving = ("beta",) * (self.beta_target > 0) + ("entropy_coef",) * (self.entropy_target > 0)
-    algorithm = objectives.load(self.objective, moving=moving, **with_options(settings, self.objective_options))
+    algorithm = objectives.load(self.objective, moving=moving, **usual | given)
     check_algorithm(algorithm, self.schedule, self.group_size)
     return algorithm
 
