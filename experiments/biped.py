@@ -37,7 +37,7 @@ MODULE = "experiments.biped"
 class Config(RunConfig, OptimizerConfig, EnvironmentConfig):
   target_kl: float = 0.0  # leave out a rollout's other updates once approx_kl is above this; 0 for never
   run_dir: str = "runs/biped"  # configuration, metrics, checkpoints, plots, pictures and the agent
-  steps: int = 200  # rollouts
+  steps: int = 250  # rollouts
   checkpoint_every: int = 50  # steps between checkpoints, besides one at the end; 0 for none
   learning_rate: float = 1e-3  # learning rate of AdamW
   max_grad_norm: float = 0.5  # gradients are scaled down to this norm

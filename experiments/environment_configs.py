@@ -12,7 +12,6 @@ from rl_jax.train import control
 from rl_jax.train.schedule import Schedule
 from rl_jax.train.text_rollouts import check_algorithm
 
-
 # What is usual for control, where an objective has the setting.
 USUAL = {"gamma": 0.99, "kl_coef": 0.0, "value_coef": 0.5, "value_clip": None}
 
