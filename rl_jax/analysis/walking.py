@@ -97,19 +97,21 @@ def frames(walk: Walk, *, every: int, width: int = 480, height: int = 270) -> li
   return drawn
 
 
-def draw_film(walks: Mapping[str, Walk], path: Path, *, pictures: int = 8) -> Path:
-  """Draws a film strip, one row a walk, evenly spaced over each; returns its path."""
+def draw_film(walks: Mapping[str, Walk], path: Path, *, pictures: int = 8, every: int = 6) -> Path:
+  """Draws a film strip, one row a walk: from its middle on, or its end where it is short; returns its path."""
   plt = pyplot()
   figure = plt.figure(figsize=(2 * pictures, 2.6 * len(walks)), layout="constrained")
   for row, (title, walk) in zip(figure.subfigures(len(walks), 1, squeeze=False)[:, 0], walks.items(), strict=True):
-    every = max(len(walk.places) // pictures, 1)
-    shown = frames(walk, every=every, width=240, height=240)[:pictures]
-    row.suptitle(f"{title}: {walk.distance:.1f} m in {len(walk.places) * biped.SECONDS:.1f} s", fontsize=11)
+    steps = len(walk.places)
+    start = max(min(steps // 2, steps - pictures * every), 0)
+    shown = frames(walk._replace(places=walk.places[start:]), every=every, width=240, height=240)[:pictures]
+    row.suptitle(f"{title}: {walk.distance:.1f} m in {steps * biped.SECONDS:.1f} s", fontsize=11)
     for column, axis in enumerate(row.subplots(1, pictures)):
       axis.axis("off")
       if column < len(shown):
+        step = start + column * every
         axis.imshow(shown[column])
-        axis.set_title(f"{column * every * biped.SECONDS:.1f} s, {walk.places[column * every, 0]:.1f} m", fontsize=9)
+        axis.set_title(f"{step * biped.SECONDS:.2f} s, {walk.places[step, 0]:.2f} m", fontsize=9)
   figure.savefig(path, dpi=80)
   plt.close(figure)
   return path

@@ -88,7 +88,7 @@ def _on_host(model: Any, substeps: int) -> Simulator:
 
 
 def _in_jax(model: Any, substeps: int) -> Simulator:
-  """The simulator in JAX, for TPUs and GPUs. On two CPU cores it is nine times slower than the one on the host."""
+  """The simulator in JAX, for TPUs and GPUs. On two CPU cores it is eleven times slower than the one on the host."""
   mjx = _package("mujoco.mjx", "mjx")
   physics = mjx.put_model(model)
   empty = mjx.make_data(physics)
