@@ -115,11 +115,11 @@ def show_walks(environment: Environment, agent: agents.Agent, first: dict, last:
   """Draws what the first and the last policy do from one start."""
   key, moments = jax.random.key(0), last.running.observation_moments
   walks = {
-    "first policy": walking.record(environment, agent, first, None, key),
+    "first policy": walking.record(environment, agent, first, Moments.zero((environment.observation_size,)), key),
     "last policy": walking.record(environment, agent, last.policy.params, moments, key),
   }
-  print(f"torques and gait: {walking.draw_gait(walks['last policy'], folder / 'gait.png')}")
   try:
+    print(f"torques and gait: {walking.draw_gait(walks['last policy'], folder / 'gait.png')}")
     print(f"film strip: {walking.draw_film(walks, folder / 'film.png')}")
     print(f"animation: {walking.save_animation(list(walks.values()), folder / 'walk.gif')}")
   except ValueError as error:

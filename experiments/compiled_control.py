@@ -71,6 +71,8 @@ def main(config: Config) -> None:
   print(f"compiled in {time.perf_counter() - began:.0f} s, needs {resources.needed_gib(program):.2f} GiB", flush=True)
   history = jax.device_get(program(keys))
   show(config, environment.name, history)
+  if failed := int(history.train["simulations_failed"].sum()):
+    print(f"{failed} simulations broke down, which ended their episodes")
   print(f"{config.seeds} runs of {config.steps} rollouts in {time.perf_counter() - began:.0f} s")
 
 

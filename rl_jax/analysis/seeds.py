@@ -22,7 +22,7 @@ def table(folders: Sequence[str | Path], *, metrics: Sequence[str] = ()) -> str:
     metrics: Which numbers to show; all that every evaluation has by default.
 
   Raises:
-    ValueError: If a folder holds no evaluation of another kind than answers to prompts.
+    ValueError: If a folder holds no evaluation of another kind than answers to prompts, or an unfinished run.
 
   >>> table(["no-such-folder"])
   Traceback (most recent call last):
@@ -34,16 +34,23 @@ def table(folders: Sequence[str | Path], *, metrics: Sequence[str] = ()) -> str:
     rows = read_lines(folder, "evaluation.jsonl")
     if not rows or "values" not in rows[-1]:
       raise ValueError(f"{str(folder)!r} holds no evaluation with numbers of its own")
-    settings = {name: value for name, value in read_config(folder).items() if name not in OWN}
+    config = read_config(folder)
+    if rows[-1]["step"] != config.get("steps"):
+      raise ValueError(f"{str(folder)!r} was not finished: its last evaluation is that of step {rows[-1]['step']}")
+    settings = {name: value for name, value in config.items() if name not in OWN}
     groups.setdefault(json.dumps(settings, sort_keys=True), []).append(rows[-1]["values"])
   names = _names([json.loads(key) for key in groups])
   shared = set.intersection(*(set(values) for found in groups.values() for values in found))
   shown = [name for name in metrics or sorted(shared) if name in shared]
   lines = [["runs", "seeds", *shown], ["---"] * (2 + len(shown))]
   for name, found in zip(names, groups.values(), strict=True):
-    cells = [cell(np.array([values[metric] for values in found]), 2) for metric in shown]
+    cells = [_cell([values[metric] for values in found]) for metric in shown]
     lines.append([name, str(len(found)), *cells])
   return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+
+
+def _cell(values: list[float]) -> str:
+  return cell(np.array(values), 2) if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def _names(settings: list[dict[str, Any]]) -> list[str]:

@@ -80,10 +80,10 @@ def frames(walk: Walk, *, every: int, width: int = 480, height: int = 270) -> li
     drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
   except Exception as error:
     raise ValueError(f"no picture can be drawn by MUJOCO_GL={backend}: {reason(error)}") from None
-  mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawing)
   data, scene, camera = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=100), mujoco.MjvCamera()
   camera.distance, camera.azimuth, camera.elevation = 1.8, 75.0, -12.0
   options, window, drawn = mujoco.MjvOption(), mujoco.MjrRect(0, 0, width, height), []
+  mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawing)
   for places in walk.places[::every]:
     data.qpos[:] = places
     mujoco.mj_forward(model, data)
@@ -104,7 +104,8 @@ def draw_film(walks: Mapping[str, Walk], path: Path, *, pictures: int = 8, every
   for row, (title, walk) in zip(figure.subfigures(len(walks), 1, squeeze=False)[:, 0], walks.items(), strict=True):
     steps = len(walk.places)
     start = max(min(steps // 2, steps - pictures * every), 0)
-    shown = frames(walk._replace(places=walk.places[start:]), every=every, width=240, height=240)[:pictures]
+    part = walk._replace(places=walk.places[start : start + pictures * every])
+    shown = frames(part, every=every, width=240, height=240)
     row.suptitle(f"{title}: {walk.distance:.1f} m in {steps * biped.SECONDS:.1f} s", fontsize=11)
     for column, axis in enumerate(row.subplots(1, pictures)):
       axis.axis("off")

@@ -146,5 +146,7 @@ def load(folder: Path) -> tuple[Any, Moments | None]:
     tensors = unflatten_dict(load_file(path), sep="/")
   except (OSError, SafetensorError) as error:
     raise ValueError(f"{str(path)!r} is no readable agent: {error}") from None
+  if "params" not in tensors:
+    raise ValueError(f"{str(path)!r} holds no agent: it has no parameters")
   moments = tensors.get("observations")
   return tensors["params"], None if moments is None else Moments(**moments)

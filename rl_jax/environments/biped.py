@@ -9,6 +9,7 @@ angles of hip, knee and ankle, left and right (6), and their rates (6), the norm
 torques of the step before (6).
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -74,8 +75,14 @@ def load(
   Raises:
     ValueError: If there is no such backend, or it is not installed.
   """
-  if seconds < SECONDS:
-    raise ValueError(f"seconds must be at least {SECONDS}, got {seconds}")
+  numbers = dict(speed=speed, sideways=sideways, height=height, alive=alive, effort=effort, failed=failed, noise=noise)
+  for name, number in numbers.items():
+    if not math.isfinite(number):
+      raise ValueError(f"{name} must be finite, got {number}")
+  if noise < 0:
+    raise ValueError(f"noise must be at least 0, got {noise}")
+  if not SECONDS <= seconds < math.inf:
+    raise ValueError(f"seconds must be at least {SECONDS} and finite, got {seconds}")
   simulator = make_simulator(backend, MODEL, substeps=SUBSTEPS, hold=("y", "yaw", "roll") if planar else ())
   max_steps = round(seconds / SECONDS)
   weights = {"speed": speed, "sideways": sideways, "height": height, "alive": alive, "effort": effort, "failed": failed}
@@ -116,8 +123,6 @@ def make_step(simulator: Simulator, *, share: float) -> Callable[[Walker, Array]
     xp = simulator.arrays
     torques = MAX_TORQUE * xp.clip(xp.asarray(actions), -1, 1)
     body = simulator.advance(state.body, torques)
-    broken = ~xp.all(xp.isfinite(xp.concatenate([body.places, body.speeds], axis=-1)), axis=-1)
-    body = Body(*(xp.where(broken[:, None], old, new) for old, new in zip(state.body, body, strict=True)))
     _, y, z, _, pitch, roll = (body.places[:, i] for i in range(6))
     fallen = (z < LOWEST) | (xp.abs(pitch) > STEEPEST) | (xp.abs(roll) > STEEPEST)
     rewards = {
@@ -127,8 +132,7 @@ def make_step(simulator: Simulator, *, share: float) -> Callable[[Walker, Array]
       "alive": xp.full_like(y, share),
       "effort": xp.sum(torques**2, axis=-1),
     }
-    rewards = {name: xp.where(broken, 0, term) for name, term in rewards.items()} | {"failed": broken.astype(y.dtype)}
-    return Transition(Walker(body, torques), observe(xp, body, torques), rewards, fallen | broken, broken)
+    return Transition(Walker(body, torques), observe(xp, body, torques), rewards, fallen)
 
   return step
 

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from rl_jax.environments.base import Discrete, Environment, Transition, vectorized
 
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
-LIMITS = jnp.array([2.4, jnp.inf, 12 * jnp.pi / 180, jnp.inf])  # of position and angle
+LIMITS = np.array([2.4, np.inf, 12 * np.pi / 180, np.inf], np.float32)  # of position and angle
 
 
 def load(*, max_steps: int = 500) -> Environment:

@@ -23,6 +23,8 @@ def load(*, env_id: str = "CartPole-v1", max_steps: int = 0, processes: bool = F
   Raises:
     ValueError: If Gymnasium is not installed, there is no such environment, or it has other spaces than these.
   """
+  if max_steps < 0:
+    raise ValueError(f"max_steps must be at least 1, or 0 for the environment's own, got {max_steps}")
   gymnasium = _package()
   try:
     single = gymnasium.make(env_id)
@@ -88,10 +90,13 @@ def _functions(make: Callable[[int], Any], middle: Any, half: Any) -> tuple[Call
   def step(state: Any, actions: Any) -> Transition:
     rows, copies = state[:, 0], make(int(state[0, 1]))
     everyone = np.zeros(copies.action_space.shape, copies.action_space.dtype)
-    everyone[rows] = actions if middle is None else middle + half * np.clip(actions, -1, 1)
-    observations, rewards, terminated, _, _ = copies.step(everyone)
+    if middle is None:
+      everyone[rows] = actions
+    else:
+      everyone[:], everyone[rows] = middle, middle + half * np.clip(actions, -1, 1)
+    observations, rewards, terminated, truncated, _ = copies.step(everyone)
     terms = {"reward": rewards[rows].astype(np.float32)}
-    return Transition(state, observations[rows].astype(np.float32), terms, terminated[rows])
+    return Transition(state, observations[rows].astype(np.float32), terms, terminated[rows], truncated[rows])
 
   return reset, step
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST = 1e30  # what a simulation that breaks down may come to, so that it fits into float32
+
 
 class Body(NamedTuple):
   """The state of N bodies.
@@ -81,8 +83,8 @@ def _on_host(model: Any, substeps: int) -> Simulator:
     states = np.concatenate([np.zeros((count, 1)), body.places, body.speeds], axis=-1)
     held = np.repeat(np.asarray(controls, np.float64)[:, None], substeps, axis=1)
     states, measured = pool.rollout(model, datas, states, held)
-    last = states[:, -1]
-    return Body(last[:, 1 : 1 + joints], last[:, 1 + joints :], measured[:, -1])
+    last, measured = (np.clip(found[:, -1], -LARGEST, LARGEST) for found in (states, measured))
+    return Body(last[:, 1 : 1 + joints], last[:, 1 + joints :], measured)
 
   return Simulator(np, model.qpos0, advance, on_host=True)
 

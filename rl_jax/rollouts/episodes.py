@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rl_jax.environments.agents import Agent
-from rl_jax.environments.base import Box, Discrete, Environment
+from rl_jax.environments.base import Box, Discrete, Environment, Transition, begin, guarded
 from rl_jax.ops import moments as moments_lib
 from rl_jax.ops.distributions import Categorical, Distribution
 from rl_jax.ops.masking import masked_mean
@@ -115,6 +115,8 @@ def make_play(environment: Environment, agent: Agent, *, greedy: bool = False) -
     ValueError: If the two do not go together.
   """
   check_agent(agent, environment)
+  if environment.max_steps < 1:
+    raise ValueError(f"max_steps of environment {environment.name!r} must be at least 1, got {environment.max_steps}")
 
   def choose(params: Any, moments: Moments | None, observations: Array, key: Array) -> tuple[Array, Array]:
     distribution = agent.distribution(params, normalized(observations, moments))
@@ -126,39 +128,47 @@ def make_play(environment: Environment, agent: Agent, *, greedy: bool = False) -
 
 def _on_device(environment: Environment, choose: Callable[..., tuple[Array, Array]]) -> Play:
   """Every row plays all steps; those after its end change nothing."""
+  advanced = guarded(environment)
 
   def play(params: Any, moments: Moments | None, starts: Array, key: Array) -> Played:
-    def advance(carry: tuple[Any, Array, Array, Array], step: Array) -> tuple[Any, tuple[Any, ...]]:
-      state, seen, going, failed = carry
+    def advance(carry: tuple[Any, ...], step: Array) -> tuple[Any, tuple[Any, ...]]:
+      state, seen, going, terminated, failed = carry
       actions, logp = choose(params, moments, seen, jax.random.fold_in(key, step))
-      after = environment.step(state, actions)
+      after, broken = advanced(state, actions)
       kept = jax.tree.map(
         lambda new, old: jnp.where(going.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
         (after.state, after.observation),
         (state, seen),
       )
-      broken = jnp.zeros_like(going) if after.failed is None else after.failed & going
       made = seen, actions, logp, dict(after.rewards), going
-      return (*kept, going & ~after.terminated, failed | broken), made
+      ended = terminated | (going & after.terminated), failed | (going & broken)
+      return (*kept, going & ~_over(after), *ended), made
 
-    state, first = environment.reset(starts)
+    state, first = begin(environment, starts)
     everyone = jnp.ones(starts.shape[0], bool)
     steps = jnp.arange(environment.max_steps)
-    (_, last, going, failed), made = jax.lax.scan(advance, (state, first, everyone, ~everyone), steps)
+    carry = state, first, everyone, ~everyone, ~everyone
+    (_, last, _, terminated, failed), made = jax.lax.scan(advance, carry, steps)
     seen, actions, logp, rewards, real = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), made)
-    return Played(jnp.concatenate([seen, last[:, None]], axis=1), actions, logp, rewards, real, ~going, failed)
+    return Played(jnp.concatenate([seen, last[:, None]], axis=1), actions, logp, rewards, real, terminated, failed)
 
   return play
 
 
+def _over(after: Transition) -> Any:
+  """Where an episode is over."""
+  return after.terminated if after.truncated is None else after.terminated | after.truncated
+
+
 def _on_host(environment: Environment, choose: Callable[..., tuple[Array, Array]]) -> Play:
   """Only rows that go on are stepped, and nothing after the last one has ended."""
+  advanced = guarded(environment)
   chosen = jax.jit(
     lambda params, moments, seen, key, step: choose(params, moments, seen, jax.random.fold_in(key, step))
   )
 
   def play(params: Any, moments: Moments | None, starts: Array, key: Array) -> Played:
-    state, first = environment.reset(starts)
+    state, first = begin(environment, starts)
     rows, steps = len(first), environment.max_steps
     observations = np.zeros((rows, steps + 1, environment.observation_size), np.float32)
     logp, real = np.zeros((rows, steps), np.float32), np.zeros((rows, steps), bool)
@@ -170,14 +180,13 @@ def _on_host(environment: Environment, choose: Callable[..., tuple[Array, Array]
       actions, logp[:, step] = jax.device_get(chosen(params, moments, observations[:, step], key, np.int32(step)))
       drawn.append(actions)
       real[going, step] = True
-      after = environment.step(state, actions[going])
+      after, failed[going] = advanced(state, actions[going])
       observations[:, step + 1] = observations[:, step]
       observations[going, step + 1] = after.observation
       for name, term in after.rewards.items():
         rewards[name][going, step] = term
       terminated[going] = after.terminated
-      failed[going] = False if after.failed is None else after.failed
-      on = ~np.asarray(after.terminated)
+      on = ~np.asarray(_over(after))
       state, going, step = jax.tree.map(lambda leaf, on=on: leaf[on], after.state), going[on], step + 1
     length = min(1 << (step - 1).bit_length(), steps)  # few shapes, few compiles
     actions = np.zeros((rows, length, *drawn[0].shape[1:]), drawn[0].dtype)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rl_jax.environments import biped, physics
+from rl_jax.environments.base import guarded
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 ROBOT = biped.load()
@@ -68,19 +69,27 @@ def test_a_fall_is_a_low_or_a_steep_torso(joint, value, fallen):
   places[:, 6:] = [-1.0, 1.8, 0, -1.0, 1.8, 0]  # with its feet off the ground, which would push it up
   places[1, joint] = value
   after = ROBOT.step(state._replace(body=state.body._replace(places=places)), np.zeros((3, 6)))
-  assert after.terminated.tolist() == [False, fallen, False] and not after.failed.any()
+  assert after.terminated.tolist() == [False, fallen, False]
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e4, 1e11, 1e39])
 def test_a_simulation_that_breaks_down_ends_its_episode_with_the_stated_reward(broken, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # MuJoCo keeps a log where it is
   environment = biped.load(failed=-7.0)
   state, _ = environment.reset(KEYS)
   speeds = state.body.speeds.copy()
   speeds[1, 6] = broken
-  after = environment.step(state._replace(body=state.body._replace(speeds=speeds)), np.ones((3, 6)))
-  assert after.failed.tolist() == after.terminated.tolist() == [False, True, False]
+  after, failed = guarded(environment)(state._replace(body=state.body._replace(speeds=speeds)), np.ones((3, 6)))
+  assert failed.tolist() == after.terminated.tolist() == [False, True, False]
   assert weighted(after, environment)[1] == -7.0 and np.isfinite(weighted(after, environment)).all()
+  assert not after.observation[1].any() and np.isfinite(after.observation).all()
+
+
+def test_an_action_that_is_not_a_number_breaks_it_down_too():
+  actions = np.zeros((3, 6))
+  actions[2, 0] = np.nan
+  after, failed = guarded(ROBOT)(ROBOT.reset(KEYS)[0], actions)
+  assert failed.tolist() == [False, False, True] and weighted(after)[2] == -1
 
 
 def test_weights_are_arguments_and_terms_are_logged_by_themselves():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from rl_jax import environments
+from rl_jax.environments import agents
 from rl_jax.environments.base import Box, Discrete
+from rl_jax.rollouts.episodes import make_play
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 LOADED = {
@@ -35,7 +37,7 @@ def test_the_contract(name):
     after = environment.step(state, actions)
     found.append((np.asarray(first), *(np.asarray(x) for x in (after.observation, *after.rewards.values()))))
     assert first.shape == after.observation.shape == (3, environment.observation_size)
-    assert set(after.rewards) == set(environment.weights) and after.terminated.shape == (3,)
+    assert set(after.rewards) == set(environment.weights) - {"failed"} and after.terminated.shape == (3,)
   for one, other in zip(*found, strict=True):
     np.testing.assert_array_equal(one, other)
   assert len({tuple(row) for row in found[0][0].tolist()}) == 3  # each key has a start of its own
@@ -107,14 +109,46 @@ def test_gymnasiums_limit_is_ours_and_a_longer_one_starts_nothing_anew():
   np.testing.assert_allclose(after.observation[0], wanted, atol=5e-2)
 
 
+class Cut(gymnasium.Env):
+  """Counts its steps from 0, breaks off at the fourth, and wants actions of 1 to 3."""
+
+  observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Box(1, 3, (1,))
+
+  def reset(self, *, seed=None, options=None):
+    self.step_number = 0
+    return np.zeros(1, np.float32), {}
+
+  def step(self, action):
+    assert self.action_space.contains(action)
+    self.step_number += 1
+    return np.full(1, self.step_number, np.float32), 1.0, False, self.step_number == 4, {}
+
+
+def test_an_environment_that_breaks_off_by_itself_is_truncated():
+  gymnasium.register("Cut-v0", Cut, max_episode_steps=10)
+  try:
+    environment = environments.load("gym", env_id="Cut-v0")
+    agent = agents.gaussian(1, 1)
+    play = make_play(environment, agent)
+    played = play(agent.init(jax.random.key(0)), None, KEYS, jax.random.key(1))
+  finally:
+    del gymnasium.registry["Cut-v0"]
+  assert played.observations[0, :5, 0].tolist() == [0, 1, 2, 3, 4]
+  assert played.real.sum(axis=-1).tolist() == [4, 4, 4] and not played.terminated.any()
+
+
 @pytest.mark.parametrize(
   ("name", "options", "message"),
   [
     ("ant", {}, "unknown environment 'ant'; there are biped, cartpole, gym, pendulum"),
     ("cartpole", {"length": 3}, "environment 'cartpole' has no option 'length'; it has max_steps"),
+    ("biped", {"seconds": float("inf")}, "seconds must be at least 0.02 and finite, got inf"),
+    ("biped", {"speed": float("nan")}, "speed must be finite, got nan"),
+    ("biped", {"noise": -1.0}, "noise must be at least 0, got -1.0"),
+    ("gym", {"max_steps": -5}, "max_steps must be at least 1, or 0 for the environment's own, got -5"),
     ("cartpole", {"max_steps": "many"}, "option max_steps of environment 'cartpole' must be like 500, got 'many'"),
     ("biped", {"backend": "bullet"}, "backend must be mujoco or mjx, got 'bullet'"),
-    ("biped", {"seconds": 0.001}, "seconds must be at least 0.02, got 0.001"),
+    ("biped", {"seconds": 0.001}, "seconds must be at least 0.02 and finite, got 0.001"),
     ("gym", {"env_id": "Nowhere-v0"}, "env_id 'Nowhere-v0' names no environment that Gymnasium can make"),
     ("gym", {"env_id": "FrozenLake-v1"}, "'FrozenLake-v1' must have a vector of observations, it has Discrete"),
   ],

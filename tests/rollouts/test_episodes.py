@@ -28,9 +28,8 @@ def counting(on_host=False, breaks=False):
 
   def step(state, actions):
     after = state + 1
-    failed = after == 5 if breaks else None
-    over = after > 8 if failed is None else (after > 8) | failed
-    return Transition(after, after[:, None], {"number": after, "action": actions[:, 0]}, over, failed)
+    seen = jnp.where(after == 5, jnp.nan, after) if breaks else after
+    return Transition(after, seen[:, None], {"number": after, "action": actions[:, 0]}, after > 8)
 
   def on(function):
     return lambda *args: jax.tree.map(np.asarray, function(*args)) if on_host else function(*args)
@@ -154,6 +153,17 @@ def test_terms_of_the_reward_are_metrics_and_broken_simulations_are_counted():
     start = np.asarray(environment.reset(KEYS)[0])
     played = make_play(environment, AGENT)(PARAMS, None, KEYS, jax.random.key(1))
     np.testing.assert_array_equal(played.failed, start < 5)  # it counts to 5 on its way
+    np.testing.assert_array_equal(np.asarray(played.terminated), (start < 5) | (start > 2))
+    steps = np.asarray(played.real).sum(axis=-1)
+    np.testing.assert_array_equal(steps, np.where(start < 5, 5 - start, np.minimum(9 - start, LIMIT)))
+    assert np.isfinite(np.asarray(played.observations)).all()
+    collect, state = rollouts_of(environment).collect, state_of()
+    for _ in range(2):
+      collected = collect(state)
+      state = collected.state
+    assert collected.metrics["simulations_failed"] > 0
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in state.running.observation_moments)
+    assert np.isfinite(np.asarray(collected.batch.inputs.advantages)).all()
 
 
 def test_padding_that_is_not_finite_changes_nothing():
@@ -181,6 +191,20 @@ def test_padding_that_is_not_finite_changes_nothing():
 def test_an_agent_of_another_shape_is_one_clear_error(agent, environment, message):
   with pytest.raises(ValueError, match=message):
     rollouts_of(environment, agent)
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["device", "host"])
+def test_an_environment_that_gives_other_things_than_it_says_is_one_clear_error(on_host):
+  honest = counting(on_host)
+  for wrong, message in (
+    (honest._replace(weights={"number": 1.0}), r"must give the rewards \['number'\], which have weights, not"),
+    (honest._replace(observation_size=2), r"must give observations \(8, 2\), it gave \(8, 1\)"),
+    (honest._replace(max_steps=0), "max_steps of environment 'counting' must be at least 1, got 0"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make_play(wrong, agents.gaussian(wrong.observation_size, 1))(
+        agents.gaussian(wrong.observation_size, 1).init(jax.random.key(0)), None, KEYS, jax.random.key(1)
+      )
 
 
 def test_a_critic_is_asked_for_where_there_is_none():

@@ -62,6 +62,7 @@ def fit(folder, start, environment, agent, algorithm, optimizer, config, control
       Config(steps=2, num_starts=4, kl_coef=0.1, **REUSED),
       (adaptive_kl(target=0.05, horizon=100.0, samples=4),),
       id="ppo with a KL in the reward",
+      marks=pytest.mark.slow,
     ),
     pytest.param(
       objectives.load("grpo", kl_coef=0.1),
@@ -70,7 +71,6 @@ def fit(folder, start, environment, agent, algorithm, optimizer, config, control
       Config(steps=2, num_starts=4, group_size=3),
       (),
       id="grpo",
-      marks=pytest.mark.slow,
     ),
     pytest.param(
       objectives.load("remax"),
