@@ -9,8 +9,7 @@ from rl_jax.environments.base import Discrete, Environment
 from rl_jax.runs.settings import require_at_least, require_positive
 from rl_jax.tasks.load import parse_options
 from rl_jax.train import control
-from rl_jax.train.schedule import Schedule
-from rl_jax.train.text_rollouts import check_algorithm
+from rl_jax.train.schedule import Schedule, check_algorithm
 
 # What is usual for control, where an objective has the setting.
 USUAL = {"gamma": 0.99, "kl_coef": 0.0, "value_coef": 0.5, "value_clip": None}

@@ -29,9 +29,9 @@ from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import loop
 from rl_jax.train.actors import create_state
-from rl_jax.train.schedule import reads_old_logp
+from rl_jax.train.schedule import check_algorithm, reads_old_logp
 from rl_jax.train.step import make_train_step
-from rl_jax.train.text_rollouts import check_algorithm, make_text_rollouts
+from rl_jax.train.text_rollouts import make_text_rollouts
 
 MODULE = "experiments.grpo"
 

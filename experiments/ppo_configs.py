@@ -30,7 +30,7 @@ from rl_jax.state import RewardModel
 from rl_jax.tasks import files, text
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
-from rl_jax.train.text_rollouts import check_algorithm
+from rl_jax.train.schedule import check_algorithm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,7 @@ from rl_jax.rollouts.collect import Collect, compose
 from rl_jax.rollouts.episodes import make_play, make_source
 from rl_jax.runs.results import Measurements
 from rl_jax.state import Episodes, Forward, ModelOutputs, RLState, Values
-from rl_jax.train.schedule import Schedule
-from rl_jax.train.text_rollouts import check_algorithm
+from rl_jax.train.schedule import Schedule, check_algorithm
 
 
 class EpisodeRollouts(NamedTuple):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from rl_jax.objectives.loading import Algorithm
 from rl_jax.ops import metrics as metrics_lib
 from rl_jax.ops.metrics import Metrics
+from rl_jax.rollouts.experience import check_group_size, check_needs
 
 # How far the sampler is from the learner: of a rollout's first update, before the learner has moved on purpose.
 FIRST_UPDATE = ("mismatch_mean", "mismatch_max", "mismatch_kl", "ess")
@@ -125,3 +126,18 @@ def over_updates(stacked: Metrics) -> Metrics:
   """
   first = {name: jax.tree.map(lambda x: x[0], stacked[name]) for name in FIRST_UPDATE if name in stacked}
   return metrics_lib.reduce(stacked) | first
+
+
+def check_algorithm(algorithm: Algorithm, schedule: Schedule, group_size: int) -> None:
+  """Asks whether an algorithm goes with rollouts; for scripts too, which ask before they load a model.
+
+  Raises:
+    ValueError: If it does not, or not with groups of that size, or with so many updates.
+
+  >>> from rl_jax import objectives
+  >>> check_algorithm(objectives.load("rloo"), Schedule(), 2)
+  """
+  check_needs(algorithm)
+  check_updates(algorithm, schedule)
+  check_ratio(algorithm, schedule)
+  check_group_size(algorithm, group_size)

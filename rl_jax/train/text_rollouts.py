@@ -11,7 +11,6 @@ from rl_jax.rollouts import text
 from rl_jax.rollouts.collect import Collect, Source, compose, once, with_reward_model
 from rl_jax.rollouts.dynamic import play_until_full
 from rl_jax.rollouts.evaluate import make_evaluate
-from rl_jax.rollouts.experience import check_group_size, check_needs
 from rl_jax.runs.results import EvaluationResult
 from rl_jax.sampling.generate import Generate, make_generate
 from rl_jax.sampling.samplers import SamplingParams
@@ -19,7 +18,7 @@ from rl_jax.state import RewardModel, RLState, Sequences, Values
 from rl_jax.tasks import rewards
 from rl_jax.tasks.text import Prompts, pad_token
 from rl_jax.train.actors import Learner
-from rl_jax.train.schedule import Schedule, check_ratio, check_updates, reads_old_logp
+from rl_jax.train.schedule import Schedule, check_algorithm, reads_old_logp
 
 
 class TextRollouts(NamedTuple):
@@ -32,21 +31,6 @@ class TextRollouts(NamedTuple):
 
   collect: Collect
   evaluate: Callable[[RLState], EvaluationResult]
-
-
-def check_algorithm(algorithm: Algorithm, schedule: Schedule, group_size: int) -> None:
-  """Asks whether an algorithm goes with rollouts; for scripts too, which ask before they load a model.
-
-  Raises:
-    ValueError: If it does not, or not with groups of that size, or with so many updates.
-
-  >>> from rl_jax import objectives
-  >>> check_algorithm(objectives.load("rloo"), Schedule(), 2)
-  """
-  check_needs(algorithm)
-  check_updates(algorithm, schedule)
-  check_ratio(algorithm, schedule)
-  check_group_size(algorithm, group_size)
 
 
 def make_text_rollouts(
