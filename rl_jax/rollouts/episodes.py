@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from rl_jax.environments.agents import Agent
 from rl_jax.environments.base import Box, Discrete, Environment, Transition, begin, guarded
 from rl_jax.ops import moments as moments_lib
-from rl_jax.ops.distributions import Categorical, Distribution
+from rl_jax.ops.distributions import Categorical
 from rl_jax.ops.masking import masked_mean
 from rl_jax.ops.moments import Moments
 from rl_jax.rollouts.collect import Judge, Sampled, Source
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
   rewards: dict[str, Array]
 
 
-Choose = Callable[[Distribution, Array], Array]
+Choose = Callable[[Any, Moments | None, Array, Array], tuple[Array, Array]]
 Play = Callable[[Any, Moments | None, Array, Array], Played]
 
 
@@ -126,7 +126,7 @@ def make_play(environment: Environment, agent: Agent, *, greedy: bool = False) -
   return (_on_host if environment.on_host else _on_device)(environment, choose)
 
 
-def _on_device(environment: Environment, choose: Callable[..., tuple[Array, Array]]) -> Play:
+def _on_device(environment: Environment, choose: Choose) -> Play:
   """Every row plays all steps; those after its end change nothing."""
   advanced = guarded(environment)
 
@@ -160,7 +160,7 @@ def _over(after: Transition) -> Any:
   return after.terminated if after.truncated is None else after.terminated | after.truncated
 
 
-def _on_host(environment: Environment, choose: Callable[..., tuple[Array, Array]]) -> Play:
+def _on_host(environment: Environment, choose: Choose) -> Play:
   """Only rows that go on are stepped, and nothing after the last one has ended."""
   advanced = guarded(environment)
   chosen = jax.jit(
