@@ -3,7 +3,7 @@
     python -m experiments.biped                                                    # it walks after three minutes
     python -m experiments.biped --environment-options planar=true --steps 100      # held in the plane, a quick try
     python -m experiments.biped --objective grpo --num-starts 8 --group-size 8     # groups from one start, no critic
-    python -m experiments.biped --objective reinforce --epochs 1 --minibatches 1   # with a running baseline
+    python -m experiments.biped --objective reinforce --epochs 1 --minibatches 1 --learning-rate 3e-3
     python -m experiments.biped --environment cartpole --steps 40                  # in pure JAX
     python -m experiments.biped --environment gym --environment-options env_id=Walker2d-v5
 

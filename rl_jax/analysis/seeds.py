@@ -22,29 +22,35 @@ def table(folders: Sequence[str | Path], *, metrics: Sequence[str] = ()) -> str:
     metrics: Which numbers to show; all that every evaluation has by default.
 
   Raises:
-    ValueError: If a folder holds no evaluation of another kind than answers to prompts, or an unfinished run.
+    ValueError: If a folder holds no run, an unfinished one, one that is evaluated by answers to prompts, or a seed that
+      another run with the same settings has too.
 
   >>> table(["no-such-folder"])
   Traceback (most recent call last):
   ...
-  ValueError: 'no-such-folder' holds no evaluation with numbers of its own
+  ValueError: 'no-such-folder' holds no run that was evaluated
   """
-  groups: dict[str, list[dict[str, float]]] = {}
+  groups: dict[str, dict[Any, dict[str, float]]] = {}
   for folder in folders:
     rows = read_lines(folder, "evaluation.jsonl")
-    if not rows or "values" not in rows[-1]:
+    if not rows:
+      raise ValueError(f"{str(folder)!r} holds no run that was evaluated")
+    if "values" not in rows[-1]:
       raise ValueError(f"{str(folder)!r} holds no evaluation with numbers of its own")
     config = read_config(folder)
-    if rows[-1]["step"] != config.get("steps"):
+    if rows[-1]["step"] < config.get("steps", 0):
       raise ValueError(f"{str(folder)!r} was not finished: its last evaluation is that of step {rows[-1]['step']}")
     settings = {name: value for name, value in config.items() if name not in OWN}
-    groups.setdefault(json.dumps(settings, sort_keys=True), []).append(rows[-1]["values"])
+    found = groups.setdefault(json.dumps(settings, sort_keys=True), {})
+    if config.get("seed") in found:
+      raise ValueError(f"{str(folder)!r} has the seed {config.get('seed')}, as another run with the same settings")
+    found[config.get("seed")] = rows[-1]["values"]
   names = _names([json.loads(key) for key in groups])
-  shared = set.intersection(*(set(values) for found in groups.values() for values in found))
+  shared = set.intersection(*(set(values) for found in groups.values() for values in found.values()))
   shown = [name for name in metrics or sorted(shared) if name in shared]
   lines = [["runs", "seeds", *shown], ["---"] * (2 + len(shown))]
   for name, found in zip(names, groups.values(), strict=True):
-    cells = [_cell([values[metric] for values in found]) for metric in shown]
+    cells = [_cell([values[metric] for values in found.values()]) for metric in shown]
     lines.append([name, str(len(found)), *cells])
   return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
 

@@ -30,6 +30,8 @@ def test_seeds_are_a_row_and_what_differs_is_its_name(tmp_path):
 def test_a_run_that_was_not_finished_is_refused_and_one_seed_has_no_interval(tmp_path):
   folder = make_run(tmp_path / "run", 0, 1.0)
   assert seeds.table([folder], metrics=["return"]).splitlines()[2] == "| all | 1 | 1.00 |"
+  with pytest.raises(ValueError, match="has the seed 0, as another run with the same settings"):
+    seeds.table([folder, folder])
   lines = (folder / "evaluation.jsonl").read_text().splitlines()
   (folder / "evaluation.jsonl").write_text(lines[0] + "\n")
   with pytest.raises(ValueError, match="was not finished: its last evaluation is that of step 0"):
