@@ -99,8 +99,7 @@ def train(goal: Goal, *, seed: int, limit: float) -> dict[str, Any]:
   """PPO until the score is reached."""
   began, options = time.perf_counter(), goal.ours
   environment, devices = environments.load("gym", env_id=goal.env_id), Devices()
-  size, actions = environment.observation_size, environment.actions
-  agent = agents.gaussian(size, actions.size) if isinstance(actions, Box) else agents.categorical(size, actions.count)
+  size, agent = environment.observation_size, agents.for_environment(environment)
   algorithm = objectives.load("ppo", gamma=0.99, value_clip=None, value_coef=0.5)
   schedule = Schedule(options["epochs"], options["minibatches"])
   rows = options["num_starts"]

@@ -40,7 +40,7 @@ def main() -> None:
   environment = environments.load("biped", backend="mjx", seconds=arguments.seconds)
   reset = environment.reset
   environment = environment._replace(reset=lambda keys: reset(jax.lax.with_sharding_constraint(keys, by_row)))
-  agent = agents.gaussian(environment.observation_size, 6)
+  agent = agents.for_environment(environment)
   config = Config(steps=1, num_starts=arguments.num_starts, epochs=6, minibatches=8)
   optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(6e-4))
   run = compiled_episodes(environment, agent, objectives.load("ppo", gamma=0.99, value_clip=None), optimizer, config)

@@ -5,7 +5,7 @@ import dataclasses
 from experiments.configs import Checked, settings_given, with_options
 from rl_jax import environments, objectives
 from rl_jax.environments import agents
-from rl_jax.environments.base import Discrete, Environment
+from rl_jax.environments.base import Environment
 from rl_jax.runs.settings import require_at_least, require_positive
 from rl_jax.tasks.load import parse_options
 from rl_jax.train import control
@@ -68,7 +68,4 @@ class EnvironmentConfig(Checked):
 
   def make_agent(self, environment: Environment, *, critic: bool) -> agents.Agent:
     """Returns an agent for the environment's observations and actions."""
-    size, actions = environment.observation_size, environment.actions
-    if isinstance(actions, Discrete):
-      return agents.categorical(size, actions.count, widths=self.widths, critic=critic)
-    return agents.gaussian(size, actions.size, widths=self.widths, critic=critic, std=self.std)
+    return agents.for_environment(environment, widths=self.widths, critic=critic, std=self.std)

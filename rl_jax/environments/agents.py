@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rl_jax.environments.base import Discrete, Environment
 from rl_jax.ops.distributions import Categorical, Distribution, Gaussian
 from rl_jax.ops.moments import Moments
 
@@ -94,6 +95,22 @@ def categorical(
     return Categorical(jnp.asarray(torso.apply({"params": params["policy"]}, observations)))
 
   return _agent(init, distribution, observation_size, widths, critic)
+
+
+def for_environment(
+  environment: Environment, *, widths: Sequence[int] = (64, 64), critic: bool = True, std: float = 0.5
+) -> Agent:
+  """Returns an agent for an environment's observations and actions; arguments as `gaussian`.
+
+  >>> from rl_jax.environments import cartpole
+  >>> agent = for_environment(cartpole.load())
+  >>> agent.distribution(agent.init(jax.random.key(0)), jnp.ones((5, 4))).logits.shape
+  (5, 2)
+  """
+  size, actions = environment.observation_size, environment.actions
+  if isinstance(actions, Discrete):
+    return categorical(size, actions.count, widths=widths, critic=critic)
+  return gaussian(size, actions.size, widths=widths, critic=critic, std=std)
 
 
 def _agent(

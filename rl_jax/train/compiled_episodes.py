@@ -1,7 +1,9 @@
 """A whole training run in an environment as one compiled program, for those that are pure JAX.
 
-run = compiled_episodes(cartpole.load(), agent, objectives.load("ppo", gamma=0.99), optax.adam(1e-3), Config())
-states, histories = jax.jit(jax.vmap(run))(keys)              # seeds are an axis
+    run = compiled_episodes(cartpole.load(), agent, objectives.load("ppo", gamma=0.99), optax.adam(1e-3), Config())
+    states, histories = jax.jit(jax.vmap(run))(keys)              # seeds are an axis
+
+Those on the host go through `loop.fit`, with the parts that `train.episodes` puts together.
 """
 
 import dataclasses
