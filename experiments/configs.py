@@ -20,6 +20,7 @@ from rl_jax.tasks import examples, files, preferences, reading, rewards
 from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
+from rl_jax.train import control
 from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
 from rl_jax.train.schedule import Schedule
@@ -176,6 +177,27 @@ class RolloutConfig(Checked):
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model."""
     return make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlConfig(Checked):
+  beta_target: float = 0.0  # above 0, for ppo_kl: beta follows this KL of a rollout's updates, in nats a token
+  entropy_target: float = 0.0  # above 0: the entropy bonus is on while the entropy is below this, in nats a token
+
+  def check(self) -> None:
+    require_at_least(self, 0, ("beta_target", "entropy_target"))
+    super().check()
+
+  @property
+  def moving(self) -> tuple[str, ...]:
+    """The objective's settings that controllers move."""
+    return ("beta",) * (self.beta_target > 0) + ("entropy_coef",) * (self.entropy_target > 0)
+
+  @property
+  def controllers(self) -> tuple[control.Controller, ...]:
+    """What moves coefficients after every rollout."""
+    beta = (control.adaptive_beta(target=self.beta_target),) if self.beta_target else ()
+    return beta + ((control.adaptive_entropy(target=self.entropy_target),) if self.entropy_target else ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

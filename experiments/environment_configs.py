@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from experiments.configs import Checked, settings_given, with_options
+from experiments.configs import ControlConfig, settings_given, with_options
 from rl_jax import environments, objectives
 from rl_jax.environments import agents
 from rl_jax.environments.base import Environment
 from rl_jax.runs.settings import require_at_least, require_positive
 from rl_jax.tasks.load import parse_options
-from rl_jax.train import control
 from rl_jax.train.schedule import Schedule, check_algorithm
 
 # What is usual for control, where an objective has the setting.
@@ -16,7 +15,7 @@ USUAL = {"gamma": 0.99, "kl_coef": 0.0, "value_coef": 0.5, "value_clip": None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvironmentConfig(Checked):
+class EnvironmentConfig(ControlConfig):
   environment: str = "biped"  # biped, cartpole, pendulum, or gym for those of Gymnasium
   environment_options: tuple[str, ...] = ()  # its settings, such as planar=true or sideways=-10.0
   num_starts: int = 64  # starts a rollout
@@ -30,12 +29,9 @@ class EnvironmentConfig(Checked):
   objective_options: tuple[str, ...] = ()  # the objective's other settings, such as clip_high=0.3
   gamma: float | None = None  # discount a step; 0.99 by default, where the objective has one
   lam: float | None = None  # lambda of generalized advantage estimation; the objective's own by default, 0.95
-  beta_target: float = 0.0  # above 0, for ppo_kl: beta follows this KL of a rollout's updates, in nats a step
-  entropy_target: float = 0.0  # above 0: the entropy bonus is on while the entropy is below this, in nats a step
 
   def check(self) -> None:
     require_at_least(self, 1, ("num_starts", "group_size", "evaluation_episodes", "epochs", "minibatches"))
-    require_at_least(self, 0, ("beta_target",))
     require_positive(self, ("std",))
     if not self.widths or min(self.widths) < 1:
       raise ValueError(f"widths must be one or more numbers from 1 on, got {self.widths}")
@@ -46,12 +42,6 @@ class EnvironmentConfig(Checked):
     """What each rollout is used for."""
     return Schedule(self.epochs, self.minibatches)
 
-  @property
-  def controllers(self) -> tuple[control.Controller, ...]:
-    """What moves coefficients after every rollout."""
-    beta = (control.adaptive_beta(target=self.beta_target),) if self.beta_target else ()
-    return beta + ((control.adaptive_entropy(target=self.entropy_target),) if self.entropy_target else ())
-
   def load_environment(self) -> Environment:
     """Loads the world."""
     return environments.load(self.environment, **parse_options(self.environment_options))
@@ -61,8 +51,7 @@ class EnvironmentConfig(Checked):
     own = objectives.settings_of(self.objective)
     usual = {name: value for name, value in USUAL.items() if name in own}
     given = with_options(settings_given(self, ("gamma", "lam")), self.objective_options)
-    moving = ("beta",) * (self.beta_target > 0) + ("entropy_coef",) * (self.entropy_target > 0)
-    algorithm = objectives.load(self.objective, moving=moving, **usual | given)
+    algorithm = objectives.load(self.objective, moving=self.moving, **usual | given)
     check_algorithm(algorithm, self.schedule, self.group_size)
     return algorithm
 

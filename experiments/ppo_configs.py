@@ -9,6 +9,7 @@ import jax
 
 from experiments.configs import (
   Checked,
+  ControlConfig,
   ModelConfig,
   OptimizerConfig,
   RolloutConfig,
@@ -168,7 +169,9 @@ class PretrainingConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfig, KLConfig, PretrainingConfig):
+class Config(
+  RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfig, KLConfig, ControlConfig, PretrainingConfig
+):
   objective: str = "ppo"  # a name from `python -m rl_jax.objectives`, or my_module:objective; few need a critic
   objective_options: tuple[str, ...] = ()  # the objective's other settings, such as huber=1.0
   critic: str = "own"  # own: copy of the policy; reward: copy of the reward model; fresh; shared: a head on the policy
@@ -181,8 +184,6 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
   gamma: float | None = None  # discount a token; the objective's own by default, 1
   lam: float | None = None  # lambda of generalized advantage estimation; the objective's own by default, 0.95
   whiten: bool | None = None  # normalize the critic's advantages over the batch; the objective's own by default, yes
-  beta_target: float = 0.0  # above 0, for ppo_kl: beta follows this KL of a rollout's updates, in nats a token
-  entropy_target: float = 0.0  # above 0: the entropy bonus is on while the entropy is below this, in nats a token
   bootstrap: bool = False  # a completion that was truncated is worth the critic's value of where it stopped
   target_kl: float = 0.0  # leave out a rollout's other updates once approx_kl is above this; 0 for never
   run_dir: str = "runs/ppo"  # configuration, metrics, samples, checkpoints, plot and the trained model
@@ -193,7 +194,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
   def check(self) -> None:
     names = ("value_coef", "value_clip", "ptx_coef", "gamma", "lam")
     require_at_least(self, 0, tuple(name for name in names if getattr(self, name) is not None))
-    require_at_least(self, 0, ("critic_rate", "target_kl", "beta_target", "entropy_target"))
+    require_at_least(self, 0, ("critic_rate", "target_kl"))
     require_positive(self, tuple(name for name in ("clip_low", "clip_high") if getattr(self, name) is not None))
     if max(self.gamma or 0, self.lam or 0) > 1:
       raise ValueError(f"gamma and lam must be at most 1, got {self.gamma} and {self.lam}")
@@ -224,12 +225,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig, RewardConfi
   @property
   def controllers(self) -> tuple[control.Controller, ...]:
     """What moves coefficients after every rollout."""
-    chosen = self.kl_controllers(samples=self.num_prompts * self.group_size)
-    if self.beta_target:
-      chosen += (control.adaptive_beta(target=self.beta_target),)
-    if self.entropy_target:
-      chosen += (control.adaptive_entropy(target=self.entropy_target),)
-    return chosen
+    return self.kl_controllers(samples=self.num_prompts * self.group_size) + super().controllers
 
 
 def load_algorithm(config: Config) -> objectives.Algorithm:
@@ -239,8 +235,7 @@ def load_algorithm(config: Config) -> objectives.Algorithm:
   if config.value_clip == 0:
     settings["value_clip"] = None
   settings = with_options(settings, config.objective_options)
-  moving = ("beta",) * (config.beta_target > 0) + ("entropy_coef",) * (config.entropy_target > 0)
-  options: Any = dict(fallback={"length": config.max_new_tokens}, moving=moving)
+  options: Any = dict(fallback={"length": config.max_new_tokens}, moving=config.moving)
   algorithm = objectives.load(config.objective, **options, **settings)
   needs = algorithm.from_rewards().needs
   check_algorithm(algorithm, config.schedule, config.group_size)
