@@ -37,7 +37,7 @@ def run(folder, *arguments):
   return process, process.communicate()[0]
 
 
-@pytest.mark.parametrize(("module", "groups"), [(grpo, 5), (ppo, 8)])
+@pytest.mark.parametrize(("module", "groups"), [(grpo, 5), (ppo, 9)])
 def test_help_explains_every_field_in_groups(tmp_path, module, groups):
   command = [sys.executable, "-m", module.__name__, "--help"]
   output = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
