@@ -22,4 +22,5 @@ def check(function: Callable[..., Any], options: Mapping[str, Any], who: str) ->
     default = parameters[key].default
     kinds = int if default is None else (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
-      raise ValueError(f"option {key} of {who} must be like {default!r}, got {value!r}")
+      wanted = "true or false" if isinstance(default, bool) else f"like {default!r}"
+      raise ValueError(f"option {key} of {who} must be {wanted}, got {value!r}")

@@ -106,13 +106,13 @@ def draw_film(walks: Mapping[str, Walk], path: Path, *, pictures: int = 8, every
     start = max(min(steps // 2, steps - pictures * every), 0)
     part = walk._replace(places=walk.places[start : start + pictures * every])
     shown = frames(part, every=every, width=240, height=240)
-    row.suptitle(f"{title}: {walk.distance:.1f} m in {steps * biped.SECONDS:.1f} s", fontsize=11)
+    row.suptitle(f"{title}: {walk.distance:z.1f} m in {steps * biped.SECONDS:.1f} s", fontsize=11)
     for column, axis in enumerate(row.subplots(1, pictures)):
       axis.axis("off")
       if column < len(shown):
         step = start + column * every
         axis.imshow(shown[column])
-        axis.set_title(f"{step * biped.SECONDS:.2f} s, {walk.places[step, 0]:.2f} m", fontsize=9)
+        axis.set_title(f"{step * biped.SECONDS:.2f} s, {walk.places[step, 0]:z.2f} m", fontsize=9)
   figure.savefig(path, dpi=80)
   plt.close(figure)
   return path

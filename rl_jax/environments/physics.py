@@ -1,5 +1,6 @@
 """A body in MuJoCo's format, simulated on the host by all cores (`mujoco`) or in JAX (`mjx`), behind one interface."""
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -91,7 +92,8 @@ def _on_host(model: Any, substeps: int) -> Simulator:
 
 def _in_jax(model: Any, substeps: int) -> Simulator:
   """The simulator in JAX, for TPUs and GPUs. On two CPU cores it is eleven times slower than the one on the host."""
-  mjx = _package("mujoco.mjx", "mjx")
+  with contextlib.redirect_stdout(None):  # it prints that warp, which nothing here uses, is not installed
+    mjx = _package("mujoco.mjx", "mjx")
   physics = mjx.put_model(model)
   empty = mjx.make_data(physics)
 

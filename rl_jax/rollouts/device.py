@@ -114,8 +114,8 @@ def make_evaluate(
 ) -> Callable[[RLState], dict[str, Array]]:
   """Returns `evaluate(state) -> metrics` on completions of the same problems every time.
 
-  The metrics are those of a rollout but for `zero_variance`, and besides, in nats a token: `entropy`, and `kl_ref`, the
-  KL to the reference (k3).
+  The metrics are those of a rollout, and besides, in nats a token: `entropy`, and `kl_ref`, the KL to the reference
+  (k3).
 
   Args:
     task: A task on the device.
@@ -137,7 +137,6 @@ def make_evaluate(
     now: Any = forward(state.policy.params, rollout.sequences)
     start: Any = forward(state.ref_params, rollout.sequences)
     metrics = rollout_metrics(rollout, judgment, rewards_of(judgment, rollout))
-    del metrics["zero_variance"]  # there is one completion a problem
     per_token = {"entropy": now.entropy, "kl_ref": kl.k3(now.logp, start.logp)}
     return metrics | {name: masked_mean(x, rollout.sequences.real) for name, x in per_token.items()}
 

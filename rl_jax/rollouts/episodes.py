@@ -271,3 +271,22 @@ def make_judge(environment: Environment) -> Judge:
     return Judgment.of(sampled.problems.rewards, environment.weights), ()
 
   return judge
+
+
+def with_records(judge: Judge) -> Judge:
+  """Returns a judge that also tells of each episode, on the host: its start, its length, and how it ended."""
+
+  def judge_and_tell(sampled: Sampled) -> tuple[Judgment, list[dict[str, Any]]]:
+    judgment, _ = judge(sampled)
+    lengths, terminated, position = jax.device_get(
+      (jnp.sum(sampled.rollout.sequences.real != 0, axis=-1), sampled.rollout.terminated, sampled.running.position)
+    )
+    starts, group_size = lengths.shape
+    first = int(position) - starts
+    return judgment, [
+      {"start": first + i, "length": int(lengths[i, j]), "terminated": bool(terminated[i, j])}
+      for i in range(starts)
+      for j in range(group_size)
+    ]
+
+  return judge_and_tell

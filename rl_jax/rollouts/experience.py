@@ -177,11 +177,12 @@ def rollout_metrics(rollout: Rollout, judgment: Judgment, rewards: Rewards) -> M
   metrics = {
     "reward": jnp.where(any_known, masked_mean(rewards.total, known), jnp.nan),
     "reward_std": jnp.where(any_known, jnp.sqrt(masked_variance(rewards.total, known, ddof=0)), jnp.nan),
-    "zero_variance": jnp.mean(advantages_lib.zero_variance(rewards.total, known).astype(jnp.float32)),
     "length": jnp.mean(lengths),
     "tokens": jnp.sum(lengths),
     "terminated": jnp.mean(rollout.terminated.astype(jnp.float32)),
   }
+  if known.shape[-1] > 1:
+    metrics["zero_variance"] = jnp.mean(advantages_lib.zero_variance(rewards.total, known).astype(jnp.float32))
   if judgment.solved is not None:
     metrics["solved"] = jnp.mean(judgment.solved.astype(jnp.float32))
     metrics["wrong_length"] = masked_mean(lengths, ~(judgment.solved != 0))

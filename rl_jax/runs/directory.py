@@ -34,7 +34,7 @@ class RunDirectory:
       fixed: Those of the three that may not differ, such as `steps` where the learning rate falls over them.
 
     Raises:
-      ValueError: If the folder holds another run or other files; nothing is changed then.
+      ValueError: If the folder holds another run or other files, or one with more steps; nothing is changed then.
     """
     if not str(folder):
       raise ValueError("run directory must have a name, got ''")
@@ -47,6 +47,7 @@ class RunDirectory:
       if not resume:
         raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
       _check_same(_parse_config(path), json.loads(json.dumps(config)), str(folder), _FREE - set(fixed))
+      _check_steps(self.folder, config.get("steps"))
     elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     self._tensorboard = None
@@ -179,6 +180,14 @@ def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str
   ]
   if changed:
     raise ValueError(f"run directory {folder!r} holds a run with other settings: {'; '.join(changed)}")
+
+
+def _check_steps(folder: Path, steps: int | None) -> None:
+  path = folder / "metrics.jsonl"
+  made = [_step(line) for line in _lines(path, errors="replace")] if path.exists() else []
+  done = max((step for step in made if step < math.inf), default=0)  # a kill may have cut a line
+  if steps is not None and steps < done:
+    raise ValueError(f"steps must be at least {done}, which the run in {str(folder)!r} has made; got {steps}")
 
 
 def _tensorboard(folder: Path, first: int) -> Any:

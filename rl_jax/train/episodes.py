@@ -13,7 +13,7 @@ from rl_jax.objectives import Algorithm
 from rl_jax.ops.moments import Moments
 from rl_jax.ops.shaping import PLAIN, Shaping
 from rl_jax.rollouts.collect import Collect, compose
-from rl_jax.rollouts.episodes import make_play, make_source
+from rl_jax.rollouts.episodes import make_play, make_source, with_records
 from rl_jax.runs.results import Measurements
 from rl_jax.state import Episodes, Forward, ModelOutputs, RLState, Values
 from rl_jax.train.schedule import Schedule, check_algorithm
@@ -105,6 +105,7 @@ def make_episode_rollouts(
   check_algorithm(algorithm, schedule, group_size)
   forward, values = devices.jit(make_forward(agent)), make_values(agent)
   source = make_source(environment, agent, num_starts=num_starts, group_size=group_size, put=devices.put)
+  source = source._replace(judge=with_records(source.judge))
   if not environment.on_host:
     source = source._replace(sample=devices.jit(source.sample))
   collect = compose(

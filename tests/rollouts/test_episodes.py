@@ -128,6 +128,20 @@ def test_a_group_has_one_start_and_draws_of_its_own():
   np.testing.assert_allclose(greedy.actions[:, 0, :1], mode, rtol=1e-6)
 
 
+@pytest.mark.parametrize("on_host", [False, True], ids=["device", "host"])
+def test_every_episode_is_told_of(on_host):
+  rollouts = rollouts_of(counting(on_host), objective="grpo", kl_coef=0.0, num_starts=4, group_size=2)
+  first = rollouts.collect(state_of())
+  told = [rollouts.collect(first.state._replace(rollouts=np.int32(1))).records, first.records]
+  assert [[row["start"] for row in rows] for rows in told] == [[4, 4, 5, 5, 6, 6, 7, 7], [0, 0, 1, 1, 2, 2, 3, 3]]
+  real, number = first.batch.sequences.real, first.batch.sequences.observations[..., 1:, 0]
+  for index, row in enumerate(first.records):
+    i, j = divmod(index, 2)
+    assert row["length"] == real[i, j].sum() and row["terminated"] == (number[i, j, row["length"] - 1] > 8)
+    assert row["rewards"]["number"] == np.sum(number[i, j] * real[i, j])
+    np.testing.assert_allclose(row["reward"], row["rewards"]["number"] + 0.5 * row["rewards"]["action"], rtol=1e-5)
+
+
 def test_observations_are_normalized_by_what_came_before_and_moments_count_real_steps_alone():
   source, state = make_source(counting(), AGENT, num_starts=8), state_of()
   first = source.sample(state)

@@ -51,6 +51,18 @@ class TestRunDirectory:
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*.json*")}
     RunDirectory(folder, {"seed": 1, "steps": 9}, resume=True)
 
+  def test_does_not_forget_steps_that_were_made(self, tmp_path):
+    folder = tmp_path / "run"
+    with RunDirectory(folder, {"steps": 3}, resume=False) as run:
+      for step in (1, 2, 3):
+        run.write_metrics(step, {"reward": 1.0})
+    with (folder / "metrics.jsonl").open("a") as file:
+      file.write('{"step": 4, "rew')  # a kill cut it
+    with pytest.raises(ValueError, match="steps must be at least 3, which the run in .* has made; got 2"):
+      RunDirectory(folder, {"steps": 2}, resume=True)
+    assert json.loads((folder / "config.json").read_text()) == {"steps": 3}
+    RunDirectory(folder, {"steps": 3}, resume=True)
+
   def test_a_run_that_never_began_is_replaced(self, tmp_path):
     for seed in (1, 2):
       with RunDirectory(tmp_path / "run", {"seed": seed}, resume=False):
