@@ -37,9 +37,9 @@ MODULE = "experiments.biped"
 class Config(RunConfig, OptimizerConfig, EnvironmentConfig):
   target_kl: float = 0.0  # leave out a rollout's other updates once approx_kl is above this; 0 for never
   run_dir: str = "runs/biped"  # configuration, metrics, checkpoints, plots, pictures and the agent
-  steps: int = 250  # rollouts
+  steps: int = 300  # rollouts
   checkpoint_every: int = 50  # steps between checkpoints, besides one at the end; 0 for none
-  learning_rate: float = 1e-3  # learning rate of AdamW
+  learning_rate: float = 5e-4  # learning rate of AdamW
   max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
   def check(self) -> None:
@@ -100,6 +100,7 @@ def train(config: Config, environment: Environment, algorithm: objectives.Algori
     schedule=config.schedule,
     stop_updates=loop.stop_above(config.target_kl) if config.target_kl else None,
     control=devices.jit(moves, donate_argnums=0) if config.controllers else None,
+    save=lambda folder, state: agents.save(folder, state.policy.params, state.running.observation_moments),
     **config.loop_settings(devices),
   )
   exit_if_stopped(MODULE, config, done)

@@ -40,11 +40,13 @@ class RunConfig(Checked):
   resume: bool = False  # go on with the run in run_dir
   steps: int = 32  # rollouts, or updates where the data is fixed
   checkpoint_every: int = 16  # steps between checkpoints, besides one at the end; 0 for none
+  evaluations: int = 2  # evaluations after the first one, evenly spaced, the last one at the end
+  snapshots: int = 0  # models kept on the way, evenly spaced, in snapshots/
   seed: int = 0  # seed of data and sampling
 
   def check(self) -> None:
-    require_at_least(self, 1, ("steps",))
-    require_at_least(self, 0, ("checkpoint_every", "seed"))
+    require_at_least(self, 1, ("steps", "evaluations"))
+    require_at_least(self, 0, ("checkpoint_every", "snapshots", "seed"))
     super().check()
 
   def directory(self, **settings: Any) -> RunDirectory:
@@ -58,11 +60,13 @@ class RunConfig(Checked):
     report.show(run.folder)
     return run.folder / "model"
 
-  def loop_settings(self, devices: Devices) -> dict[str, Any]:
-    """How long the loop goes on, how often it saves, and where."""
-    return dict(
-      steps=self.steps, checkpoint_every=self.checkpoint_every, put=devices.put, compiles=lambda: devices.compiles
-    )
+  def loop_settings(self, devices: Devices, learner: Learner | None = None) -> dict[str, Any]:
+    """How long the loop goes on, how often it evaluates and saves, and how it saves a learner's model."""
+    names = ("steps", "checkpoint_every", "evaluations", "snapshots")
+    settings = {name: getattr(self, name) for name in names}
+    if learner is not None:
+      settings["save"] = lambda folder, state: learner.save_model(folder, state.policy.params)
+    return settings | dict(put=devices.put, compiles=lambda: devices.compiles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,11 +139,12 @@ class RolloutConfig(Checked):
   minibatches: int = 1  # updates a pass
   warmup_steps: int = 3  # updates over which the learning rate rises
   mask_truncated: bool = False  # leave completions that were truncated out of the loss
+  evaluation_samples: int = 16  # answers an evaluation samples to each of 64 held-out prompts, for pass@k; 0 for none
 
   def check(self) -> None:
     names = ("num_prompts", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches")
     require_at_least(self, 1, names)
-    require_at_least(self, 0, ("warmup_steps",))
+    require_at_least(self, 0, ("warmup_steps", "evaluation_samples"))
     require_positive(self, ("temperature",))
     super().check()
 
@@ -163,8 +168,9 @@ class RolloutConfig(Checked):
 
   @property
   def sizes(self) -> dict[str, Any]:
-    """The shape of a rollout."""
-    return dict(num_prompts=self.num_prompts, group_size=self.group_size, max_new_tokens=self.max_new_tokens)
+    """The shape of a rollout, and of an evaluation."""
+    names = ("num_prompts", "group_size", "max_new_tokens", "evaluation_samples")
+    return {name: getattr(self, name) for name in names}
 
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""

@@ -143,7 +143,7 @@ def train(
     evaluate=measure,
     collect=fixed.make_collect(make_batch, rows=len(training), batch_size=config.num_pairs, seed=config.seed),
     update=devices.step(step),
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner),
   )
   return config.finish(MODULE, run, learner, state.policy.params, done)
 

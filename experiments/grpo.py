@@ -137,7 +137,7 @@ def train(
     collect=rollouts.collect,
     update=devices.step(step),
     schedule=config.schedule,
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner),
   )
   folder = config.finish(MODULE, run, learner, state.policy.params, done)
   harder = {}

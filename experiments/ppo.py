@@ -106,7 +106,7 @@ def train(
     schedule=config.schedule,
     stop_updates=loop.stop_above(config.target_kl) if config.target_kl else None,
     control=devices.jit(moves, donate_argnums=0) if config.controllers else None,
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner),
   )
   return config.finish(MODULE, run, learner, state.policy.params, done)
 

@@ -112,7 +112,7 @@ def train(
     collect=collect,
     update=devices.step(step),
     schedule=config.schedule,
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner),
   )
   return config.finish(MODULE, run, learner, state.policy.params, done)
 

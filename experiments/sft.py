@@ -101,7 +101,7 @@ def train(
     evaluate=perplexity,
     collect=fixed.make_collect(make_batch, rows=len(labels), batch_size=config.num_rows, seed=config.seed),
     update=devices.step(step),
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner),
   )
   return config.finish(MODULE, run, learner, state.policy.params, done)
 

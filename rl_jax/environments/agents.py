@@ -148,6 +148,7 @@ def save(folder: Path, params: Any, moments: Moments | None) -> Path:
   normalization = {} if moments is None else {"observations": moments._asdict()}
   tensors = flatten_dict({"params": params, **normalization}, sep="/")
   path = Path(folder) / "agent.safetensors"
+  path.parent.mkdir(parents=True, exist_ok=True)
   save_file({name: np.asarray(leaf) for name, leaf in tensors.items()}, path)
   return path
 

@@ -1,6 +1,9 @@
 """Intervals for measured results."""
 
+import itertools
 import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,6 +112,116 @@ def probability_of_improvement(
   return float(wins.mean()), float(low), float(high)
 
 
+def pass_at_k(solved: np.ndarray, k: int) -> np.ndarray | np.floating:
+  """The chance that one of k answers to a prompt is right, without bias: `1 - C(n - c, k) / C(n, k)`.
+
+  Args:
+    solved: `[..., n]`, which of n answers are right; c of them are.
+    k: From 1 to n.
+
+  Returns:
+    `[...]`, in [0, 1].
+
+  Raises:
+    ValueError: If there are fewer than k answers.
+
+  Reference: M. Chen et al., "Evaluating Large Language Models Trained on Code", arXiv:2107.03374.
+
+  >>> pass_at_k(np.array([[1, 0, 0, 0], [1, 1, 0, 0]]), 2).round(3).tolist()
+  [0.5, 0.833]
+  """
+  n = _check_k(solved, k)
+  wrong = n - np.count_nonzero(solved, axis=-1)
+  i = np.arange(k)
+  # C(n - c, k) / C(n, k) as a product of k factors, of which one is 0 where fewer than k are wrong.
+  return 1 - np.prod(np.maximum(wrong[..., None] - i, 0) / (n - i), axis=-1)
+
+
+def majority_at_k(answers: Sequence[Hashable], solved: Sequence[bool], k: int, *, subsets: int = 2000) -> float:
+  """The chance that the answer which most of k answers to a prompt give is right; the first of equals is any of them.
+
+  It is the mean over all subsets of k of the n answers, or over random ones where there are many: without bias.
+
+  Args:
+    answers: The n answers, such as numbers; equal ones are votes for the same.
+    solved: Which of them are right; where equal ones are both, their share is.
+    k: From 1 to n.
+    subsets: The most subsets to look at.
+
+  Raises:
+    ValueError: If there are fewer than k answers.
+
+  Reference: X. Wang et al., "Self-Consistency Improves Chain of Thought Reasoning in Language Models",
+  arXiv:2203.11171.
+
+  >>> majority_at_k(["7", "7", "8"], [True, True, False], 3), majority_at_k(["7", "8"], [True, False], 2)
+  (1.0, 0.5)
+  """
+  n = _check_k(solved, k)
+  kinds = list(dict.fromkeys(answers))
+  votes = np.eye(len(kinds))[[kinds.index(answer) for answer in answers]]
+  right = votes.T @ np.asarray(solved) / votes.sum(axis=0)
+  if math.comb(n, k) <= subsets:
+    chosen = np.array(list(itertools.combinations(range(n), k)))
+  else:
+    chosen = np.random.default_rng(0).random((subsets, n)).argsort(axis=-1)[:, :k]
+  counts = votes[chosen].sum(axis=1)
+  first = counts == counts.max(axis=-1, keepdims=True)
+  return float(np.mean((first * right).sum(axis=-1) / first.sum(axis=-1)))
+
+
+def _check_k(solved: np.ndarray | Sequence[bool], k: int) -> int:
+  n = np.shape(solved)[-1]
+  if not 1 <= k <= n:
+    raise ValueError(f"k must be from 1 to the number of answers, {n}, got {k}")
+  return n
+
+
+class Reliability(NamedTuple):
+  """How often claims come true, in bins of what they claim.
+
+  Attributes:
+    claimed: `[bins]`, the mean probability that was claimed.
+    right: `[bins]`, how often it was right.
+    count: `[bins]`, the claims of each bin; bins without any are left out.
+  """
+
+  claimed: np.ndarray
+  right: np.ndarray
+  count: np.ndarray
+
+  @property
+  def error(self) -> float:
+    """The expected calibration error, `|claimed - right|` weighed by the claims in each bin, in [0, 1].
+
+    Reference: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+    """
+    return float(np.average(np.abs(self.claimed - self.right), weights=self.count))
+
+
+def reliability(claimed: np.ndarray, right: np.ndarray, *, low: float = 0.0, bins: int = 10) -> Reliability:
+  """Compares claimed probabilities with how often they are right.
+
+  Args:
+    claimed: `[n]`, from `low` to 1.
+    right: `[n]`, 1 where the claim came true.
+    low: The least that can be claimed.
+    bins: Equal intervals from `low` to 1.
+
+  Raises:
+    ValueError: If there are no claims.
+
+  >>> found = reliability(np.array([0.95, 0.95, 0.15]), np.array([1, 0, 0]))
+  >>> found.right.tolist(), round(found.error, 3)
+  ([0.0, 0.5], 0.35)
+  """
+  if not len(claimed):
+    raise ValueError("there are no claims to compare")
+  place = np.minimum(((np.asarray(claimed) - low) / (1 - low) * bins).astype(int), bins - 1)
+  each = [(claimed[place == i].mean(), right[place == i].mean(), np.sum(place == i)) for i in np.unique(place)]
+  return Reliability(*(np.array(column) for column in zip(*each, strict=True)))
+
+
 def calibration_error(margins: np.ndarray, *, bins: int = 10) -> float:
   """Expected calibration error of a model of preferences: `|sigmoid(margin) - how often it is right|`, over bins.
 
@@ -122,13 +235,8 @@ def calibration_error(margins: np.ndarray, *, bins: int = 10) -> float:
   Returns:
     In [0, 1], weighed by the comparisons in each bin; a margin of 0 counts as half right.
 
-  Reference: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
-
   >>> round(calibration_error(np.array([9.0, 9.0, 9.0, -9.0])), 3)  # sure, and right three times out of four
   0.25
   """
   claimed = 1 / (1 + np.exp(-np.abs(margins)))
-  right = np.where(margins == 0, 0.5, margins > 0)
-  place = np.minimum(((claimed - 0.5) * 2 * bins).astype(int), bins - 1)
-  gaps = [abs(claimed[place == i].mean() - right[place == i].mean()) * np.mean(place == i) for i in np.unique(place)]
-  return float(sum(gaps))
+  return reliability(claimed, np.where(margins == 0, 0.5, margins > 0), low=0.5, bins=bins).error

@@ -16,6 +16,7 @@ class EvaluationResult(NamedTuple):
     count: Answers that were judged.
     skipped: Rows whose prompt was over the limit.
     scores: Mean of each reward by name, where there are several.
+    drawn: `pass@k` and `maj@k` of several answers to some of the rows; none where only greedy ones were asked for.
     samples: Prompts, completions and rewards.
   """
 
@@ -24,6 +25,7 @@ class EvaluationResult(NamedTuple):
   count: int
   skipped: int
   scores: Mapping[str, float | None] = {}
+  drawn: Mapping[str, float] = {}
   samples: Sequence[Mapping[str, Any]] = ()
 
   def describe(self) -> str:
@@ -38,7 +40,9 @@ class EvaluationResult(NamedTuple):
       low, high = wilson_interval(self.solved, self.count)
       interval = f"95 % interval {low:.3f} to {high:.3f}"
       solved = f"{self.solved / self.count:.3f} solved, {interval}, {self.solved} of {problems}"
-      return f"{solved}; rewards: {each}" if each else solved
+      most = list(self.drawn)[-1].partition("@")[2] if self.drawn else ""
+      drawn = "".join(f"; {name} {value:.3f}" for name, value in self.drawn.items() if name.endswith(f"@{most}"))
+      return f"{solved}; rewards: {each}{drawn}" if each else solved + drawn
     if _is_number(self.reward):
       return f"mean reward {self.reward:.3f}{f' ({each})' if each else ''} on {problems}"
     return f"no reward applied to any of {problems}"

@@ -18,6 +18,7 @@ class Task(NamedTuple):
     rewards: Reward functions; their weighted sum is what is learned.
     solved: `(prompts, completions, completion_ids, **columns) -> list[bool]`, the exact match that evaluation counts;
       None where the task has no such notion, and evaluation reports the mean reward alone.
+    answer: `completion -> answer`, of which equal ones are votes for the same where a majority decides.
     stop: Texts of one token each that end a completion, besides the tokenizer's end of sequence.
     fingerprint: Identity of data that can change between two runs, such as a file's SHA-256; empty where nothing can.
     rows: All rows, held-out ones included, with their places such as "line 3", where there is an end to them: a run
@@ -30,6 +31,7 @@ class Task(NamedTuple):
   evaluation: Sequence[Row]
   rewards: tuple[Reward, ...]
   solved: Callable[..., list[bool]] | None = None
+  answer: Callable[[str], str] = str.strip
   stop: tuple[str, ...] = ()
   fingerprint: str = ""
   rows: Sequence[tuple[str, Row]] = ()

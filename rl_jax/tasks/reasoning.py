@@ -72,7 +72,9 @@ def load(name: str, *, evaluation_size: int = 64, seed: int = 0, chat: bool = Tr
         return to_row(entry)
     raise ValueError(f"reasoning-gym dataset {name!r}: all its problems are held out; use a smaller evaluation_size")
 
-  return Task(name, row, evaluation, (Reward(reasoning_gym_score, 1.0, "score"),), solved)
+  return Task(
+    name, row, evaluation, (Reward(reasoning_gym_score, 1.0, "score"),), solved, lambda text: str(extract_answer(text))
+  )
 
 
 def _grade(dataset: Any, extract_answer: Any, completion: Any, entry: dict) -> float:

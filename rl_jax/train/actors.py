@@ -86,9 +86,13 @@ class Learner:
     forward = devices.jit(make_forward(self.model.policy, temperature=temperature))
     return lambda state, sequences: forward(self.reference_params(state), sequences).logp
 
+  def save_model(self, folder: Path, params: Any) -> None:
+    """Writes the model, adapters merged, as a folder in Hugging Face's format."""
+    presets.save(folder, self.model, jax.jit(self.plain_params)(params))
+
   def save(self, folder: Path, params: Any) -> None:
     """Writes the model as `model/`, and the adapters as `adapters/`."""
-    presets.save(folder / "model", self.model, jax.jit(self.plain_params)(params))
+    self.save_model(folder / "model", params)
     if self.lora_rank:
       adapters = params["adapters"]
       lora.save_peft(folder / "adapters", adapters, alpha=self.lora_alpha, base_model=self.base_model)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,7 +32,15 @@ StopUpdates = Callable[[Mapping[str, float]], bool]
 
 
 def train(
-  state: RLState, *, run: RunDirectory, evaluate: Callable[[RLState], Result], steps: int, **settings: Any
+  state: RLState,
+  *,
+  run: RunDirectory,
+  evaluate: Callable[[RLState], Result],
+  steps: int,
+  evaluations: int = 1,
+  snapshots: int = 0,
+  save: Callable[[Path, RLState], Any] | None = None,
+  **settings: Any,
 ) -> tuple[RLState, int]:
   """Does a whole run: resumes where there is a checkpoint, evaluates, fits, and evaluates again.
 
@@ -40,11 +49,27 @@ def train(
     run: Where everything goes.
     evaluate: `state -> EvaluationResult`, or other numbers.
     steps: Rollouts in all.
+    evaluations: How many there are after the first one, evenly spaced, the last one at the end.
+    snapshots: Models that are kept on the way, evenly spaced, each in a folder of `snapshots/` named by its step.
+    save: `(folder, state)`, writes one; needed for snapshots.
     **settings: The other arguments of `fit`.
 
   Returns:
     What `fit` returns.
+
+  Raises:
+    ValueError: If there are to be snapshots, and nothing saves them.
   """
+  if snapshots and save is None:
+    raise ValueError("snapshots must be 0: nothing here saves them")
+  evaluated, kept = (_spaced(steps, count) - {steps} for count in (evaluations, snapshots + 1))
+
+  def after(step: int, state: RLState) -> None:
+    if step in evaluated and not run.has_evaluation(step):
+      run.write_evaluation(step, evaluate(state))
+    if step in kept and save is not None:
+      save(run.folder / "snapshots" / f"{step:06d}", state)
+
   with open_checkpoints(run.folder / "checkpoints") as checkpoints:
     resumed = checkpoints.latest()
     state = checkpoints.resume(state)
@@ -54,10 +79,14 @@ def train(
       print("no checkpoint to resume from: starting again; the earlier logs are kept as *.jsonl.old", flush=True)
     if resumed is None:
       run.write_evaluation(0, evaluate(state))
-    state, done = fit(state, steps=steps, run=run, checkpoints=checkpoints, **settings)
+    state, done = fit(state, steps=steps, run=run, checkpoints=checkpoints, after=after, **settings)
   if done == steps and not run.has_evaluation(done):
     run.write_evaluation(done, evaluate(state))
   return state, done
+
+
+def _spaced(steps: int, count: int) -> set[int]:
+  return {-(-steps * place // count) for place in range(1, count + 1)}
 
 
 def fit(
@@ -74,6 +103,7 @@ def fit(
   compiles: Callable[[], int] = lambda: 0,
   stop_updates: StopUpdates | None = None,
   control: Control | None = None,
+  after: Callable[[int, RLState], None] = lambda step, state: None,
 ) -> tuple[RLState, int]:
   """Trains until `steps` rollouts have been collected and used, counting those of the state that comes in.
 
@@ -96,6 +126,7 @@ def fit(
       `approx_kl` is above a target. The metric `updates` counts those that were made. The device is then waited for at
       every update.
     control: A function from `train.control.make_control`, jitted: moves coefficients after a rollout's last update.
+    after: `(step, state)`, called after each rollout, before its state is saved.
 
   Returns:
     The state after the last finished rollout, and how many are finished: fewer than `steps` after Ctrl-C.
@@ -113,6 +144,7 @@ def fit(
         table.add(done, row)
         for message in _warnings(row):
           table.warn(f"step {done}: {message}")
+        after(done, state)
         if checkpoint_every and done % checkpoint_every == 0:
           checkpoints.save(done, state)
     finally:

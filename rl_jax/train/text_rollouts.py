@@ -10,7 +10,7 @@ from rl_jax.ops.shaping import PLAIN, Shaping
 from rl_jax.rollouts import text
 from rl_jax.rollouts.collect import Collect, Source, compose, once, with_reward_model
 from rl_jax.rollouts.dynamic import play_until_full
-from rl_jax.rollouts.evaluate import make_evaluate
+from rl_jax.rollouts.evaluate import Draws, make_evaluate
 from rl_jax.runs.results import EvaluationResult
 from rl_jax.sampling.generate import Generate, make_generate
 from rl_jax.sampling.samplers import SamplingParams
@@ -26,7 +26,7 @@ class TextRollouts(NamedTuple):
 
   Attributes:
     collect: `state -> Collected`.
-    evaluate: `state -> EvaluationResult`, greedy, on the held-out rows.
+    evaluate: `state -> EvaluationResult`, greedy, on the held-out rows; and of several answers to some, where asked.
   """
 
   collect: Collect
@@ -50,6 +50,7 @@ def make_text_rollouts(
   recompute_old_logp: bool = False,
   mask_truncated: bool = False,
   max_draws: int = 1,
+  evaluation_samples: int = 0,
 ) -> TextRollouts:
   """Puts play, outputs and experience together.
 
@@ -69,15 +70,18 @@ def make_text_rollouts(
     recompute_old_logp: Whether old log-probs come from a pass of their own, or from the sampler.
     mask_truncated: Whether completions that were truncated are left out of the loss.
     max_draws: Above 1, prompts are drawn up to so many times, until all groups have rewards that differ.
+    evaluation_samples: Answers to each of some held-out prompts, sampled as in training; 0 for greedy ones alone.
 
   Raises:
     ValueError: If the algorithm needs what nothing gives, or there is nothing to learn from.
   """
   check_algorithm(algorithm, schedule, group_size)
   rewards.check_any(prompts.task.rewards, reward_model is not None)
-  generate, generate_greedy = (
-    _make_generate(prompts, learner, devices, size, max_new_tokens) for size in (group_size, 1)
-  )
+
+  def generate_of(size: int) -> Generate:
+    return _make_generate(prompts, learner, devices, size, max_new_tokens)
+
+  generate, generate_greedy = generate_of(group_size), generate_of(1)
   complete = text.make_complete(
     generate, prompts.stop_tokens, sampling=sampling, mask_truncated=mask_truncated, put=devices.put
   )
@@ -102,7 +106,11 @@ def make_text_rollouts(
     jit=devices.jit,
   )
   complete_greedy = text.make_complete(generate_greedy, prompts.stop_tokens, sampling=text.GREEDY)
-  return TextRollouts(collect, make_evaluate(prompts, complete_greedy, judge))
+  draws = None
+  if evaluation_samples:
+    complete_some = text.make_complete(generate_of(evaluation_samples), prompts.stop_tokens, sampling=sampling)
+    draws = Draws(complete_some, batch_size=max(num_prompts * group_size // evaluation_samples, 1))
+  return TextRollouts(collect, make_evaluate(prompts, complete_greedy, judge, draws=draws))
 
 
 def _make_generate(

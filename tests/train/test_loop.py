@@ -240,6 +240,29 @@ def test_every_minibatch_has_its_share_of_the_text(tmp_path):
   assert sorted(found[0] + found[1]) == sorted(found[2] + found[3]) == list(range(6))
 
 
+def test_a_run_is_evaluated_and_kept_on_the_way(tmp_path):
+  def evaluate(state):
+    return Measurements({"rollouts": float(state.rollouts)})
+
+  def save(folder, state):
+    folder.mkdir(parents=True)
+    (folder / "rollouts").write_text(str(int(state.rollouts)))
+
+  parts = make()
+  with RunDirectory(tmp_path / "run", {}, resume=False) as run:
+    settings = dict(collect=parts.collect, update=parts.update, put=parts.put, save=save)
+    loop.train(parts.state, run=run, evaluate=evaluate, steps=5, evaluations=3, snapshots=2, **settings)
+  rows = read_lines(tmp_path / "run", "evaluation.jsonl")
+  assert [(row["step"], row["values"]["rollouts"]) for row in rows] == [(0, 0), (2, 2), (4, 4), (5, 5)]
+  kept = {path.name: (path / "rollouts").read_text() for path in (tmp_path / "run" / "snapshots").iterdir()}
+  assert kept == {"000002": "2", "000004": "4"}
+  with (
+    RunDirectory(tmp_path / "other", {}, resume=False) as run,
+    pytest.raises(ValueError, match="snapshots must be 0"),
+  ):
+    loop.train(parts.state, run=run, evaluate=evaluate, steps=5, snapshots=2)
+
+
 def test_a_whole_run_is_evaluated_at_both_ends_and_once_each(tmp_path):
   seen = []
 

@@ -13,6 +13,7 @@ from rl_jax.devices import Devices, make_mesh
 from rl_jax.models import presets
 from rl_jax.ops import kl
 from rl_jax.ops.shaping import Shaping
+from rl_jax.ops.statistics import majority_at_k, pass_at_k
 from rl_jax.state import RLState
 from rl_jax.tasks import Task
 from rl_jax.tasks.reading import Reader
@@ -44,6 +45,11 @@ def make(task, algorithm, devices=None, **options):
 def longer(sequences):
   """A reward model that likes long answers."""
   return 0.1 * jnp.sum(sequences.completion_mask, axis=-1)
+
+
+def state_of(model):
+  create = create_state(make_learner(model), optax.sgd(0.1), keep_reference=False)
+  return jax.jit(create)(model.params, jax.random.key(3))
 
 
 REMAX, GRPO = objectives.load("remax"), objectives.load("grpo", kl_coef=0)
@@ -88,6 +94,33 @@ def test_a_learners_rollouts_are_those_composed_by_hand(algorithm, schedule, opt
   compiled = devices.compiles
   put_together.collect(state)
   assert devices.compiles == compiled > 0  # nothing is traced anew for a rollout of the same shapes
+
+
+def test_an_evaluation_has_greedy_answers_to_all_prompts_and_samples_of_some():
+  def has_vowel(completions, **_):
+    return [any(letter in "aeiou" for letter in text) for text in completions]
+
+  task = make_task(Reward(vowels, 1.0, "vowels"))._replace(solved=has_vowel, answer=lambda text: text[:1])
+  found = make(task, GRPO, evaluation_samples=5).evaluate(state_of(TINY))
+  assert [(row["problem"], row["draw"]) for row in found.samples] == [(0, 0), (1, 0)] + [
+    (problem, draw) for problem in (0, 1) for draw in range(1, 6)
+  ]
+  for row in found.samples:
+    text = TINY.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
+    assert row["completion"] == text and row["solved"] == has_vowel([text])[0] and row["reward"] == vowels([text])[0]
+    assert ("prompt" in row) == ("prompt_token_ids" in row) == (row["draw"] == 0)
+  assert [TINY.tokenizer.decode(row["prompt_token_ids"]) for row in found.samples[:2]] == ["a", "bc"]
+  greedy, drawn = found.samples[:2], [found.samples[2:7], found.samples[7:]]
+  assert found.solved == sum(row["solved"] for row in greedy) and found.count == 2
+  assert len({row["completion"] for row in drawn[0]}) > 1
+  solved = np.array([[row["solved"] for row in rows] for rows in drawn])
+  for k in (1, 2, 4, 5):
+    assert found.drawn[f"pass@{k}"] == np.mean(pass_at_k(solved, k))
+  votes = [majority_at_k([r["completion"][:1] for r in rows], [r["solved"] for r in rows], 4) for rows in drawn]
+  assert found.drawn["maj@4"] == np.mean(votes)
+  assert set(found.drawn) == {f"{name}@{k}" for name in ("pass", "maj") for k in (1, 2, 4, 5)}
+  assert make(task, GRPO, evaluation_samples=5).evaluate(state_of(TINY)) == found  # the same draws every time
+  assert make(task, GRPO).evaluate(state_of(TINY)).drawn == {}
 
 
 def test_a_task_without_rewards_is_refused():
