@@ -18,7 +18,7 @@ $(VENV)/.demo: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,tasks,control,mjx,gym,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,tracking,wandb,tasks,control,mjx,gym,dev]'
 	touch $@
 
 demo: $(VENV)/.demo

@@ -43,6 +43,7 @@ class RunConfig(Checked):
   evaluations: int = 2  # evaluations after the first one, evenly spaced, the last one at the end
   snapshots: int = 0  # models kept on the way, evenly spaced, in snapshots/
   seed: int = 0  # seed of data and sampling
+  wandb: str = ""  # a project of Weights & Biases to write to as well; WANDB_MODE=offline keeps it here
 
   def check(self) -> None:
     require_at_least(self, 1, ("steps", "evaluations"))
@@ -51,7 +52,7 @@ class RunConfig(Checked):
 
   def directory(self, **settings: Any) -> RunDirectory:
     """Returns the run's directory; keyword arguments add to the settings that a resumed run must share."""
-    return RunDirectory(self.run_dir, dataclasses.asdict(self) | settings, resume=self.resume)
+    return RunDirectory(self.run_dir, dataclasses.asdict(self) | settings, resume=self.resume, wandb=self.wandb)
 
   def finish(self, module: str, run: RunDirectory, learner: Learner, params: Any, done: int) -> Path:
     """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped."""
@@ -228,7 +229,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
 
   def directory(self, **settings: Any) -> RunDirectory:
     settings = dataclasses.asdict(self) | {"data": files.fingerprint(Path(self.data))} | settings
-    return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",))
+    return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",), wandb=self.wandb)
 
 
 def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:

@@ -1,37 +1,42 @@
-"""What a run leaves on disk: its configuration, metrics (JSONL, and TensorBoard where installed) and samples."""
+"""What a run leaves on disk: its configuration, metrics, samples and evaluations, as JSON, and for trackers."""
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rl_jax.runs import provenance, tracking
 from rl_jax.runs.results import Result
 
-_FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every"})  # may change when a run is resumed
+# What may change when a run is resumed.
+_FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every", "evaluations", "snapshots", "wandb"})
 _LOCK = ".lock"
 
 
 class RunDirectory:
   """One run's folder; a context manager.
 
-  config.json   metrics.jsonl   samples.jsonl   evaluation.jsonl   evaluation_samples.jsonl
-  tensorboard/   checkpoints/   model/   curves.png
+  config.json   provenance.json   metrics.jsonl   samples.jsonl   evaluation.jsonl   evaluation_samples.jsonl
+  tensorboard/   checkpoints/   snapshots/   model/   curves.png   report.html
   """
 
-  def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool, fixed: Iterable[str] = ()):
+  def __init__(
+    self, folder: str | Path, config: Mapping[str, Any], *, resume: bool, fixed: Iterable[str] = (), wandb: str = ""
+  ):
     """Checks that the folder is free, or holds the same run. A run that never began counts as none.
 
     Entering the context makes the folder, saves the configuration, and locks the folder against other processes.
 
     Args:
       folder: The folder, made where it does not exist.
-      config: JSON values, saved, and compared on resuming; `steps`, `run_dir` and `checkpoint_every` may differ.
+      config: JSON values, saved, and compared on resuming; how long, where and how closely watched may differ.
       resume: Whether a run that is there goes on. Where there is none, it starts.
-      fixed: Those of the three that may not differ, such as `steps` where the learning rate falls over them.
+      fixed: Those of the free ones that may not differ, such as `steps` where the learning rate falls over them.
+      wandb: A project of Weights & Biases that is written to as well; empty for none.
 
     Raises:
       ValueError: If the folder holds another run or other files, or one with more steps; nothing is changed then.
@@ -50,7 +55,8 @@ class RunDirectory:
       _check_steps(self.folder, config.get("steps"))
     elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
-    self._tensorboard = None
+    self._wandb = wandb
+    self._trackers: list[tracking.Tracker] | None = None
     self._lock = FileLock(self.folder / _LOCK)
 
   def __enter__(self) -> "RunDirectory":
@@ -58,6 +64,8 @@ class RunDirectory:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._lock.acquire(timeout=0)
       _replace(self.folder / "config.json", json.dumps(self._config, indent=2) + "\n")
+      starts = [*read_provenance(self.folder), provenance.describe()]
+      _replace(self.folder / "provenance.json", json.dumps(starts, indent=2) + "\n")
     except Timeout:
       raise ValueError(f"run directory {str(self.folder)!r} is in use by another process") from None
     except OSError as error:
@@ -65,27 +73,31 @@ class RunDirectory:
     return self
 
   def __exit__(self, *_) -> None:
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+    for tracker in self._trackers or ():
+      tracker.close()
     self._lock.release()
 
   def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends one line to metrics.jsonl and a scalar each to TensorBoard."""
+    """Appends one line to metrics.jsonl."""
     self._append("metrics.jsonl", [{"step": step, **metrics}])
-    self._tensorboard = self._tensorboard or _tensorboard(self.folder / "tensorboard", first=step)
-    for name, value in metrics.items():
-      if self._tensorboard is not None and math.isfinite(value):
-        self._tensorboard.add_scalar(name, value, step)
+    for tracker in self._seen_by(step):
+      tracker.scalars(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
-  def write_samples(self, step: int, samples: Iterable[Mapping[str, Any]], *, file: str = "samples.jsonl") -> None:
-    """Appends completions with their prompts and rewards."""
-    self._append(file, [{"step": step, **sample} for sample in samples])
+  def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Appends completions with their prompts and rewards, or episodes, to samples.jsonl."""
+    self._append("samples.jsonl", [{"step": step, **sample} for sample in samples])
+    for tracker in self._seen_by(step):
+      tracker.histograms(step, tracking.distributions(samples))
+      tracker.samples(step, "samples", tracking.shown(samples))
 
   def write_evaluation(self, step: int, evaluation: Result) -> None:
     """Appends the completions to evaluation_samples.jsonl, and then the result to evaluation.jsonl."""
-    self.write_samples(step, evaluation.samples, file="evaluation_samples.jsonl")
+    self._append("evaluation_samples.jsonl", [{"step": step, **sample} for sample in evaluation.samples])
     result = {name: value for name, value in evaluation._asdict().items() if name != "samples"}
     self._append("evaluation.jsonl", [{"step": step, **result}])
+    for tracker in self._seen_by(step):
+      tracker.scalars(step, {f"evaluation/{name}": value for name, value in evaluation.numbers().items()})
+      tracker.samples(step, "evaluation/samples", tracking.shown(evaluation.samples))
 
   def has_evaluation(self, step: int) -> bool:
     """Returns whether the policy at `step` was evaluated."""
@@ -103,6 +115,11 @@ class RunDirectory:
     for path in self.folder.glob("*.jsonl"):
       kept = [line for line in _lines(path, errors="replace") if _step(line) <= step]  # a kill may cut a character
       _replace(path, "".join(line + "\n" for line in kept))
+
+  def _seen_by(self, step: int) -> list[tracking.Tracker]:
+    if self._trackers is None:
+      self._trackers = tracking.open_trackers(self.folder, self._config, first=step, wandb=self._wandb)
+    return self._trackers
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows, with null for NaN and infinities, which JSON does not have."""
@@ -153,6 +170,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   return _parse_config(path) if path.exists() else {}
 
 
+def read_provenance(folder: str | Path) -> list[dict[str, Any]]:
+  """Returns what the run was started with, once for each start; none where there is no such file, or it is damaged.
+
+  >>> read_provenance("no-such-folder")
+  []
+  """
+  path = Path(folder) / "provenance.json"
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, json.JSONDecodeError):
+    return []
+
+
 def _parse_config(path: Path) -> dict[str, Any]:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -188,12 +218,3 @@ def _check_steps(folder: Path, steps: int | None) -> None:
   done = max((step for step in made if step < math.inf), default=0)  # a kill may have cut a line
   if steps is not None and steps < done:
     raise ValueError(f"steps must be at least {done}, which the run in {str(folder)!r} has made; got {steps}")
-
-
-def _tensorboard(folder: Path, first: int) -> Any:
-  """Opens a writer whose file tells TensorBoard to forget what an interrupted run wrote from step `first` on."""
-  try:
-    from tensorboardX import SummaryWriter
-  except ImportError:
-    return None
-  return SummaryWriter(str(folder), purge_step=first)

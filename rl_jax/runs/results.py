@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from rl_jax.ops.statistics import wilson_interval
 
@@ -16,8 +16,8 @@ class EvaluationResult(NamedTuple):
     count: Answers that were judged.
     skipped: Rows whose prompt was over the limit.
     scores: Mean of each reward by name, where there are several.
-    drawn: `pass@k` and `maj@k` of several answers to some of the rows; none where only greedy ones were asked for.
     samples: Prompts, completions and rewards.
+    drawn: `pass@k` and `maj@k` of several answers to some of the rows; none where only greedy ones were asked for.
   """
 
   reward: float | None
@@ -25,8 +25,19 @@ class EvaluationResult(NamedTuple):
   count: int
   skipped: int
   scores: Mapping[str, float | None] = {}
-  drawn: Mapping[str, float] = {}
   samples: Sequence[Mapping[str, Any]] = ()
+  drawn: Mapping[str, float] = {}
+
+  def numbers(self) -> dict[str, float]:
+    """Returns its numbers by name, those that there are.
+
+    >>> EvaluationResult(0.5, 2, 4, 0, drawn={"pass@1": 0.25}).numbers()
+    {'reward': 0.5, 'solved': 0.5, 'pass@1': 0.25}
+    """
+    scores = {f"reward/{name}": value for name, value in self.scores.items()}
+    solved = None if self.solved is None else self.solved / self.count
+    found = {"reward": self.reward, "solved": solved, **scores, **self.drawn}
+    return {name: value for name, value in found.items() if _is_number(value)}
 
   def describe(self) -> str:
     """Returns one line: the solved fraction with its 95 % interval, or the mean reward; and each reward's mean.
@@ -59,6 +70,10 @@ class Measurements(NamedTuple):
   values: Mapping[str, float | None]
   samples: Sequence[Mapping[str, Any]] = ()
 
+  def numbers(self) -> dict[str, float]:
+    """Returns its numbers by name, those that there are."""
+    return {name: value for name, value in self.values.items() if _is_number(value)}
+
   def describe(self) -> str:
     """Returns one line.
 
@@ -82,5 +97,5 @@ def from_row(row: Mapping[str, Any]) -> Result:
   return Measurements(**fields) if "values" in fields else EvaluationResult(**fields)
 
 
-def _is_number(value: float | None) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
   return value is not None and not math.isnan(value)
