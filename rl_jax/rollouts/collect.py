@@ -222,16 +222,20 @@ def make_collect(play: Play, outputs: RunModels, experience: MakeExperience) -> 
 def annotated(
   records: Sequence[dict[str, Any]], rollout: Rollout, judgment: Judgment, rewards: Float[Array, "P G"]
 ) -> Sequence[dict[str, Any]]:
-  """Adds to records what was said of them: the reward, and each function's."""
+  """Adds to records what was said of them: the reward, each function's, and where the task can tell, `solved`."""
   if not records:
     return records
   total, mask = np.asarray(rewards).reshape(-1), jnp.asarray(rollout.sequences.real)
   each = {name: of_completion(jnp.asarray(score), mask) for name, score in judgment.every.items()}
   parts = {name: np.asarray(score).reshape(-1) for name, score in each.items()}
-  return [
+  told = [
     record | {"reward": float(total[row]), "rewards": {name: _number(values[row]) for name, values in parts.items()}}
     for row, record in enumerate(records)
   ]
+  if judgment.solved is None:
+    return told
+  solved = np.asarray(judgment.solved).reshape(-1)
+  return [record | {"solved": bool(solved[row])} for row, record in enumerate(told)]
 
 
 def _number(value: float) -> float | None:

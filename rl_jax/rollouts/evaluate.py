@@ -77,9 +77,8 @@ def _answers(state: RLState, held_out: PromptBatch, complete: Complete, judge: J
     for place, record in enumerate(annotated(found, rollout, judgment, rewards)):
       row, draw = divmod(place, rewards.shape[1])
       real = np.asarray(rollout.sequences.completion_mask[row, draw]) != 0
-      said = {} if judgment.solved is None else {"solved": bool(judgment.solved[row, draw])}
       given = held_out.tokens[min(start + row, count - 1)], held_out.mask[min(start + row, count - 1)]
-      record = {name: value for name, value in record.items() if name != "tokens"} | said
+      record = {name: value for name, value in record.items() if name != "tokens"}
       tokens = np.asarray(rollout.sequences.completions[row, draw])[real].tolist()
       ids = {"prompt_token_ids": given[0][given[1]].tolist(), "token_ids": tokens}
       records.append({"problem": start + row, "draw": draw} | record | ids)

@@ -44,7 +44,7 @@ class RunDirectory:
     if not str(folder):
       raise ValueError("run directory must have a name, got ''")
     self.folder = Path(folder)
-    self._config = dict(config)
+    self.config = dict(config)
     path = self.folder / "config.json"
     if self.folder.exists() and not self.folder.is_dir():
       raise ValueError(f"run directory {str(folder)!r} is a file")
@@ -63,7 +63,7 @@ class RunDirectory:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._lock.acquire(timeout=0)
-      _replace(self.folder / "config.json", json.dumps(self._config, indent=2) + "\n")
+      _replace(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
       starts = [*read_provenance(self.folder), provenance.describe()]
       _replace(self.folder / "provenance.json", json.dumps(starts, indent=2) + "\n")
     except Timeout:
@@ -118,7 +118,7 @@ class RunDirectory:
 
   def _seen_by(self, step: int) -> list[tracking.Tracker]:
     if self._trackers is None:
-      self._trackers = tracking.open_trackers(self.folder, self._config, first=step, wandb=self._wandb)
+      self._trackers = tracking.open_trackers(self.folder, self.config, first=step, wandb=self._wandb)
     return self._trackers
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

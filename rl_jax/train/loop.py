@@ -20,7 +20,8 @@ from rl_jax.ops.metrics import Metrics
 from rl_jax.rollouts.collect import Collect, Collected
 from rl_jax.runs import resources
 from rl_jax.runs.checkpoint import Checkpoints, open_checkpoints
-from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.checks import Watch
+from rl_jax.runs.directory import RunDirectory, read_lines
 from rl_jax.runs.progress import LiveTable
 from rl_jax.runs.results import Result
 from rl_jax.state import Batch, RLState, TrainState
@@ -133,6 +134,7 @@ def fit(
   """
   first = done = int(state.rollouts)
   one_step = _make_step(collect, update, _minibatches(check(schedule), put), stop_updates, control)
+  watch = _watch(run, first)
   with LiveTable(steps, first=first) as table, _interrupted() as stop:
     try:
       while done < steps and not stop():
@@ -142,8 +144,8 @@ def fit(
         run.write_metrics(done, row)
         run.write_samples(done, records)
         table.add(done, row)
-        for message in _warnings(row):
-          table.warn(f"step {done}: {message}")
+        for finding in watch.add(done, row, records):
+          table.warn(f"step {done}: {finding.describe()}")
         after(done, state)
         if checkpoint_every and done % checkpoint_every == 0:
           checkpoints.save(done, state)
@@ -237,16 +239,13 @@ def _minibatches(
   return parts
 
 
-def _warnings(row: Mapping[str, float]) -> Iterator[str]:
-  """What in a step's metrics somebody should know at once."""
-  if row.get("prompts_skipped"):
-    yield f"{row['prompts_skipped']:.0f} prompts were too long and passed over"
-  if row.get("simulations_failed"):
-    yield f"{row['simulations_failed']:.0f} simulations broke down, which ended their episodes"
-  if np.isnan(row.get("reward", 0.0)):
-    yield "no reward function applied to any completion"
-  if row["skipped"]:
-    yield f"loss or gradient not finite; {row['skipped']:.0%} of its updates were left out"
+def _watch(run: RunDirectory, first: int) -> Watch:
+  """What tells of things that go wrong, with the steps that were made before."""
+  watch = Watch(run.config)
+  for row in read_lines(run.folder, "metrics.jsonl"):
+    if row["step"] <= first:
+      watch.add(row["step"], row)
+  return watch
 
 
 def _was_donated(state: RLState) -> bool:
