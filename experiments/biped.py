@@ -106,6 +106,7 @@ def train(config: Config, environment: Environment, algorithm: objectives.Algori
   exit_if_stopped(MODULE, config, done)
   saved = agents.save(run.folder, state.policy.params, state.running.observation_moments)
   report.show(run.folder)
+  print(f"report: {report.write(run.folder, tokens=False)}")
   if config.environment == "biped":
     show_walks(environment, agent, agent.init(init_key), state, run.folder)
   print(f"the agent: {saved}")

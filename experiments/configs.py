@@ -59,6 +59,7 @@ class RunConfig(Checked):
     exit_if_stopped(module, self, done)
     learner.save(run.folder, params)
     report.show(run.folder)
+    print(f"report: {report.write(run.folder)}", flush=True)
     return run.folder / "model"
 
   def loop_settings(self, devices: Devices, learner: Learner | None = None) -> dict[str, Any]:

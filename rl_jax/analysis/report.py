@@ -1,6 +1,9 @@
-"""A run in a few lines and a picture: `python -m rl_jax.analysis.report RUN_DIR`."""
+"""A run in a few lines and a picture, and as a page: `python -m rl_jax.analysis.report RUN_DIR [--html]`."""
 
+import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rl_jax.analysis import plots
-from rl_jax.runs.directory import read_lines
+from rl_jax.analysis import changes, page, plots, run
+from rl_jax.analysis.run import RunData
+from rl_jax.errors import reason
 from rl_jax.runs.results import from_row
 
 
@@ -22,26 +26,26 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   >>> show("no-such-folder")
   Traceback (most recent call last):
   ...
-  ValueError: 'no-such-folder' holds no evaluation.jsonl: no finished run
+  ValueError: 'no-such-folder' holds no run: it has none of config.json, metrics.jsonl and evaluation.jsonl
   """
-  console = console or Console()
-  results = read_lines(folder, "evaluation.jsonl")
-  if not results:
+  console, data = console or Console(), run.read(folder)
+  if not data.evaluations:
     raise ValueError(f"{str(folder)!r} holds no evaluation.jsonl: no finished run")
-  first, last = results[0], results[-1]
-  steps = read_lines(folder, "metrics.jsonl")
+  first, last, steps = data.evaluations[0], data.evaluations[-1], data.metrics
   evaluated = [("before", first)] + ([(f"after {last['step']} steps", last)] if last is not first else [])
   for title, result in evaluated:
     console.print(f"{title}: {from_row(result).describe()}", highlight=False, soft_wrap=True)
   if last is first and steps:
     console.print(f"stopped after {len(steps)} steps, before its last evaluation", highlight=False)
-  elif (table := _samples(folder, first["step"], last["step"], samples)).row_count:
+  elif (table := _samples(data, first["step"], last["step"], samples)).row_count:
     console.print(table)
   if steps:
     minutes, peak = sum(row["seconds"] for row in steps) / 60, max(row["peak_gib"] for row in steps)
     console.print(f"{len(steps)} steps took {minutes:.1f} minutes; peak memory {peak:.1f} GiB", highlight=False)
+  for finding in data.findings:
+    console.print(f"warning: from step {finding.step} on, {finding.describe()}", style="yellow", highlight=False)
   try:
-    console.print(f"curves: {plots.draw(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"curves: {plots.draw_run(data)}", highlight=False, soft_wrap=True)
   except ValueError as error:
     console.print(f"no curves: {error}", highlight=False)
   console.print(f"metrics, samples and checkpoints: {folder}", highlight=False, soft_wrap=True)
@@ -49,10 +53,8 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
     console.print(f"the model, which transformers loads: {Path(folder) / 'model'}", highlight=False, soft_wrap=True)
 
 
-def _samples(folder: str | Path, first: int, last: int, count: int) -> Table:
-  rows = read_lines(folder, "evaluation_samples.jsonl")
-  before = [row for row in rows if row["step"] == first][:count]
-  after = [row for row in rows if row["step"] == last][:count]
+def _samples(data: RunData, first: int, last: int, count: int) -> Table:
+  before, after = (data.answers_at(step)[:count] for step in (first, last))
   table = Table("prompt (its end)", "before", "reward", "after", "reward", title="held-out problems, greedy")
   for old, new in zip(before, after, strict=False):
     prompt = old["prompt"] if isinstance(old["prompt"], str) else old["prompt"][-1]["content"]
@@ -69,10 +71,54 @@ def _cell(content: str) -> Text:
   return Text(repr(content))
 
 
-if __name__ == "__main__":
-  if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-    sys.exit("usage: python -m rl_jax.analysis.report RUN_DIR")
+def write(folder: str | Path, *, tokens: bool = True, problems: Sequence[int] = (), count: int = 64) -> Path:
+  """Writes `report.html`, a page that needs nothing else, and what it says of tokens as `tokens.json` too.
+
+  What there is not, a model that was not saved or answers that nobody sampled, is said on the page.
+
+  Args:
+    folder: A run's.
+    tokens: Whether both models are loaded, and compared token by token.
+    problems: Held-out problems whose answers are told token by token, by their number; some by default.
+    count: How many of the held-out prompts are read by both models.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    ValueError: If the folder holds no run.
+  """
+  data = run.read(folder)
+  found, missing = None, []
+  if tokens:
+    try:
+      found = changes.measure(data, count=count, shown=problems)
+    except Exception as error:  # whatever the models' files or the memory of this machine do
+      missing.append(f"no comparison of tokens: {reason(error)}")
+  if found is not None:
+    content = json.dumps(found, ensure_ascii=False, indent=1)
+    (data.folder / "tokens.json").write_text(content, encoding="utf-8")
+  path = data.folder / "report.html"
+  path.write_text(page.render(data, found, missing), encoding="utf-8")
+  return path
+
+
+def main(arguments: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(prog="python -m rl_jax.analysis.report", description=__doc__)
+  parser.add_argument("run_dir", metavar="RUN_DIR", help="a run's folder")
+  parser.add_argument("--html", action="store_true", help="write report.html, a page with everything, to the folder")
+  parser.add_argument("--no-tokens", action="store_true", help="leave out what loads the models")
+  parser.add_argument("--problems", type=int, nargs="*", default=(), help="held-out problems to show token by token")
+  parser.add_argument("--count", type=int, default=64, help="held-out prompts that both models read")
+  given = parser.parse_args(arguments)
   try:
-    show(sys.argv[1])
+    if not given.html:
+      return show(given.run_dir)
+    path = write(given.run_dir, tokens=not given.no_tokens, problems=given.problems, count=given.count)
+    print(f"report: {path}")
   except ValueError as error:
     sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

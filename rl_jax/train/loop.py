@@ -51,7 +51,8 @@ def train(
     evaluate: `state -> EvaluationResult`, or other numbers.
     steps: Rollouts in all.
     evaluations: How many there are after the first one, evenly spaced, the last one at the end.
-    snapshots: Models that are kept on the way, evenly spaced, each in a folder of `snapshots/` named by its step.
+    snapshots: Models that are kept on the way, evenly spaced, each in a folder of `snapshots/` named by its step, and
+      evaluated.
     save: `(folder, state)`, writes one; needed for snapshots.
     **settings: The other arguments of `fit`.
 
@@ -63,7 +64,8 @@ def train(
   """
   if snapshots and save is None:
     raise ValueError("snapshots must be 0: nothing here saves them")
-  evaluated, kept = (_spaced(steps, count) - {steps} for count in (evaluations, snapshots + 1))
+  kept = _spaced(steps, snapshots + 1) - {steps}
+  evaluated = (_spaced(steps, evaluations) | kept) - {steps}
 
   def after(step: int, state: RLState) -> None:
     if step in evaluated and not run.has_evaluation(step):

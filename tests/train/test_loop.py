@@ -251,9 +251,9 @@ def test_a_run_is_evaluated_and_kept_on_the_way(tmp_path):
   parts = make()
   with RunDirectory(tmp_path / "run", {}, resume=False) as run:
     settings = dict(collect=parts.collect, update=parts.update, put=parts.put, save=save)
-    loop.train(parts.state, run=run, evaluate=evaluate, steps=5, evaluations=3, snapshots=2, **settings)
+    loop.train(parts.state, run=run, evaluate=evaluate, steps=5, evaluations=2, snapshots=2, **settings)
   rows = read_lines(tmp_path / "run", "evaluation.jsonl")
-  assert [(row["step"], row["values"]["rollouts"]) for row in rows] == [(0, 0), (2, 2), (4, 4), (5, 5)]
+  assert [(row["step"], row["values"]["rollouts"]) for row in rows] == [(0, 0), (2, 2), (3, 3), (4, 4), (5, 5)]
   kept = {path.name: (path / "rollouts").read_text() for path in (tmp_path / "run" / "snapshots").iterdir()}
   assert kept == {"000002": "2", "000004": "4"}
   with (
