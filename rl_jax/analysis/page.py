@@ -145,13 +145,12 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
   drawn = []
   name = next((name for name in ("kl_ref", "kl_reward") if len(column(run.metrics, name)[1]) > 2), None)
   if name is not None:
-    rows = [row for row in run.metrics if row.get(name) is not None and row.get("reward") is not None]
-    pairs = zip(
-      curves.smoothed([row[name] for row in rows]), curves.smoothed([row["reward"] for row in rows]), strict=True
-    )
-    drawn.append(
-      charts.scatter(f"reward over {name}, a point a step", "nats a token", {"": list(pairs)}, diagonal=False)
-    )
+    rewards = sorted({key for row in run.metrics for key in row if key == "reward" or key.startswith("reward/")})
+    for reward in rewards:
+      rows = [row for row in run.metrics if row.get(name) is not None and row.get(reward) is not None]
+      xs, ys = (curves.smoothed([row[key] for row in rows]) for key in (name, reward))
+      title, points = f"{reward} over {name}, a point a step", list(zip(xs, ys, strict=True))
+      drawn += [charts.scatter(title, "nats a token", {"": points}, diagonal=False)] if points else []
   if changes is not None and run.evaluated:
     kept = [{"kl": 0.0, **run.evaluated[0][1].numbers()}, *changes["snapshots"]]
     names = [name for name in kept[-1] if name not in ("step", "kl") and all(name in each for each in kept)]
@@ -278,8 +277,8 @@ def _sentences(changes: Mapping[str, Any]) -> Iterable[str]:
     before, after = (changes["calibration"][side] for side in ("before", "after"))
     yield (
       f"Before, answers were claimed with a probability of {before['claimed']:.3f} in the mean, and"
-      f" {before['right']:.3f} of them were right (calibration error {before['error']:.3f}); after, with {after['claimed']:.3f}, and"
-      f" {after['right']:.3f} were right ({after['error']:.3f})."
+      f" {before['right']:.3f} of them were right (calibration error {before['error']:.3f}); after, with"
+      f" {after['claimed']:.3f}, and {after['right']:.3f} were right ({after['error']:.3f})."
     )
 
 

@@ -102,7 +102,9 @@ Check = Callable[[Seen], Finding | None]
 
 
 def entropy_collapse(seen: Seen) -> Finding | None:
-  """The entropy is a fiftieth of what it was, long before everything is solved."""
+  """The entropy of choices is a fiftieth of what it was, long before everything is solved."""
+  if "environment" in seen.config:
+    return None  # the entropy of a density has no floor
   before, now, solved = seen.first("entropy"), seen.last("entropy"), seen.last("solved")
   if not (seen.steps > 2 * WINDOW and before > 0 and 0 <= now < min(0.02 * before, 0.05)) or solved > 0.9:
     return None
@@ -304,8 +306,9 @@ def few_effective_samples(seen: Seen) -> Finding | None:
 def gradient_spike(seen: Seen) -> Finding | None:
   """The gradient is many times what it was, and above all that there was."""
   earlier, now = seen.all("grad_norm")[:-1], seen.now("grad_norm")
+  earlier = earlier[np.isfinite(earlier)]
   before = earlier[-20:]
-  if len(before) < 20 or not now > 10 * np.nanmedian(before) > 0 or not now > 2 * np.nanmax(earlier):
+  if len(before) < 20 or not now > 10 * np.median(before) > 0 or not now > 2 * np.max(earlier):
     return None
   return Finding(
     "gradient spike",

@@ -1,7 +1,6 @@
-"""Runs with something wrong in them, one fault each: the doctor names it. And healthy runs, of which it says nothing."""
+"""Runs with one fault each, which the doctor names; and healthy ones, of which it says nothing."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +41,9 @@ def graded(completions, **_):
   return [0.5 * text.endswith("37") + 0.5 * ("3" in text) for text in completions]
 
 
+GRADED = (Reward(graded, 1.0, "graded"),)
+
+
 def shuffled(completions, **_):
   return list(np.random.default_rng(len("".join(completions))).permutation(graded(completions)))
 
@@ -58,7 +60,7 @@ def fit(
   folder,
   *,
   steps=30,
-  rewards=(Reward(graded, 1.0, "graded"),),
+  rewards=GRADED,
   solved=right,
   learning_rate=0.02,
   algorithm=None,
@@ -66,7 +68,6 @@ def fit(
   temperature=1.0,
   change=lambda collect: collect,
   prompt=lambda i: str(i % 89 + 10),
-  config={},
   max_new_tokens=LIMIT,
 ):
   task = Task("threes", lambda i: {"prompt": prompt(i)}, [{"prompt": "12"}], rewards, solved=solved)
@@ -86,7 +87,7 @@ def fit(
   )
   forward = make_forward(bigram(), temperature=temperature)
   state = RLState.create(bigram_params(), optimizer, jax.random.key(1), keep_reference=True)
-  settings = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": 8, **schedule._asdict(), **config}
+  settings = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": 8, **schedule._asdict()}
   with RunDirectory(folder, settings, resume=False) as run, open_checkpoints(folder / "checkpoints") as checkpoints:
     loop.fit(
       devices.replicate(state, MESH),
@@ -127,7 +128,7 @@ FAULTS = {
   "constant": (dict(rewards=(Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one"),)), "variance"),
   "hacked": (dict(rewards=(Reward(length, 1.0, "length"),), solved=short), "reward without solving"),
   "never": (
-    dict(rewards=(Reward(graded, 1.0, "graded"), Reward(lambda completions, **_: [None] * len(completions), 1.0, "x"))),
+    dict(rewards=(*GRADED, Reward(lambda completions, **_: [None] * len(completions), 1.0, "x"))),
     "reward that never applies",
   ),
   "tight": (
