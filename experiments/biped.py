@@ -61,6 +61,7 @@ def main(config: Config) -> Path:
 def train(config: Config, environment: Environment, algorithm: objectives.Algorithm, run: RunDirectory) -> Path:
   devices, agent = Devices(), config.make_agent(environment, critic=algorithm.needs_values)
   print(f"{environment.name}: {environment.observation_size} observations, {environment.actions}; {config.run_dir}")
+  print("a step of an episode is what tables and options call a token", flush=True)
 
   # Rollouts and evaluation, the optimizer and the update step.
   rollouts = episodes.make_episode_rollouts(

@@ -18,7 +18,8 @@ from rl_jax.errors import reason
 from rl_jax.ops.moments import Moments
 from rl_jax.rollouts.episodes import normalized
 
-JOINTS = ("hip", "knee", "ankle")
+JOINTS = {"hip": "-", "knee": "--", "ankle": ":"}  # lines of a leg's color
+LEGS = {"left": "tab:blue", "right": "tab:orange"}  # as in the model
 
 
 class Walk(NamedTuple):
@@ -134,22 +135,23 @@ def draw_gait(walk: Walk, path: Path, *, seconds: float = 3.0) -> Path:
   plt = pyplot()
   steps = slice(max(len(walk.torques) - round(seconds / biped.SECONDS), 0), len(walk.torques))
   time = np.arange(len(walk.torques))[steps] * biped.SECONDS
-  figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharex=True)
-  for side, axis, joints in (("left", axes[0], slice(0, 3)), ("right", axes[1], slice(3, 6))):
-    for name, torques in zip(JOINTS, walk.torques[steps, joints].T, strict=True):
-      axis.plot(time, torques, label=name)
-    axis.set_title(f"torques, {side} leg [N m]", fontsize=10)
-  for name, forces in zip(("left", "right"), walk.forces[steps].T, strict=True):
-    axes[2].plot(time, forces, label=name)
-    axes[2].fill_between(time, forces, alpha=0.2)
+  figure, axes = plt.subplots(4, 1, figsize=(10, 9), sharex=True)
+  for place, (side, color) in enumerate(LEGS.items()):
+    torques = walk.torques[steps, 3 * place : 3 * place + 3].T
+    for (joint, style), values in zip(JOINTS.items(), torques, strict=True):
+      axes[place].plot(time, values, style, color=color, label=joint, linewidth=1.2)
+    axes[place].set_title(f"torques, {side} leg [N m]", fontsize=10)
+    axes[2].plot(time, walk.forces[steps, place], color=color, label=side)
+    axes[2].fill_between(time, walk.forces[steps, place], color=color, alpha=0.2)
   axes[2].set_title("normal force under each foot [N]", fontsize=10)
-  for name, terms in walk.rewards.items():
-    axes[3].plot(time, terms[steps], label=name)
+  colors = plt.get_cmap("Dark2").colors
+  for (name, terms), color in zip(walk.rewards.items(), colors, strict=False):
+    axes[3].plot(time, terms[steps], color=color, label=name)
   axes[3].set_title("terms of the reward, with their weights", fontsize=10)
   axes[3].set_xlabel("time [s]")
   for axis in axes:
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="upper right")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   figure.tight_layout()
   figure.savefig(path, dpi=110)
   plt.close(figure)
