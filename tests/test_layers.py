@@ -26,7 +26,18 @@ FLOORS = (
 )
 GROUND = {"errors", "dotted", "lazy", "options"}  # under all of them
 FURTHER = {"models": {"ops", "objectives"}}  # rooms that one before them is not built from
-OPS_LIBRARIES = {"math", "jax", "chex", "jaxtyping", "numpy", "typing", "collections", "functools", "rl_jax"}
+OPS_LIBRARIES = {
+  "math",
+  "jax",
+  "chex",
+  "jaxtyping",
+  "numpy",
+  "typing",
+  "collections",
+  "functools",
+  "itertools",
+  "rl_jax",
+}
 FILES = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
 
 

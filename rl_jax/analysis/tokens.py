@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from rl_jax.models.presets import Model
 from rl_jax.models.transformer import Policy
 from rl_jax.ops import kl
-from rl_jax.ops.log_probs import entropy, gather_log_probs
+from rl_jax.ops.log_probs import entropy, gather_log_probs, logits_of
 from rl_jax.state import Sequences
 from rl_jax.train.forward import states
 
@@ -87,8 +87,8 @@ def _program(before: Policy, after: Policy, top: int) -> Callable[[Any, Any, Seq
     def at(inputs: tuple[Array, Array, Array]) -> Comparison:
       token, *two = inputs
       logits = [
-        jnp.einsum("...d,dv->...v", h, unembedding, preferred_element_type=jnp.float32) / temperature
-        for h, unembedding in zip(two, unembeddings, strict=True)
+        logits_of(h, unembedding, softcap=model.softcap) / temperature
+        for h, unembedding, model in zip(two, unembeddings, (before, after), strict=True)
       ]
       first, last = (_opinion(each, token, top) for each in logits)
       chosen = jnp.take_along_axis(logits[0], last.tokens[..., :1], axis=-1)

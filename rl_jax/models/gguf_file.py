@@ -8,7 +8,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from rl_jax.models.hf_config import SUPPORTED, reason
+from rl_jax.errors import reason
+from rl_jax.models import families
 from rl_jax.models.transformer import TransformerConfig
 from rl_jax.models.weights import Source, assemble, entries
 
@@ -26,6 +27,7 @@ _PRE_TOKENIZERS = {
   ],
 }
 _CONTROL, _USER_DEFINED = 3, 4
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # whose metadata and tensors are read here
 
 
 def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
@@ -70,8 +72,8 @@ def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
     ValueError: For an architecture or a RoPE scaling that is not supported.
   """
   kind = _field(reader, "general.architecture")
-  if kind not in SUPPORTED:
-    raise ValueError(f"GGUF architecture {kind!r} is not supported; supported: {', '.join(SUPPORTED)}")
+  if kind not in ARCHITECTURES:
+    raise ValueError(f"GGUF architecture {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
   def get(name: str, default: Any = None) -> Any:
     return _field(reader, f"{kind}.{name}", default)
@@ -109,8 +111,8 @@ def load_weights(reader: gguf.GGUFReader, config: TransformerConfig, *, where: s
   """Dequantizes the weights of a GGUF file into parameters. Raises ValueError as `weights.assemble`."""
   kind = _field(reader, "general.architecture")
   architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
-  names = gguf.get_tensor_name_map(architecture, config.num_layers)
-  theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in entries(config)}
+  names, tensors_of = gguf.get_tensor_name_map(architecture, config.num_layers), families.tensors(kind)
+  theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in entries(config, tensors_of)}
   ours = {gguf_name: name for name, gguf_name in theirs.items()}
   tensors = {ours.get(t.name, t.name): t for t in reader.tensors}
 
@@ -123,7 +125,7 @@ def load_weights(reader: gguf.GGUFReader, config: TransformerConfig, *, where: s
     return array
 
   shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
-  return assemble(config, Source(shapes, read), where=where, dtype=dtype)
+  return assemble(config, tensors_of, Source(shapes, read), where=where, dtype=dtype)
 
 
 def _dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:

@@ -75,7 +75,7 @@ def _with_head(trunk: Policy, embed_dim: int, trunk_name: str, head_name: str) -
   def value(params: Any, hidden: Array) -> Array:
     return jnp.asarray(ScalarHead().apply({"params": params[head_name]}, hidden))
 
-  return Policy(init, apply, lambda params: trunk.unembed(params[trunk_name]), trunk.empty_cache, value)
+  return Policy(init, apply, lambda params: trunk.unembed(params[trunk_name]), trunk.empty_cache, value, trunk.softcap)
 
 
 def save_head(folder: str | os.PathLike, head: Any) -> None:

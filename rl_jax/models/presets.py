@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rl_jax.errors import reason
-from rl_jax.models import gguf_file, hf_config, lora, weights
+from rl_jax.models import families, gguf_file, lora, rope, weights
 from rl_jax.models.transformer import Policy, TransformerConfig, policy
 
 
@@ -134,11 +134,11 @@ def check_context(model: Model, tokens: int) -> None:
   ...
   ValueError: prompt and completion may be 5000 tokens together, more than the model's max_position_embeddings=2048
   """
-  limit = getattr(model.hf, "max_position_embeddings", None)
+  name, limit = "max_position_embeddings", getattr(model.hf, "max_position_embeddings", None)
+  if stretched := [end for each in model.config.ropes if (end := rope.longest(each)) is not None]:
+    name, limit = "original_max_position_embeddings", min(stretched)
   if limit is not None and tokens > limit:
-    raise ValueError(
-      f"prompt and completion may be {tokens} tokens together, more than the model's max_position_embeddings={limit}"
-    )
+    raise ValueError(f"prompt and completion may be {tokens} tokens together, more than the model's {name}={limit}")
 
 
 def _smollm2_path() -> Path:
@@ -154,16 +154,16 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
     hf, tokenizer = gguf_file.read_config(reader), gguf_file.read_tokenizer(reader)
   except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
     raise ValueError(f"{str(path)!r} has damaged metadata ({type(error).__name__}: {reason(error)})") from None
-  config = hf_config.transformer_config(hf, **overrides)
+  config = families.transformer_config(hf, **overrides)
   params = gguf_file.load_weights(reader, config, where=path.name)
   return _model(config, params, hf, tokenizer)
 
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
-  hf, given = hf_config.read(str(folder)), _json(folder / "config.json")
+  hf, given = families.read(str(folder)), _json(folder / "config.json")
   if "eos_token_id" not in given:
     hf.eos_token_id = None  # a class of configurations has ends of its own, which are not the model's
-  params = weights.load_safetensors(folder, config := hf_config.transformer_config(hf, **overrides))
+  params = weights.load_safetensors(folder, config := families.transformer_config(hf, **overrides), hf)
   if config.tie_embeddings and "unembedding" in params:
     hf.tie_word_embeddings, config = False, dataclasses.replace(config, tie_embeddings=False)
   tokenizer = _tokenizer(folder)
@@ -223,7 +223,7 @@ def _model(
   if len(tokenizer) > config.vocab_size:
     raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
   named = (tokenizer.eos_token_id, hf.eos_token_id, generation.get("eos_token_id"))
-  ends = set[int]().union(*map(hf_config.named_ends, named))
+  ends = set[int]().union(*map(families.named_ends, named))
   if strange := [end for end in ends if not isinstance(end, int) or not 0 <= end < config.vocab_size]:
     raise ValueError(f"eos_token_id {strange[0]!r} is no token of a vocabulary of {config.vocab_size}")
   if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -256,7 +256,7 @@ def _characters(width: int, mlp_width: int, heads: int, overrides: dict[str, Any
     pad_token_id=tokenizer.get_vocab()["<pad>"],
   )
   tokenizer.chat_template = _TINY_CHAT
-  config = hf_config.transformer_config(hf, **overrides)
+  config = families.transformer_config(hf, **overrides)
   return _model(config, policy(config).init(jax.random.key(0)), hf, tokenizer)
 
 

@@ -19,34 +19,55 @@ class Frequencies(NamedTuple):
   scale: float
 
 
-def frequencies(parameters: Mapping[str, Any], head_dim: int) -> Frequencies:
+DEFAULT: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def frequencies(parameters: Mapping[str, Any] | None, head_dim: int) -> Frequencies:
   """Returns the frequencies of a `transformers` configuration's `rope_parameters`.
 
+  "dynamic" and "longrope" change with the length of a sequence, so that keys which were cached would have to be rotated
+  again: they are those of sequences up to the length that the model was first trained for (`longest`).
+
   Args:
-    parameters: `rope_theta`, `rope_type` and what that type needs.
+    parameters: `rope_theta`, `rope_type` and what that type needs, and `partial_rotary_factor`, the share of channels
+      that are rotated, the first ones; None rotates nothing.
     head_dim: Channels a head, even.
 
   Raises:
-    ValueError: For a type other than default, linear, llama3 and yarn, or a missing parameter. "dynamic" and
-      "longrope" depend on the length of each sequence, so keys cached earlier would have to be rotated again.
+    ValueError: For a type other than default, linear, dynamic, llama3, yarn and longrope, or a missing parameter.
 
   References: J. Su et al., "RoFormer", arXiv:2104.09864; S. Chen et al., "Position Interpolation" (linear),
-  arXiv:2306.15595; B. Peng et al., "YaRN", arXiv:2309.00071; "The Llama 3 Herd of Models", arXiv:2407.21783.
+  arXiv:2306.15595; B. Peng et al., "YaRN", arXiv:2309.00071; "The Llama 3 Herd of Models", arXiv:2407.21783; Y. Ding
+  et al., "LongRoPE", arXiv:2402.13753.
 
   >>> frequencies({"rope_type": "default", "rope_theta": 10000.0}, 4).inverse
   array([1.  , 0.01])
   """
+  if parameters is None:
+    return Frequencies(np.zeros(head_dim // 2), 1.0)
   kind = parameters.get("rope_type", "default")
-  stretch = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}.get(kind)
+  stretch = STRETCHES.get(kind)
   if stretch is None:
-    raise ValueError(f"rope_type must be one of default, linear, llama3, yarn; got {kind!r}")
-  partial = parameters.get("partial_rotary_factor", 1.0)
-  if partial != 1.0:
-    raise ValueError(f"partial_rotary_factor must be 1, got {partial}")
+    raise ValueError(f"rope_type must be one of {', '.join(STRETCHES)}; got {kind!r}")
+  rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+  if not 2 <= rotated <= head_dim or rotated % 2:
+    raise ValueError(f"partial_rotary_factor must leave an even number of {head_dim} channels, got {rotated}")
   try:
-    return stretch(parameters, parameters["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim))
+    return stretch(parameters, parameters["rope_theta"] ** (-np.arange(0, rotated, 2) / rotated))
   except KeyError as missing:
     raise ValueError(f"rope_parameters of type {kind!r} lack {missing}") from None
+  except TypeError as error:
+    raise ValueError(f"rope_parameters of type {kind!r} hold what is no number ({error})") from None
+
+
+def longest(parameters: Mapping[str, Any] | None) -> int | None:
+  """Returns the number of tokens up to which `frequencies` are those of the model; None where any number is right.
+
+  >>> longest({"rope_type": "longrope", "original_max_position_embeddings": 4096}), longest(DEFAULT)
+  (4096, None)
+  """
+  stretched = parameters is not None and parameters.get("rope_type") in ("longrope", "dynamic")
+  return parameters.get("original_max_position_embeddings") if parameters is not None and stretched else None
 
 
 def _default(parameters: Mapping[str, Any], inverse: np.ndarray) -> Frequencies:
@@ -81,6 +102,18 @@ def _yarn(parameters: Mapping[str, Any], inverse: np.ndarray) -> Frequencies:
   return Frequencies(inverse * (keep + (1 - keep) / factor), _yarn_scale(parameters))
 
 
+def _longrope(parameters: Mapping[str, Any], inverse: np.ndarray) -> Frequencies:
+  """Each channel has a factor of its own, and attention a temperature."""
+  short = np.asarray(parameters["short_factor"], float)
+  if short.shape != inverse.shape:
+    raise ValueError(f"short_factor must have {inverse.size} numbers, got {short.size}")
+  scale, factor = parameters.get("attention_factor"), parameters["factor"]
+  if scale is None:
+    context = parameters["original_max_position_embeddings"]
+    scale = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+  return Frequencies(inverse / short, scale)
+
+
 def _yarn_scale(parameters: Mapping[str, Any]) -> float:
   if parameters.get("attention_factor") is not None:
     return parameters["attention_factor"]
@@ -91,6 +124,16 @@ def _yarn_scale(parameters: Mapping[str, Any]) -> float:
   if parameters.get("mscale") and parameters.get("mscale_all_dim"):
     return magnitude(parameters["mscale"]) / magnitude(parameters["mscale_all_dim"])
   return magnitude(1.0)
+
+
+STRETCHES = {
+  "default": _default,
+  "linear": _linear,
+  "dynamic": _default,
+  "llama3": _llama3,
+  "yarn": _yarn,
+  "longrope": _longrope,
+}
 
 
 def angles(positions: Int[Array, "*batch T"], frequency: Frequencies) -> tuple[Array, Array]:
@@ -106,12 +149,14 @@ def angles(positions: Int[Array, "*batch T"], frequency: Frequencies) -> tuple[A
 
 
 def rotate(x: Float[Array, "*batch T H C"], cos: Array, sin: Array) -> Float[Array, "*batch T H C"]:
-  """Rotates channel i with channel `i + head_dim / 2` (the half-split layout of Hugging Face checkpoints).
+  """Rotates channel i with channel `i + n / 2` of the n that have angles (the half-split layout of Hugging Face
+  checkpoints); further ones stay.
 
   >>> quarter_turn = jnp.zeros((1, 1)), jnp.ones((1, 1))
   >>> print(rotate(jnp.array([[[3.0, 4.0]]]), *quarter_turn))
   [[[-4.  3.]]]
   """
-  first, second = jnp.split(x, 2, axis=-1)
+  half = cos.shape[-1]
+  first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
   cos, sin = cos[..., None, :].astype(x.dtype), sin[..., None, :].astype(x.dtype)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

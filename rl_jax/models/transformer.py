@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama family: Llama, SmolLM2, Qwen2, Qwen2.5 and Qwen3.
+"""A decoder-only transformer, whose configuration says what a family does; `models.families` maps checkpoints to it.
 
 One prompt, G completions: a prompt `[P, L]` runs once, and its keys and values are a *prefix* that its completions
 `[P, G, T]` attend to, in sampling and in training; gradients flow through the prefix.
@@ -25,11 +25,13 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_jax.models import rope
 
 MASKED = -1e30  # finite, so that a row that may attend to nothing gives a number instead of NaN
+FAR = 1 << 30  # the window of a layer that has none, beside others that have
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """The shape of a model; `models.hf_config` makes one from a Hugging Face configuration."""
+  """The shape of a model; `models.families` makes one from a Hugging Face configuration."""
 
   vocab_size: int
   num_layers: int
@@ -39,12 +41,23 @@ class TransformerConfig:
   num_kv_heads: int
   head_dim: int
   rms_norm_eps: float = 1e-6
-  rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+  norms: str = "pre"  # where attention and MLP are normed: "pre", before them, "post", or "both"
+  norm_offset: float = 0.0  # added to the scale of every norm
+  qk_norm: str = "none"  # norms of queries and keys: "none", "head", of each head, or "all", of all heads together
+  ropes: tuple[Mapping[str, Any] | None, ...] = (rope.DEFAULT,)  # ways to rotate queries and keys; None does not
+  rope_of: tuple[int, ...] = ()  # which of them each layer has; the first by default
+  windows: tuple[int | None, ...] = ()  # of each layer, how many tokens up to its own one attends to; None for all
+  activation: str = "silu"  # of the MLP's gate: "silu" or "gelu_tanh"
   tie_embeddings: bool = True
-  qkv_bias: bool = False  # Qwen2
-  output_bias: bool = False  # Llama with attention_bias
+  qkv_bias: bool = False
+  output_bias: bool = False
   mlp_bias: bool = False
-  qk_norm: bool = False  # Qwen3
+  embed_scale: float = 1.0  # of embeddings
+  residual_scale: float = 1.0  # of what attention and MLP add
+  hidden_scale: float = 1.0  # of the last hidden states, and so of logits
+  attention_scale: float | None = None  # of the products of queries and keys; 1 / sqrt(head_dim) by default
+  attention_softcap: float | None = None  # the largest of these products, c tanh(x / c)
+  logit_softcap: float | None = None  # the largest logit likewise
   dtype: Any = jnp.float32  # type of activations; parameters keep the type that they were loaded or made in
   unroll: int = 1  # layers that are compiled one behind the other instead of as a loop: faster where they are few
   remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
@@ -52,6 +65,9 @@ class TransformerConfig:
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+    for name, each in (("rope_of", self.rope_of), ("windows", self.windows)):
+      if each and len(each) != self.num_layers:
+        raise ValueError(f"{name} must have one entry for each of {self.num_layers} layers, got {len(each)}")
 
 
 class KVCache(NamedTuple):
@@ -73,29 +89,49 @@ class Output(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-  """`x / sqrt(mean(x^2) + eps) * scale`, computed in float32."""
+  """`x / sqrt(mean(x^2) + eps) * (scale + offset)`, computed in float32."""
 
   eps: float
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (x.shape[-1],))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    scale = scale.astype(wide.dtype) + self.offset if self.offset else scale
     return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 class Attended(NamedTuple):
   """What all layers share: rotary angles, and who may attend to whom."""
 
-  cos: Array  # [P, G, T, C / 2]
+  cos: Array  # [P, G, T, C / 2], after an axis of the ways to rotate where there are several
   sin: Array
   own_mask: Array  # [P, G, T, S]: S is the cache's size, or T where there is no cache
-  prefix_mask: Array | None  # [P, L]
+  prefix_mask: Array | None  # [P, G or 1, T or 1, L]
   cache_index: Array | None  # the slot that this call's first token is written to
+  own_distance: Any = None  # [P, G, T, S], in real tokens, where a layer has a window
+  prefix_distance: Any = None  # [P, G, T, L], where there is a prefix too
+
+  def within(self, window: Array) -> "Attended":
+    """Returns it for a layer whose tokens attend to so many tokens up to their own."""
+    own = self.own_mask & (self.own_distance < window)
+    if self.prefix_mask is None:
+      return self._replace(own_mask=own)
+    return self._replace(own_mask=own, prefix_mask=self.prefix_mask & (self.prefix_distance < window))
 
 
-def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] | None, shared: Attended) -> Array:
+class Scores(NamedTuple):
+  """How products of queries and keys become scores: `softcap(scale * q k)`."""
+
+  scale: float
+  softcap: float | None = None
+
+
+def attend(
+  query: Array, key: Array, value: Array, prefix: tuple[Array, Array] | None, shared: Attended, scores_as: Scores
+) -> Array:
   """Grouped-query attention of G rows a prompt to the prompt's shared prefix and to their own tokens.
 
   Args:
@@ -103,6 +139,7 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
     key: `[P, G, kv_heads, S, C]`, and `value` likewise.
     prefix: Keys and values `[P, kv_heads, L, C]`, or None.
     shared: Masks.
+    scores_as: Scale and largest value of the scores.
 
   Returns:
     `[P, G, T, heads * C]`.
@@ -110,20 +147,22 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
   >>> x = jnp.ones((1, 1, 2, 1, 4))  # one row of two tokens, one head
   >>> value = jnp.broadcast_to(jnp.array([[2.0], [4.0]]), (1, 1, 1, 2, 4))
   >>> shared = Attended(None, None, jnp.tril(jnp.ones((1, 1, 2, 2), bool)), None, None)
-  >>> print(attend(x, jnp.swapaxes(x, -3, -2), value, None, shared)[0, 0, :, 0])
+  >>> print(attend(x, jnp.swapaxes(x, -3, -2), value, None, shared, Scores(0.5))[0, 0, :, 0])
   [2. 3.]
   """
   kv_heads, length, size = key.shape[-3:]
   heads = query.shape[-2]
   # A key-value head serves r = heads / kv_heads query heads: [P, G, kv_heads, T, r, C].
-  query = query.reshape(*query.shape[:3], kv_heads, heads // kv_heads, size) * size**-0.5
+  query = query.reshape(*query.shape[:3], kv_heads, heads // kv_heads, size) * scores_as.scale
   query = jnp.einsum("pgtkrc->pgktrc", query)
   scores = jnp.einsum("pgktrc,pgksc->pgktrs", query, key, preferred_element_type=jnp.float32)
+  scores = softcapped(scores, scores_as.softcap)
   scores = jnp.where(shared.own_mask[:, :, None, :, None, :], scores, MASKED)
   if prefix is not None and shared.prefix_mask is not None:
     # One softmax over the prompt's tokens and the row's own; the prompt's keys are not copied for its G rows.
     prefix_scores = jnp.einsum("pgktrc,pklc->pgktrl", query, prefix[0], preferred_element_type=jnp.float32)
-    prefix_scores = jnp.where(shared.prefix_mask[:, None, None, None, None, :], prefix_scores, MASKED)
+    prefix_scores = softcapped(prefix_scores, scores_as.softcap)
+    prefix_scores = jnp.where(shared.prefix_mask[:, :, None, :, None, :], prefix_scores, MASKED)
     scores = jnp.concatenate([prefix_scores, scores], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   # The weighted values of the row's own tokens, which are the last ones, and of the prompt's.
@@ -132,6 +171,15 @@ def attend(query: Array, key: Array, value: Array, prefix: tuple[Array, Array] |
     out += jnp.einsum("pgktrl,pklc->pgktrc", weights[..., : prefix[1].shape[-2]], prefix[1])
   out = jnp.einsum("pgktrc->pgtkrc", out)
   return out.reshape(*out.shape[:3], heads * size)
+
+
+def softcapped(x: Array, cap: float | None) -> Array:
+  """Returns `c tanh(x / c)`; x itself without a cap.
+
+  >>> print(softcapped(jnp.array([100.0]), 30.0).round(1), softcapped(jnp.array([100.0]), None))
+  [29.9] [100.]
+  """
+  return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def add_adapted(y: Array, x: Array, adapter: Any) -> Array:
@@ -147,12 +195,12 @@ def add_adapted(y: Array, x: Array, adapter: Any) -> Array:
 
 
 class Layer(nn.Module):
-  """One pre-norm block: attention, then SwiGLU.
+  """One block: attention, then a gated MLP.
 
   Called under `nn.scan`: the carry is the residual stream `[P * G * T, D]` and the decode cache of all layers (or
-  None), the scanned input this layer's number and its prefix, the scanned output the keys and values of this call
-  (where no cache is). With all tokens on one axis a weight's gradient is a plain matrix product; with three, XLA for
-  CPU first transposes what it multiplies.
+  None), the scanned input this layer's number, prefix, window and way to rotate, the scanned output the keys and values
+  of this call (where no cache is). With all tokens on one axis a weight's gradient is a plain matrix product; with
+  three, XLA for CPU first transposes what it multiplies.
   """
 
   config: TransformerConfig
@@ -160,26 +208,29 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, carry: tuple, scanned: tuple, shared: Attended) -> tuple:
     x, cache = carry
-    number, prefix = scanned
+    number, prefix, window, way = scanned
     c = self.config
+    shared = shared if window is None else shared.within(window)
+    cos, sin = (shared.cos, shared.sin) if way is None else (shared.cos[way], shared.sin[way])
 
     def dense(features: int, name: str, bias: bool = False) -> Callable[[Array], Array]:
       plain = nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
       adapter = self.get_variable("adapters", name)
       return plain if adapter is None else lambda x: add_adapted(plain(x), x, adapter)
 
-    h = RMSNorm(c.rms_norm_eps, name="attention_norm")(x)
+    def normed(y: Array, name: str, *, where: str) -> Array:
+      return RMSNorm(c.rms_norm_eps, c.norm_offset, name=name)(y) if c.norms in (where, "both") else y
 
-    def heads(y: Array) -> Array:
-      return y.reshape(*shared.cos.shape[:3], y.shape[-1] // c.head_dim, c.head_dim)
+    def heads(y: Array, norm: str = "") -> Array:
+      y = RMSNorm(c.rms_norm_eps, c.norm_offset, name=norm)(y) if norm and c.qk_norm == "all" else y
+      y = y.reshape(*shared.own_mask.shape[:3], y.shape[-1] // c.head_dim, c.head_dim)
+      return RMSNorm(c.rms_norm_eps, c.norm_offset, name=norm)(y) if norm and c.qk_norm == "head" else y
 
-    query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h))
-    key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h))
+    h = normed(x, "attention_norm", where="pre")
+    query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h), "query_norm")
+    key = heads(dense(c.num_kv_heads * c.head_dim, "key", c.qkv_bias)(h), "key_norm")
     value = heads(dense(c.num_kv_heads * c.head_dim, "value", c.qkv_bias)(h))
-    if c.qk_norm:
-      query = RMSNorm(c.rms_norm_eps, name="query_norm")(query)
-      key = RMSNorm(c.rms_norm_eps, name="key_norm")(key)
-    query, key = rope.rotate(query, shared.cos, shared.sin), rope.rotate(key, shared.cos, shared.sin)
+    query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
     key, value = (jnp.swapaxes(x, -3, -2) for x in (key, value))
 
     new_kv = None
@@ -193,11 +244,14 @@ class Layer(nn.Module):
       )
       key, value = (jax.lax.dynamic_index_in_dim(held, number, keepdims=False) for held in cache)
 
-    attended = attend(query, key, value, prefix, shared).reshape(x.shape[0], c.num_heads * c.head_dim)
-    x = x + dense(c.embed_dim, "output", c.output_bias)(attended)
-    h = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x)
-    gate = nn.silu(dense(c.mlp_dim, "gate", c.mlp_bias)(h))
-    x = x + dense(c.embed_dim, "down", c.mlp_bias)(gate * dense(c.mlp_dim, "up", c.mlp_bias)(h))
+    scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+    attended = attend(query, key, value, prefix, shared, Scores(scale, c.attention_softcap))
+    attended = dense(c.embed_dim, "output", c.output_bias)(attended.reshape(x.shape[0], c.num_heads * c.head_dim))
+    x = x + c.residual_scale * normed(attended, "attention_post_norm", where="post")
+    h = normed(x, "mlp_norm", where="pre")
+    gate = ACTIVATIONS[c.activation](dense(c.mlp_dim, "gate", c.mlp_bias)(h))
+    out = dense(c.embed_dim, "down", c.mlp_bias)(gate * dense(c.mlp_dim, "up", c.mlp_bias)(h))
+    x = x + c.residual_scale * normed(out, "mlp_post_norm", where="post")
     return (x, cache), new_kv
 
 
@@ -211,6 +265,7 @@ class Transformer(nn.Module):
     self,
     tokens: Int[Array, "P G T"],
     positions: Int[Array, "P G T"],
+    attendable: Bool[Array, "P G S"],
     own_mask: Bool[Array, "P G T S"],
     prefix: KVCache | None = None,
     cache: KVCache | None = None,
@@ -221,8 +276,12 @@ class Transformer(nn.Module):
     if not c.tie_embeddings:
       self.param("unembedding", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
     x = jnp.take(embedding, tokens.reshape(-1), axis=0).astype(c.dtype)
-    cos, sin = rope.angles(positions, rope.frequencies(c.rope, c.head_dim))
-    shared = Attended(cos, sin, own_mask, None if prefix is None else prefix.mask, cache_index)
+    x = x * jnp.asarray(c.embed_scale, c.dtype)
+    ways = [rope.angles(positions, rope.frequencies(each, c.head_dim)) for each in c.ropes]
+    cos, sin = ways[0] if len(ways) == 1 else (jnp.stack(each) for each in zip(*ways, strict=True))
+    distances = _distances(attendable, prefix, own_mask.shape[-2], cache_index) if any(c.windows) else (None, None)
+    prefix_mask = None if prefix is None else prefix.mask[:, None, None, :]
+    shared = Attended(cos, sin, own_mask, prefix_mask, cache_index, *distances)
     layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
     layers = nn.scan(
       layer,
@@ -233,10 +292,26 @@ class Transformer(nn.Module):
       unroll=c.unroll,
     )(c, name="layers")
     held = None if cache is None else (cache.keys, cache.values)
-    scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values))
+    windows = jnp.array([window or FAR for window in c.windows]) if any(c.windows) else None
+    way = jnp.array(c.rope_of or (0,) * c.num_layers) if len(c.ropes) > 1 else None
+    scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values), windows, way)
     (x, held), new_kv = layers((x, held), scanned, shared)
     keys, values = new_kv if held is None else held
-    return RMSNorm(c.rms_norm_eps, name="final_norm")(x).reshape(*tokens.shape, c.embed_dim), keys, values
+    x = RMSNorm(c.rms_norm_eps, c.norm_offset, name="final_norm")(x) * jnp.asarray(c.hidden_scale, c.dtype)
+    return x.reshape(*tokens.shape, c.embed_dim), keys, values
+
+
+def _distances(
+  attendable: Bool[Array, "P G S"], prefix: KVCache | None, length: int, start: Array | None
+) -> tuple[Array, Array | None]:
+  """How many real tokens each of T tokens, from slot `start` on, stands behind the others and behind the prefix's."""
+  before = jnp.zeros(attendable.shape[0], jnp.int32) if prefix is None else jnp.sum(prefix.mask, axis=-1)
+  place = before[:, None, None] + jnp.cumsum(attendable, axis=-1)  # the same number for what is padded
+  own = place if start is None else jax.lax.dynamic_slice_in_dim(place, start, length, axis=-1)
+  to_own = own[..., :, None] - place[..., None, :]
+  if prefix is None:
+    return to_own, None
+  return to_own, own[..., None] - jnp.cumsum(prefix.mask, axis=-1)[:, None, None, :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +325,7 @@ class Policy:
     unembed: `params -> [D, V]`.
     empty_cache: `(batch shape, size) -> KVCache` with no real slots.
     value: `(params, hidden [..., D]) -> [...]`, a scalar head; None without one.
+    softcap: The largest logit c, `logits = c tanh(hidden W / c)`; None without one.
   """
 
   init: Callable[[Array], Any]
@@ -257,6 +333,7 @@ class Policy:
   unembed: Callable[[Any], Array]
   empty_cache: Callable[[tuple[int, ...], int], KVCache]
   value: Callable[[Any, Array], Array] | None = None
+  softcap: float | None = None
 
 
 def _with_batch(x: Array, *, old: int, new: tuple[int, ...], lead: int = 0) -> Array:
@@ -318,10 +395,13 @@ def apply_transformer(
     prefix = KVCache(flat(prefix.keys, lead=1), flat(prefix.values, lead=1), flat(prefix.mask))
   if cache is not None:
     cache = KVCache(group(cache.keys, lead=1), group(cache.values, lead=1), attendable)
+  start = None if cache is None else index
   variables = {"params": {name: leaf for name, leaf in params.items() if name != "adapters"}}
   if "adapters" in params:
     variables["adapters"] = params["adapters"]
-  outputs: Any = module.apply(variables, group(tokens), group(positions), group(own_mask), prefix, cache, index)
+  outputs: Any = module.apply(
+    variables, group(tokens), group(positions), group(attendable), group(own_mask), prefix, cache, start
+  )
   hidden, keys, values = outputs
   ungroup = partial(_with_batch, old=2, new=batch)
   return Output(ungroup(hidden), KVCache(ungroup(keys, lead=1), ungroup(values, lead=1), attendable))
@@ -342,7 +422,7 @@ def policy(config: TransformerConfig) -> Policy:
 
   def init(key: Array) -> Any:
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
-    return module.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
+    return module.init(key, tokens, tokens, jnp.ones((1, 1, 1), bool), jnp.ones((1, 1, 1, 1), bool))["params"]
 
   def unembed(params: Any) -> Array:
     return params["unembedding"] if "unembedding" in params else params["embedding"].T
@@ -351,4 +431,4 @@ def policy(config: TransformerConfig) -> Policy:
     shape = (config.num_layers, *batch, config.num_kv_heads, size, config.head_dim)
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((*batch, size), bool))
 
-  return Policy(init, partial(apply_transformer, module), unembed, empty_cache)
+  return Policy(init, partial(apply_transformer, module), unembed, empty_cache, softcap=config.logit_softcap)

@@ -1,7 +1,7 @@
 """Weights in and out: Hugging Face safetensors folders, single and sharded. GGUF comes in through `models.gguf_file`.
 
 Checkpoints name one matrix a layer and store it `[out, in]`; the parameters here stack the layers on a leading axis and
-store `[in, out]`. `hf_config.TENSORS` is the whole correspondence.
+store `[in, out]`. A family's `TENSORS` are the whole correspondence.
 """
 
 import copy
@@ -24,7 +24,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rl_jax.errors import reason
-from rl_jax.models.hf_config import TENSORS, rope_settings
+from rl_jax.models import families
+from rl_jax.models.families.common import Tensor, rope_settings
 from rl_jax.models.transformer import TransformerConfig, policy
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,16 +41,27 @@ TOKENIZER_FILES = (
   "tokenizer.model",
   "additional_chat_templates",
 )
+# What tensors of FP8, GPTQ, AWQ, bitsandbytes, HQQ and MXFP4 checkpoints are called.
+QUANTIZED = (".weight_scale", ".weight_scale_inv", ".qweight", ".SCB", ".absmax", ".quant_map", ".W_q", "_scales")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # a folder that has them is one of adapters
 
 
 class Entry(NamedTuple):
-  """Where one tensor of a checkpoint belongs."""
+  """Where one tensor of a checkpoint belongs.
 
-  path: str
+  Attributes:
+    paths: In the parameters, more than one where a checkpoint puts several into one tensor.
+    rows: Of each of them, as the checkpoint stores it.
+    layer: Its number.
+    transposed: Whether the checkpoint stores `[out, in]`.
+    shape: As the checkpoint stores it.
+  """
+
+  paths: tuple[str, ...]
+  rows: tuple[int, ...]
   layer: int | None
   transposed: bool
-  shape: tuple[int, ...]  # as the checkpoint stores it
+  shape: tuple[int, ...]
 
 
 class Source(NamedTuple):
@@ -64,26 +76,32 @@ def _flat_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
   return {"/".join(k.key for k in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def entries(config: TransformerConfig) -> dict[str, Entry]:
+def entries(config: TransformerConfig, tensors: Sequence[Tensor]) -> dict[str, Entry]:
   """Returns every tensor that a checkpoint of this configuration holds, by the checkpoint's name.
 
   >>> from rl_jax.models import presets
-  >>> entries(presets.load("tiny").config)["model.layers.1.self_attn.k_proj.weight"]
-  Entry(path='layers/key/kernel', layer=1, transposed=True, shape=(32, 64))
+  >>> entries(presets.load("tiny").config, families.tensors("llama"))["model.layers.1.self_attn.k_proj.weight"]
+  Entry(paths=('layers/key/kernel',), rows=(32,), layer=1, transposed=True, shape=(32, 64))
   """
   shapes, found = _flat_shapes(config), {}
-  for path, name, transposed in TENSORS:
+  for path, name, transposed in tensors:
     if path not in shapes:
       continue
     layered = "{}" in name
     shape = shapes[path][1:] if layered else shapes[path]
     stored = tuple(reversed(shape)) if transposed else tuple(shape)
     for layer in range(config.num_layers) if layered else (None,):
-      found[name.format(layer)] = Entry(path, layer, transposed, stored)
+      entry = Entry((path,), stored[:1], layer, transposed, stored)
+      if (above := found.get(name.format(layer))) is not None:
+        rows = above.rows + stored[:1]
+        entry = entry._replace(paths=(*above.paths, path), rows=rows, shape=(sum(rows), *stored[1:]))
+      found[name.format(layer)] = entry
   return found
 
 
-def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: Any = np.float32) -> dict:
+def assemble(
+  config: TransformerConfig, tensors: Sequence[Tensor], source: Source, *, where: str, dtype: Any = np.float32
+) -> dict:
   """Reads a checkpoint into a nested dict of parameters, after comparing all names and shapes.
 
   Where the configuration ties the unembedding to the embedding and the checkpoint holds one of other values, it is not
@@ -94,19 +112,20 @@ def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: An
 
   >>> config = TransformerConfig(
   ...   vocab_size=8, num_layers=1, embed_dim=4, mlp_dim=8, num_heads=2, num_kv_heads=1, head_dim=2)
-  >>> shapes = {name: entry.shape for name, entry in entries(config).items()}
-  >>> params = assemble(config, Source(shapes, lambda name: np.zeros(shapes[name])), where="zeros")
+  >>> tensors = families.tensors("llama")
+  >>> shapes = {name: entry.shape for name, entry in entries(config, tensors).items()}
+  >>> params = assemble(config, tensors, Source(shapes, lambda name: np.zeros(shapes[name])), where="zeros")
   >>> sorted(params)
   ['embedding', 'final_norm', 'layers']
   >>> del shapes["model.norm.weight"]
-  >>> assemble(config, Source(shapes, np.zeros), where="zeros")
+  >>> assemble(config, tensors, Source(shapes, np.zeros), where="zeros")
   Traceback (most recent call last):
   ...
   ValueError: weights of zeros: missing tensors: model.norm.weight
   """
   if config.tie_embeddings and _is_untied(source):
     config = dataclasses.replace(config, tie_embeddings=False)
-  wanted = entries(config)
+  wanted = entries(config, tensors)
   extra = [name for name in source.shapes if name not in wanted and not _is_harmless(name, config)]
   missing = [name for name in wanted if name not in source.shapes]
   shaped = [
@@ -123,9 +142,10 @@ def assemble(config: TransformerConfig, source: Source, *, where: str, dtype: An
     raise ValueError(f"weights of {where}: " + "; ".join(problems))
   arrays = {path: np.empty(shape, dtype) for path, shape in _flat_shapes(config).items()}
   for name, entry in wanted.items():
-    tensor = source.read(name)
     slot = ... if entry.layer is None else entry.layer
-    arrays[entry.path][slot] = tensor.T if entry.transposed else tensor
+    parts = np.split(source.read(name), np.cumsum(entry.rows)[:-1])
+    for path, part in zip(entry.paths, parts, strict=True):
+      arrays[path][slot] = part.T if entry.transposed else part
   return _nest({path: jnp.asarray(array) for path, array in arrays.items()})
 
 
@@ -152,8 +172,16 @@ def _nest(flat: Mapping[str, Any]) -> dict:
   return tree
 
 
-def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dtype: Any = np.float32) -> dict:
+def load_safetensors(
+  folder: str | os.PathLike, config: TransformerConfig, hf: PretrainedConfig, *, dtype: Any = np.float32
+) -> dict:
   """Loads `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+  Args:
+    folder: A folder in Hugging Face's format.
+    config: The shape.
+    hf: The Hugging Face configuration, which says what tensors are called.
+    dtype: Type of the parameters.
 
   Raises:
     ValueError: If the folder holds no weights, a file is damaged, or tensors do not fit the configuration.
@@ -163,14 +191,20 @@ def load_safetensors(folder: str | os.PathLike, config: TransformerConfig, *, dt
   >>> model = presets.load("tiny")
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   save_safetensors(folder, model.params, model.config, model.hf, model.tokenizer)
-  ...   jax.tree.all(jax.tree.map(jnp.array_equal, load_safetensors(folder, model.config), model.params))
+  ...   jax.tree.all(jax.tree.map(jnp.array_equal, load_safetensors(folder, model.config, model.hf), model.params))
   True
   """
   files = _files(Path(folder))
   try:
     where = {name: path for path in files for name in _names(path)}
     shapes = {name: _shape(path, name) for name, path in where.items()}
-    return assemble(config, Source(shapes, lambda name: _read(where[name], name)), where=str(folder), dtype=dtype)
+    if scales := [name for name in shapes if name.endswith(QUANTIZED)]:
+      raise ValueError(
+        f"weights of {folder} are quantised, as {scales[0]} shows: take the original ones, or have transformers"
+        " dequantise and save them"
+      )
+    source = Source(shapes, lambda name: _read(where[name], name))
+    return assemble(config, families.tensors(hf.model_type), source, where=str(folder), dtype=dtype)
   except (SafetensorError, OSError) as error:
     raise ValueError(f"weights of {folder}: damaged or incomplete safetensors file ({error})") from None
 
@@ -202,14 +236,16 @@ def _read(path: Path, name: str) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _tensors(params: Mapping, config: TransformerConfig) -> Iterator[tuple[str, np.ndarray]]:
+def named_tensors(
+  params: Mapping, config: TransformerConfig, tensors: Sequence[Tensor]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields parameters as a checkpoint has them, by its names."""
   if "unembedding" in params and config.tie_embeddings:
     raise ValueError("the parameters have an unembedding of their own, but the configuration ties it to the embedding")
   flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-  for name, entry in entries(config).items():
-    leaf = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
-    array = np.asarray(leaf)
-    yield name, np.ascontiguousarray(array.T if entry.transposed else array)
+  for name, entry in entries(config, tensors).items():
+    leaves = [np.asarray(flat[path] if entry.layer is None else flat[path][entry.layer]) for path in entry.paths]
+    yield name, np.ascontiguousarray(np.concatenate([leaf.T if entry.transposed else leaf for leaf in leaves]))
 
 
 def save_safetensors(
@@ -251,7 +287,7 @@ def save_safetensors(
     shutil.rmtree(unfinished)
   with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
     new = Path(name)
-    dtype = _save_tensors(new, _tensors(params, config), max_shard_size)
+    dtype = _save_tensors(new, named_tensors(params, config, families.tensors(hf.model_type)), max_shard_size)
     _save_config(new, hf, dtype)
     if eos_tokens or generation:
       pad = {} if hf.pad_token_id is None else {"pad_token_id": hf.pad_token_id}
@@ -292,11 +328,17 @@ def _save_config(folder: Path, hf: PretrainedConfig, dtype: str) -> None:
   path = folder / CONFIG
   settings = json.loads(path.read_text(encoding="utf-8"))
   settings.pop("quantization_config", None)  # these weights are not quantized
-  rope = rope_settings(hf)
-  scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-  settings |= {"rope_theta": rope["rope_theta"], "torch_dtype": dtype, "rope_parameters": rope}
-  settings["rope_scaling"] = None if scaling.get("rope_type") == "default" else scaling
+  settings |= {"torch_dtype": dtype} | _older_rope(rope_settings(hf))
   path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+  """The names that `transformers` 4 has for RoPE; where types of layers differ, those of Gemma 3 and OLMo 3."""
+  local = {} if "rope_theta" in rope else {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+  every = rope if "rope_theta" in rope else rope["full_attention"]
+  scaling = {key: value for key, value in every.items() if key != "rope_theta"}
+  scaling = None if scaling.get("rope_type") == "default" else scaling
+  return {"rope_theta": every["rope_theta"], "rope_scaling": scaling} | local
 
 
 def _save_tokenizer(folder: Path, tokenizer: Any) -> None:

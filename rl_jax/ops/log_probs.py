@@ -4,6 +4,8 @@ Everything is of `softmax(logits / temperature)`, in float32, whatever the model
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -72,17 +74,31 @@ def entropy(logits: Float[Array, "*batch V"], *, temperature: float | Array = 1.
   return jnp.log1p(others) - jnp.sum(weight * below, axis=-1) / (1 + others)
 
 
+def logits_of(
+  hidden: Float[Array, "*batch D"], unembedding: Float[Array, "D V"], *, softcap: float | None = None
+) -> Float[Array, "*batch V"]:
+  """`z = hidden W` in float32 at least; `c tanh(z / c)` of models whose logits have a largest one, c.
+
+  >>> print(logits_of(jnp.array([40.0]), jnp.ones((1, 2)), softcap=30.0).astype(int))
+  [26 26]
+  """
+  logits = jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=_compute_dtype(hidden))
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
 def token_log_probs(
   hidden: Float[Array, "*batch T D"],
   unembedding: Float[Array, "D V"],
   tokens: Int[Array, "*batch T"],
   *,
   temperature: float | Array = 1.0,
+  softcap: float | None = None,
   chunk_size: int = 1024,
 ) -> tuple[Float[Array, "*batch T"], Float[Array, "*batch T"]]:
   """Log-probs of tokens and entropies straight from hidden states, without ever holding `[tokens, V]` logits.
 
-    z = hidden W / temperature - max,  logp = z[token] - logsumexp(z),  H = logsumexp(z) - sum softmax(z) z
+    z = logits / temperature - max,  logp = z[token] - logsumexp(z),  H = logsumexp(z) - sum softmax(z) z
+    logits = hidden W, or softcap tanh(hidden W / softcap)
 
   Logits exist for one chunk at a time, forward and backward: the backward pass computes them again. Chunks
   are cut along time, so rows may be sharded over devices.
@@ -92,6 +108,7 @@ def token_log_probs(
     unembedding: `[D, V]`.
     tokens: `[..., T]`, in `[0, V)`.
     temperature: A scalar; differentiable.
+    softcap: The largest logit of models that have one.
     chunk_size: Tokens a chunk, over all rows together; every chunk holds at least one token of each row.
 
   Returns:
@@ -120,15 +137,19 @@ def token_log_probs(
   hidden_chunks = jnp.moveaxis(flat_hidden.reshape(rows, chunks, width, hidden.shape[-1]), 1, 0)
   token_chunks = jnp.moveaxis(flat_tokens.reshape(rows, chunks, width), 1, 0)
   temperature = jnp.asarray(temperature, _compute_dtype(hidden))
-  results = _chunked_log_probs(hidden_chunks, unembedding, token_chunks, temperature)
+  results: Any = _chunked_log_probs(softcap, hidden_chunks, unembedding, token_chunks, temperature)
   logp, entropies = (jnp.moveaxis(x, 0, 1).reshape(rows, length + pad)[:, :length] for x in results)
   return logp.reshape(*batch, length), entropies.reshape(*batch, length)
 
 
 def sum_squared_probs(
-  hidden: Float[Array, "*batch T D"], unembedding: Float[Array, "D V"], *, temperature: float | Array = 1.0
+  hidden: Float[Array, "*batch T D"],
+  unembedding: Float[Array, "D V"],
+  *,
+  temperature: float | Array = 1.0,
+  softcap: float | None = None,
 ) -> Float[Array, "*batch T"]:
-  """`sum_v p_v^2` of `p = softmax(hidden W / temperature)`, one step of time at a time, without a gradient.
+  """`sum_v p_v^2` of `p = softmax(logits / temperature)`, one step of time at a time, without a gradient.
 
   For `ops.token_advantages.optimal_token_baseline`.
 
@@ -136,6 +157,7 @@ def sum_squared_probs(
     hidden: `[..., T, D]`, row t predicts token t.
     unembedding: `[D, V]`.
     temperature: A scalar.
+    softcap: The largest logit of models that have one.
 
   Returns:
     `[..., T]`, in (0, 1].
@@ -146,17 +168,15 @@ def sum_squared_probs(
   temperature = jnp.asarray(temperature, _compute_dtype(hidden))
 
   def step(h: Array) -> Array:
-    return jnp.sum(jnp.square(jax.nn.softmax(_logits(h, unembedding) / temperature, axis=-1)), axis=-1)
+    return jnp.sum(
+      jnp.square(jax.nn.softmax(logits_of(h, unembedding, softcap=softcap) / temperature, axis=-1)), axis=-1
+    )
 
   return jax.lax.stop_gradient(jnp.moveaxis(jax.lax.map(step, jnp.moveaxis(hidden, -2, 0)), 0, -1))
 
 
 def _compute_dtype(x: Array) -> jnp.dtype:
   return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _logits(hidden: Array, unembedding: Array) -> Array:
-  return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=_compute_dtype(hidden))
 
 
 def _sums(*arrays: Array) -> tuple[Array, ...]:
@@ -166,15 +186,15 @@ def _sums(*arrays: Array) -> tuple[Array, ...]:
   return jax.lax.reduce(arrays, zeros, add, (arrays[0].ndim - 1,))
 
 
-@jax.custom_vjp
-def _chunked_log_probs(hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
-  return _chunked_forward(hidden, unembedding, tokens, temperature)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_log_probs(softcap: float | None, hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
+  return _chunked_forward(softcap, hidden, unembedding, tokens, temperature)[0]
 
 
-def _chunked_forward(hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
+def _chunked_forward(softcap: float | None, hidden: Array, unembedding: Array, tokens: Array, temperature: Array):
   def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
     h, token = inputs
-    logits = _logits(h, unembedding)
+    logits = logits_of(h, unembedding, softcap=softcap)
     # Relative to the highest one: log-probs near 0 and small entropies would cancel against a large logit. Logits are
     # compared as they are, since a difference that is computed twice need not be the same number twice.
     highest = jnp.max(logits, axis=-1, keepdims=True)
@@ -192,19 +212,21 @@ def _chunked_forward(hidden: Array, unembedding: Array, tokens: Array, temperatu
   return (logp, entropies), (hidden, unembedding, tokens, temperature, highest, log_total, entropies)
 
 
-def _chunked_backward(residuals: tuple, cotangents: tuple[Array, Array]):
+def _chunked_backward(softcap: float | None, residuals: tuple, cotangents: tuple[Array, Array]):
   hidden, unembedding, tokens, temperature, highest, log_totals, entropies = residuals
 
   def chunk(carry: tuple[Array, Array], inputs: tuple):
     d_unembedding, d_temperature = carry
     h, token, highest, log_total, entropy_, d_logp, d_entropy = inputs
-    z = (_logits(h, unembedding) - highest) / temperature
+    logits = logits_of(h, unembedding, softcap=softcap)
+    z = (logits - highest) / temperature
     logp = z - log_total[..., None]
     # d logp[token] / dz = onehot - p;   d H / dz = -p (log p + H)
     d_z = -jnp.exp(logp) * (d_logp[..., None] + d_entropy[..., None] * (logp + entropy_[..., None]))
     is_token = jax.lax.broadcasted_iota(token.dtype, z.shape, z.ndim - 1) == token[..., None]
     d_z = jnp.where(is_token, d_z + d_logp[..., None], d_z)
     d_temperature -= jnp.sum(d_z * z) / temperature
+    d_z = d_z if softcap is None else d_z * (1 - jnp.square(logits / softcap))  # the derivative of the cap
     d_logits = (d_z / temperature).astype(h.dtype)
     d_h = jnp.einsum("...v,dv->...d", d_logits, unembedding).astype(h.dtype)
     d_unembedding += jnp.einsum("...d,...v->dv", h, d_logits, preferred_element_type=d_unembedding.dtype)

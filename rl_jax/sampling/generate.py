@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_jax.ops.log_probs import logits_of
 from rl_jax.sampling.samplers import Choice, SamplingParams, sample_token
 
 
@@ -35,13 +36,14 @@ Generate = Callable[..., Completions]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-  """What sampling and forward passes know of a model: three pure functions. `models.transformer.Policy` is one.
+  """What sampling and forward passes know of a model: pure functions. `models.transformer.Policy` is one.
 
   Attributes:
     apply: `(params, tokens, positions, *, mask, prefix, cache, cache_index) -> (hidden, kv)`, where `prefix` is the
       `kv` of an earlier call, shared by all G rows of a prompt, and `cache` one that this call adds to.
     unembed: `params -> [D, V]`.
     empty_cache: `((P, G), size) -> cache`.
+    softcap: The largest logit c, `logits = c tanh(hidden W / c)`; None without one.
   """
 
   @property
@@ -52,6 +54,9 @@ class LanguageModel(Protocol):
 
   @property
   def empty_cache(self) -> Callable[[tuple[int, ...], int], Any]: ...
+
+  @property
+  def softcap(self) -> float | None: ...
 
 
 def prompt_positions(mask: Array) -> Int[Array, "*batch L"]:
@@ -119,7 +124,7 @@ def make_generate(
   >>> from types import SimpleNamespace
   >>> def apply(params, tokens, positions, **_):  # a model that counts
   ...   return SimpleNamespace(hidden=jax.nn.one_hot(tokens + 1, 9) * 99, kv=())
-  >>> model = SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), empty_cache=lambda batch, size: ())
+  >>> model = SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), empty_cache=lambda *_: (), softcap=None)
   >>> generate = make_generate(model, group_size=1, max_new_tokens=4, pad_token=0)
   >>> greedy = SamplingParams(0.0)
   >>> out = generate(None, jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([5]), jax.random.key(0), greedy)
@@ -143,7 +148,7 @@ def make_generate(
     lengths, known = jnp.sum(prompt_mask != 0, axis=-1), None if known_tokens is None else jnp.asarray(known_tokens)
 
     def choose_next(state: Decoding, hidden: Float[Array, "P G D"]) -> Decoding:
-      logits = jnp.einsum("pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32)
+      logits = logits_of(hidden, unembedding, softcap=model.softcap)
       choice = sample_token(keys[state.time], logits, sampling, known=known)
       return _add_token(state, choice, stop_tokens, pad_token)
 

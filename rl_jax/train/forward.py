@@ -25,7 +25,7 @@ def make_forward(model: Policy, *, temperature: float | Array = 1.0, chunk_size:
   >>> import jax
   >>> def apply(params, tokens, positions, **_):  # a model that counts, and doubts itself a little
   ...   return SimpleNamespace(hidden=params * jax.nn.one_hot(tokens + 1, 9), kv=())
-  >>> forward = make_forward(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), value=None))
+  >>> forward = make_forward(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), value=None, softcap=None))
   >>> sequences = Sequences(jnp.array([[1, 2]]), jnp.ones((1, 2)), jnp.array([[[3, 4]]]), jnp.ones((1, 1, 2)))
   >>> print(forward(5.0, sequences).logp.round(3))
   [[[-0.053 -0.053]]]
@@ -34,7 +34,12 @@ def make_forward(model: Policy, *, temperature: float | Array = 1.0, chunk_size:
   def forward(params: Any, sequences: Sequences) -> ModelOutputs:
     hidden = states(model, params, sequences)
     logp, entropy = token_log_probs(
-      hidden, model.unembed(params), sequences.completions, temperature=temperature, chunk_size=chunk_size
+      hidden,
+      model.unembed(params),
+      sequences.completions,
+      temperature=temperature,
+      softcap=model.softcap,
+      chunk_size=chunk_size,
     )
     return ModelOutputs(logp, entropy, None if model.value is None else model.value(params, hidden))
 
@@ -53,7 +58,7 @@ def make_packed_forward(model: Policy, *, chunk_size: int = 1024) -> Callable[[A
   >>> from rl_jax.tasks.packing import pack
   >>> def apply(params, tokens, positions, **_):  # a model that counts
   ...   return SimpleNamespace(hidden=params * jax.nn.one_hot(tokens + 1, 9), kv=())
-  >>> forward = make_packed_forward(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9)))
+  >>> forward = make_packed_forward(SimpleNamespace(apply=apply, unembed=lambda params: jnp.eye(9), softcap=None))
   >>> packed, _ = pack([Example([3, 4, 5], [True] * 3)], 3)
   >>> print(jnp.exp(forward(50.0, packed).logp[0, 1:]))
   [1. 1.]
@@ -63,7 +68,7 @@ def make_packed_forward(model: Policy, *, chunk_size: int = 1024) -> Callable[[A
     tokens, positions, segments = packed
     hidden = model.apply(params, tokens, positions, mask=segments > 0, segments=segments).hidden
     before = predictors(jnp.zeros_like(hidden[:, 0]), hidden[:, :-1])
-    logp, entropy = token_log_probs(before, model.unembed(params), tokens, chunk_size=chunk_size)
+    logp, entropy = token_log_probs(before, model.unembed(params), tokens, softcap=model.softcap, chunk_size=chunk_size)
     return ModelOutputs(logp, entropy)
 
   return forward

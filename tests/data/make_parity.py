@@ -13,7 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+  AutoModelForCausalLM,
+  AutoTokenizer,
+  Gemma2Config,
+  Gemma3TextConfig,
+  GraniteConfig,
+  LlamaConfig,
+  MistralConfig,
+  Olmo2Config,
+  Olmo3Config,
+  Phi3Config,
+  Qwen2Config,
+  Qwen3Config,
+  SmolLM3Config,
+)
 
 OUT = Path(__file__).parent / "parity"
 SIZES = dict(
@@ -24,6 +38,7 @@ SIZES = dict(
   num_attention_heads=4,
   num_key_value_heads=2,
   max_position_embeddings=64,
+  pad_token_id=None,  # a row of the embedding that torch gives no gradient
 )
 LLAMA3 = dict(
   rope_type="llama3",
@@ -34,6 +49,20 @@ LLAMA3 = dict(
   original_max_position_embeddings=16,
 )
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
+LONGROPE = dict(
+  rope_type="longrope",
+  rope_theta=10000.0,
+  short_factor=[1.0, 1.5, 2.0],
+  long_factor=[2.0, 3.0, 4.0],
+  original_max_position_embeddings=32,
+  partial_rotary_factor=0.75,
+)
+KINDS = ["sliding_attention", "full_attention"]
+ROPES = {
+  "sliding_attention": dict(rope_type="default", rope_theta=100.0),
+  "full_attention": dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+}
+GEMMA = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=6, layer_types=KINDS)
 FAMILIES = {
   "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
   "llama_bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=16, tie_word_embeddings=True),
@@ -43,13 +72,31 @@ FAMILIES = {
   "mistral": MistralConfig(**SIZES, sliding_window=None),
   "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
   "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+  "llama_rope_dynamic": LlamaConfig(
+    **SIZES, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0), tie_word_embeddings=True
+  ),
+  "mistral_window": MistralConfig(**SIZES, sliding_window=6),
+  "qwen3_window": Qwen3Config(**SIZES, head_dim=16, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+  "smollm3": SmolLM3Config(**SIZES, no_rope_layers=[0, 1], tie_word_embeddings=True),
+  "gemma2": Gemma2Config(**SIZES, **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+  "gemma3": Gemma3TextConfig(**SIZES, **GEMMA, rope_parameters=ROPES),
+  "olmo2": Olmo2Config(**SIZES, rms_norm_eps=1e-6),
+  "olmo3": Olmo3Config(**SIZES, sliding_window=6, layer_types=KINDS, rope_parameters=ROPES),
+  "phi3": Phi3Config(**SIZES, tie_word_embeddings=False),
+  "phi4_mini": Phi3Config(
+    **SIZES, tie_word_embeddings=True, original_max_position_embeddings=32, rope_parameters=LONGROPE
+  ),
+  "granite": GraniteConfig(
+    **SIZES, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_scaling=2.0
+  ),
 }
+GIVEN = 9  # tokens of a prompt that is continued
 PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "1 + 2 = 3\n20 + 15 = 35\n17 + 25 =")
 
 
 def random_model(config) -> torch.nn.Module:
   torch.manual_seed(0)
-  model = AutoModelForCausalLM.from_config(config).eval()
+  model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
   with torch.no_grad():
     for parameter in model.parameters():  # also norms and biases, which start at one and zero
       parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
@@ -69,10 +116,12 @@ def make_family(name: str, config) -> None:
   logits = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits
   log_probs = torch.log_softmax(logits.float(), -1)
   arrays = {"tokens": tokens, "mask": mask, "log_probs": log_probs.detach().numpy()}
-  if name == "llama":
-    chosen = log_probs[:, :-1].gather(-1, torch.tensor(tokens)[:, 1:, None])[..., 0]
-    (chosen * torch.tensor(mask)[:, 1:]).sum().backward()
-    arrays |= {f"grad/{key}": parameter.grad.numpy() for key, parameter in model.named_parameters()}
+  chosen = log_probs[:, :-1].gather(-1, torch.tensor(tokens)[:, 1:, None])[..., 0]
+  (chosen * torch.tensor(mask)[:, 1:]).sum().backward()
+  arrays |= {f"grad/{key}": parameter.grad.numpy() for key, parameter in model.named_parameters()}
+  prompts = torch.tensor(tokens[:, :GIVEN])
+  options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+  arrays["generated"] = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)[:, GIVEN:].numpy()
   np.savez_compressed(folder / "expected.npz", **arrays)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.models import hf_config, presets, weights
+from rl_jax.models import families, presets, weights
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import SamplingParams
 
@@ -23,9 +23,9 @@ def interleave(array, heads):
 
 def write(path, architecture="llama", pre="gpt-2", drop=()):
   """Writes the family `llama` of the parity data as a GGUF file with a tokenizer of 48 tokens."""
-  hf = hf_config.read(str(PARITY / "llama"))
-  config = hf_config.transformer_config(hf)
-  params = weights.load_safetensors(PARITY / "llama", config)
+  hf = families.read(str(PARITY / "llama"))
+  config = families.transformer_config(hf)
+  params = weights.load_safetensors(PARITY / "llama", config, hf)
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_block_count(config.num_layers)
   writer.add_context_length(64)
@@ -34,7 +34,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=()):
   writer.add_head_count(config.num_heads)
   writer.add_head_count_kv(config.num_kv_heads)
   writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-  writer.add_rope_freq_base(config.rope["rope_theta"])
+  writer.add_rope_freq_base(config.ropes[0]["rope_theta"])
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre(pre)
   letters = [chr(ord("a") + i) for i in range(26)]
@@ -45,7 +45,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=()):
   writer.add_token_merges(["a b", "ab c"])
   writer.add_eos_token_id(0)
   names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
-  for name, tensor in weights._tensors(params, config):
+  for name, tensor in weights.named_tensors(params, config, families.tensors("llama")):
     if ".q_proj." in name:
       tensor = interleave(tensor, config.num_heads)
     if ".k_proj." in name:

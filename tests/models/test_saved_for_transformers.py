@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from rl_jax.models import gguf_file, hf_config, lora, presets
+from rl_jax.models import families, gguf_file, lora, presets
 from rl_jax.models.transformer import policy
 from rl_jax.ops.log_probs import gather_log_probs
 
@@ -73,7 +73,7 @@ def with_smollm2s_tokenizer():
   hf, tokenizer = gguf_file.read_config(reader), gguf_file.read_tokenizer(reader)
   hf.update(dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=3, head_dim=16))
   hf.num_key_value_heads = 3
-  config = hf_config.transformer_config(hf)
+  config = families.transformer_config(hf)
   params = policy(config).init(jax.random.key(0))
   return presets.Model(policy(config), params, config, hf, tokenizer, (2,)), params
 

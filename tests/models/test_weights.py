@@ -11,26 +11,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+  AutoConfig,
+  AutoTokenizer,
+  Gemma3TextConfig,
+  GPT2Config,
+  LlamaConfig,
+  MistralConfig,
+  Qwen2Config,
+)
 
-from rl_jax.models import hf_config, lora, presets, weights
+from rl_jax.models import families, lora, presets, weights
+from rl_jax.models.rope import frequencies
 from rl_jax.models.transformer import policy
-from rl_jax.ops.log_probs import gather_log_probs
+from rl_jax.ops.log_probs import logits_of, token_log_probs
+from rl_jax.sampling.generate import make_generate
+from rl_jax.sampling.samplers import SamplingParams
+from rl_jax.state import Sequences
+from rl_jax.train.forward import make_forward
 
+GIVEN = 9  # tokens of a prompt that is continued, as in make_parity.py
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 FAMILIES = sorted(path.name for path in PARITY.iterdir() if path.is_dir())
 
 
 def load(family):
-  hf = hf_config.read(str(PARITY / family))
-  config = hf_config.transformer_config(hf)
-  return hf, config, policy(config), weights.load_safetensors(PARITY / family, config)
+  hf = families.read(str(PARITY / family))
+  config = families.transformer_config(hf)
+  return hf, config, policy(config), weights.load_safetensors(PARITY / family, config, hf)
 
 
 def log_probs(model, params, tokens, mask):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
   hidden = model.apply(params, tokens, positions, mask=mask).hidden
-  return jax.nn.log_softmax(hidden @ model.unembed(params), axis=-1)
+  return jax.nn.log_softmax(logits_of(hidden, model.unembed(params), softcap=model.softcap), axis=-1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,18 +57,48 @@ def test_log_probs_match_torch(family):
   np.testing.assert_allclose(np.asarray(actual)[real], expected["log_probs"][real], rtol=0, atol=1e-4)
 
 
-def test_every_gradient_matches_torch():
-  _, config, model, params = load("llama")
-  expected = np.load(PARITY / "llama" / "expected.npz")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_generation_matches_torch(family):
+  _, _, model, params = load(family)
+  expected = np.load(PARITY / family / "expected.npz")
+  wanted = expected["generated"]
+  generate = jax.jit(make_generate(model, group_size=1, max_new_tokens=wanted.shape[-1], pad_token=0))
+  prompts = jnp.pad(jnp.asarray(expected["tokens"][:, :GIVEN]), ((0, 0), (0, 3)))  # padded on the right
+  mask = jnp.arange(prompts.shape[-1]) < GIVEN
+  mask = jnp.broadcast_to(mask, prompts.shape)
+  found = generate(params, prompts, mask, jnp.array([-1]), jax.random.key(0), SamplingParams(temperature=0.0))
+  np.testing.assert_array_equal(found.tokens[:, 0], wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_and_their_completions_apart_match_torch(family):
+  """As in training: a prompt runs once, padded, and is a prefix of its completions."""
+  _, _, model, params = load(family)
+  expected = np.load(PARITY / family / "expected.npz")
+  tokens, mask = jnp.asarray(expected["tokens"]), jnp.asarray(expected["mask"])
+  prompts = jnp.pad(tokens[:, :GIVEN], ((0, 0), (0, 3)))
+  given = jnp.broadcast_to(jnp.arange(GIVEN + 3) < GIVEN, prompts.shape)
+  completions, real = tokens[:, None, GIVEN:], mask[:, None, GIVEN:]
+  twice = Sequences(prompts, given, jnp.repeat(completions, 2, axis=1), jnp.repeat(real, 2, axis=1))
+  found = jax.jit(make_forward(model))(params, twice).logp
+  wanted = np.take_along_axis(expected["log_probs"][:, GIVEN - 1 : -1], np.asarray(tokens)[:, GIVEN:, None], -1)[..., 0]
+  for row in range(2):
+    np.testing.assert_allclose(np.where(real[:, 0], found[:, row], 0), np.where(real[:, 0], wanted, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_gradient_matches_torch(family):
+  hf, config, model, params = load(family)
+  expected = np.load(PARITY / family / "expected.npz")
   tokens, mask = jnp.asarray(expected["tokens"]), jnp.asarray(expected["mask"])
 
   def total(params):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
     hidden = model.apply(params, tokens, positions, mask=mask).hidden
-    logp = gather_log_probs((hidden @ model.unembed(params))[:, :-1], tokens[:, 1:])
+    logp = token_log_probs(hidden[:, :-1], model.unembed(params), tokens[:, 1:], softcap=model.softcap)[0]
     return jnp.sum(jnp.where(mask[:, 1:] == 1, logp, 0))
 
-  gradients = dict(weights._tensors(jax.jit(jax.grad(total))(params), config))
+  gradients = dict(weights.named_tensors(jax.jit(jax.grad(total))(params), config, families.tensors(hf.model_type)))
   names = [name.removeprefix("grad/") for name in expected.files if name.startswith("grad/")]
   assert sorted(gradients) == sorted(names)
   for name in names:
@@ -62,7 +106,7 @@ def test_every_gradient_matches_torch():
     np.testing.assert_allclose(gradients[name], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_bias", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
 def test_saved_folder_holds_the_same_tensors_under_the_same_names(family, max_shard_size, tmp_path):
   hf, config, _, params = load(family)
@@ -77,7 +121,7 @@ def test_saved_folder_holds_the_same_tensors_under_the_same_names(family, max_sh
   for name in saved:
     np.testing.assert_array_equal(saved[name], original[name])
   assert AutoConfig.from_pretrained(tmp_path).to_dict()["rope_parameters"] == hf.to_dict()["rope_parameters"]
-  again = weights.load_safetensors(tmp_path, config)
+  again = weights.load_safetensors(tmp_path, config, hf)
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -86,7 +130,7 @@ def test_bfloat16_weights_round_trip(tmp_path):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   weights.save_safetensors(tmp_path, half, config, hf)
   assert AutoConfig.from_pretrained(tmp_path).dtype == "bfloat16"
-  again = weights.load_safetensors(tmp_path, config)
+  again = weights.load_safetensors(tmp_path, config, hf)
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), again, half)
 
 
@@ -100,7 +144,8 @@ def damaged(tmp_path, change):
 
 
 def load_folder(folder):
-  return weights.load_safetensors(folder, hf_config.transformer_config(hf_config.read(folder)))
+  hf = families.read(folder)
+  return weights.load_safetensors(folder, families.transformer_config(hf), hf)
 
 
 def test_missing_extra_and_misshaped_tensors_are_named(tmp_path):
@@ -139,24 +184,48 @@ def test_missing_shard_is_named(tmp_path):
 @pytest.mark.parametrize(
   "config,message",
   [
-    (GPT2Config(), "model_type 'gpt2' is not supported; supported: llama"),
-    (LlamaConfig(hidden_act="gelu"), "hidden_act must be 'silu'"),
-    (Qwen2Config(use_sliding_window=True, sliding_window=128), "sliding_window"),
+    (GPT2Config(), "model_type 'gpt2' is not supported; supported: gemma2, .* llama"),
+    (LlamaConfig(hidden_act="gelu"), "hidden_act of llama must be one of 'silu', 'gelu_tanh', got 'gelu'"),
+    (Gemma3TextConfig(use_bidirectional_attention=True), "use_bidirectional_attention must be off"),
   ],
 )
 def test_unsupported_architectures_are_named(config, message):
   with pytest.raises(ValueError, match=message):
-    hf_config.transformer_config(config)
+    families.transformer_config(config)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_unsupported_rope_is_named(kind):
-  rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "short_factor": [1.0], "long_factor": [1.0]}
-  hf = hf_config.read(str(PARITY / "llama"))
-  hf.rope_parameters = rope
-  model = policy(hf_config.transformer_config(hf))
-  with pytest.raises(ValueError, match=f"rope_type must be one of .* got '{kind}'"):
-    jax.eval_shape(model.init, jax.random.key(0))
+@pytest.mark.parametrize(
+  ("rope", "message"),
+  [
+    ({"rope_type": "proportional"}, "rope_type must be one of default, .* longrope; got 'proportional'"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "factor": 2.0}, "short_factor must have 4 numbers, got 1"),
+    ({"rope_type": "linear"}, "rope_parameters of type 'linear' lack 'factor'"),
+    ({"rope_type": "linear", "factor": None}, "rope_parameters of type 'linear' hold what is no number"),
+    ({"partial_rotary_factor": 0.1}, "partial_rotary_factor must leave an even number of 8 channels, got 0"),
+  ],
+)
+def test_unsupported_rope_is_named(rope, message):
+  with pytest.raises(ValueError, match=message):
+    frequencies({"rope_theta": 1e4, **rope}, 8)
+
+
+@pytest.mark.parametrize("name", ["weight_scale_inv", "qweight", "SCB"])
+def test_quantised_weights_are_refused_by_that_word(tmp_path, name):
+  def change(tensors):
+    tensors[f"model.layers.0.mlp.up_proj.{name}"] = np.zeros(3, np.float32)
+
+  with pytest.raises(ValueError, match=f"are quantised, as model.layers.0.mlp.up_proj.{name} shows"):
+    load_folder(damaged(tmp_path, change))
+
+
+@pytest.mark.parametrize("family", ["llama_rope_dynamic", "phi4_mini"])
+def test_longer_texts_than_the_rotation_is_meant_for_are_refused(family):
+  hf, config, model, params = load(family)
+  limit = 64 if family == "llama_rope_dynamic" else 32
+  whole = presets.Model(model, params, config, hf, None, ())
+  presets.check_context(whole, limit)
+  with pytest.raises(ValueError, match=f"more than the model's original_max_position_embeddings={limit}"):
+    presets.check_context(whole, limit + 1)
 
 
 def test_unknown_names(tmp_path):
@@ -185,7 +254,7 @@ def test_importing_asks_no_network_and_loads_no_torch():
 
 
 def test_parity_data_is_complete():
-  assert len(FAMILIES) == 8 and len(json.loads((PARITY / "smollm2.json").read_text())["generations"]) == 3
+  assert len(FAMILIES) == 19 and len(json.loads((PARITY / "smollm2.json").read_text())["generations"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -207,7 +276,7 @@ def test_a_saved_configuration_names_its_rope_for_old_and_new_readers(rope, tmp_
   assert saved["rope_scaling"] == (None if rope["rope_type"] == "default" else scaling)
   assert saved["torch_dtype"] == saved["dtype"] == "float32"
   assert dict(AutoConfig.from_pretrained(tmp_path).rope_parameters) == rope
-  assert hf_config.transformer_config(hf_config.read(str(tmp_path))).rope == rope
+  assert families.transformer_config(families.read(str(tmp_path))).ropes == (rope,)
 
 
 def test_saving_keeps_how_a_model_generates_and_drops_how_it_was_quantized(tmp_path):
@@ -396,20 +465,19 @@ def test_yarn_takes_the_original_length_from_where_transformers_does(tmp_path):
   config |= {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 256}
   config |= {"original_max_position_embeddings": 64}
   (tmp_path / "config.json").write_text(json.dumps(config))
-  rope = presets.load(str(tmp_path)).config.rope
+  rope = presets.load(str(tmp_path)).config.ropes[0]
   assert (rope["original_max_position_embeddings"], rope["factor"]) == (64, 4.0)
   config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
   del config["original_max_position_embeddings"]
   (tmp_path / "config.json").write_text(json.dumps(config))
-  assert presets.load(str(tmp_path)).config.rope["original_max_position_embeddings"] == 32
+  assert presets.load(str(tmp_path)).config.ropes[0]["original_max_position_embeddings"] == 32
 
 
 @pytest.mark.parametrize("switch", [{}, {"use_sliding_window": False}, {"use_sliding_window": True}])
-def test_a_window_of_mistral_is_refused_whatever_the_switch_says(switch):
-  with pytest.raises(ValueError, match="sliding_window attention is not supported"):
-    hf_config.transformer_config(MistralConfig(sliding_window=8, **switch))
-  assert hf_config.transformer_config(MistralConfig(sliding_window=None, **switch)).num_layers == 32
-  Qwen2 = lambda **options: hf_config.transformer_config(Qwen2Config(sliding_window=8, **options))  # noqa: E731, N806
-  assert Qwen2(use_sliding_window=False).num_layers == 32
-  with pytest.raises(ValueError, match="sliding_window attention is not supported"):
-    Qwen2(use_sliding_window=True)
+def test_a_window_of_mistral_counts_whatever_the_switch_says(switch):
+  windows = lambda config: families.transformer_config(config).windows  # noqa: E731
+  assert windows(MistralConfig(sliding_window=8, num_hidden_layers=2, **switch)) == (8, 8)
+  assert windows(MistralConfig(sliding_window=None, **switch)) == ()
+  assert windows(Qwen2Config(sliding_window=8, use_sliding_window=False)) == ()
+  some = Qwen2Config(sliding_window=8, use_sliding_window=True, num_hidden_layers=3, max_window_layers=2)
+  assert windows(some) == (None, None, 8)

@@ -45,7 +45,7 @@ def test_decoding_ends_when_all_rows_have_stopped():
     jax.debug.callback(lambda tokens: fed.append(tokens.shape), args[1])
     return model.apply(*args, **kwargs)
 
-  counting = SimpleNamespace(apply=apply, unembed=model.unembed, empty_cache=model.empty_cache)
+  counting = SimpleNamespace(apply=apply, unembed=model.unembed, empty_cache=model.empty_cache, softcap=None)
   generate = jax.jit(make_generate(counting, group_size=1, max_new_tokens=50, pad_token=0))
   generate(params, jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([4]), jax.random.key(0), SamplingParams(0.0))
   jax.effects_barrier()

@@ -1,0 +1,96 @@
+"""One small file a family of models: its configuration as a `TransformerConfig`, and what its tensors are called.
+
+A family is a module with `MODEL_TYPES`, `TENSORS` and `settings(hf) -> arguments of TransformerConfig`; what a
+configuration asks for and `models.transformer` lacks is a ValueError.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from rl_jax.errors import reason
+from rl_jax.models.families import common
+from rl_jax.models.families.common import Tensor
+from rl_jax.models.transformer import ACTIVATIONS, TransformerConfig
+
+FAMILIES: dict[str, ModuleType] = {
+  model_type: module
+  for name in sorted(module.name for module in pkgutil.iter_modules(__path__))
+  if name != common.__name__.rpartition(".")[2]
+  for module in (importlib.import_module(f"{__name__}.{name}"),)
+  for model_type in module.MODEL_TYPES
+}
+
+
+def read(folder: str) -> PretrainedConfig:
+  """Reads `config.json` of a model folder; runs no remote code and asks no network.
+
+  Raises:
+    ValueError: If there is none, or `transformers` does not know its architecture.
+
+  >>> import tempfile
+  >>> from transformers import Qwen2Config
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   Qwen2Config(num_hidden_layers=3).save_pretrained(folder)
+  ...   read(folder).num_hidden_layers
+  3
+  """
+  try:
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+  except Exception as error:  # transformers validates with errors of its own kinds
+    raise ValueError(f"model folder {folder!r}: no readable config.json ({reason(error)})") from None
+
+
+def find(model_type: str) -> ModuleType:
+  """Returns the family of a Hugging Face `model_type`.
+
+  Raises:
+    ValueError: If there is none.
+
+  >>> find("gpt_neo")
+  Traceback (most recent call last):
+  ...
+  ValueError: model_type 'gpt_neo' is not supported; supported: gemma2, gemma3_text, granite, llama, ministral, mistral,
+  olmo2, olmo3, phi3, qwen2, qwen3, smollm3
+  """
+  if model_type not in FAMILIES:
+    raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+  return FAMILIES[model_type]
+
+
+def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerConfig:
+  """Returns the model's shape. Keyword arguments (`dtype`, `remat`, ...) go to `TransformerConfig`.
+
+  Raises:
+    ValueError: For an architecture, activation, attention or RoPE type that `models.transformer` lacks.
+
+  >>> from transformers import Qwen2Config
+  >>> transformer_config(Qwen2Config(num_hidden_layers=3)).num_layers
+  3
+  """
+  found = find(hf.model_type).settings(hf)
+  if found["activation"] not in ACTIVATIONS:
+    known = ", ".join(map(repr, ACTIVATIONS))
+    raise ValueError(f"hidden_act of {hf.model_type} must be one of {known}, got {found['activation']!r}")
+  return TransformerConfig(**found | overrides)
+
+
+def tensors(model_type: str) -> tuple[Tensor, ...]:
+  """Returns the correspondence of a family's parameters and its checkpoints.
+
+  >>> tensors("llama")[0].name
+  'model.embed_tokens.weight'
+  """
+  return find(model_type).TENSORS
+
+
+def named_ends(values: Any) -> set[int]:
+  """Returns the ends of sequence that a file names: one, a list of them, or none.
+
+  >>> named_ends([2, 5]), named_ends(2), named_ends(None)
+  ({2, 5}, {2}, set())
+  """
+  return {token for token in (values if isinstance(values, list) else [values]) if token is not None}
