@@ -129,7 +129,9 @@ class OptimizerConfig(Checked):
 class RolloutConfig(Checked):
   task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, or a .jsonl or .parquet file
   task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
-  rewards: tuple[str, ...] = ()  # reward functions, such as my_module:reward; they replace the task's own
+  rewards: tuple[
+    str, ...
+  ] = ()  # math, gsm8k, format, length, json, my_module:reward or file.py:reward; for the task's own
   reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
   num_prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt

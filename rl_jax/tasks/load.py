@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_jax.tasks import arithmetic, files, reasoning
-from rl_jax.tasks.base import Task
-from rl_jax.tasks.rewards import Reward
+from rl_jax.tasks.base import Task, columns
+from rl_jax.tasks.rewards import Reward, check_arguments
+from rl_jax.tasks.verifiers import VERIFIERS, final_answer
 
 
 def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = (), seed: int = 0) -> Task:
@@ -43,7 +44,26 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     raise ValueError(
       f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files"
     )
-  return task._replace(rewards=tuple(rewards)) if rewards else task
+  if not rewards:
+    return task
+  check_arguments(rewards, list(columns([task.row(0)])))
+  return with_verifier(task._replace(rewards=tuple(rewards)))
+
+
+def with_verifier(task: Task) -> Task:
+  """Returns a task that cannot tell what is solved with the word of its first reward that can.
+
+  >>> with_verifier(Task("t", lambda i: {}, [], (Reward(VERIFIERS["gsm8k"], 1.0, "gsm8k"),))).solved is None
+  False
+  """
+  judge = next((reward.function for reward in task.rewards if reward.function in VERIFIERS.values()), None)
+  if task.solved is not None or judge is None:
+    return task
+
+  def solved(**keywords: Any) -> list[bool]:
+    return [reward == 1 for reward in judge(**keywords)]
+
+  return task._replace(solved=solved, answer=final_answer)
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:

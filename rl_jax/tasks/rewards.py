@@ -21,6 +21,7 @@ import numpy as np
 
 from rl_jax import dotted
 from rl_jax.errors import reason
+from rl_jax.tasks.verifiers import REWARDS
 
 _SEARCH_SECONDS = 2.0
 
@@ -43,13 +44,14 @@ def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
 
 
 def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, ...]:
-  """Imports reward functions from dotted paths such as `"my_module:reward"`; the working directory is searched too.
+  """Returns reward functions by name, such as "math", or by path: `"my_module:reward"`, `"folder/file.py:reward"`.
 
   Raises:
-    ValueError: For a path that cannot be imported, one that repeats, or a different number of weights.
+    ValueError: For a name that is not known, a path that cannot be imported, one that repeats, or a different number
+      of weights.
 
-  >>> from_paths(["math:fsum"])[0].name
-  'fsum'
+  >>> [reward.name for reward in from_paths(["math:fsum", "gsm8k"])]
+  ['fsum', 'gsm8k']
   """
   if weights and len(weights) != len(paths):
     raise ValueError(f"reward weights: {len(weights)} for {len(paths)} reward functions")
@@ -57,12 +59,54 @@ def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Rew
     raise ValueError(f"reward functions must differ, got {', '.join(paths)}")
   rewards = []
   for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
-    rewards.append(Reward(dotted.load(path, "reward"), float(weight), path.partition(":")[2]))
+    rewards.append(Reward(_find(path), float(weight), path.rpartition(":")[2]))
   names = [reward.name for reward in rewards]
   return tuple(
     reward if names.count(reward.name) == 1 else reward._replace(name=path)
     for reward, path in zip(rewards, paths, strict=True)
   )
+
+
+def _find(path: str) -> Callable[..., Any]:
+  if path in REWARDS:
+    return REWARDS[path]
+  if ":" not in path:
+    known = ", ".join(REWARDS)
+    raise ValueError(f"unknown reward {path!r}; there are {known}, 'module:function' and 'path/to/file.py:function'")
+  return dotted.load(path, "reward")
+
+
+def check_arguments(rewards: Sequence[Reward], columns: Sequence[str]) -> None:
+  """Raises ValueError if a reward function cannot be called with a task's columns.
+
+  Args:
+    rewards: Reward functions.
+    columns: The columns that every one of them gets, besides `prompts`, `completions` and `completion_ids`.
+
+  >>> check_arguments([Reward(lambda completions, target: [], 1.0, "near")], ["answer"])
+  Traceback (most recent call last):
+  ...
+  ValueError: reward function 'near' needs the argument 'target', which is no column of the task; it has answer
+  """
+  given = {"prompts", "completions", "completion_ids", *columns}
+  for reward in rewards:
+    try:
+      parameters = inspect.signature(reward.function).parameters.values()
+    except (TypeError, ValueError):  # some that are built in do not tell
+      continue
+    needed = [
+      p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if lacking := [name for name in needed if name not in given]:
+      has = ", ".join(columns) or "none"
+      raise ValueError(
+        f"reward function {reward.name!r} needs the argument {lacking[0]!r}, which is no column of the task;"
+        f" it has {has}"
+      )
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+      taken = {p.name for p in parameters}
+      if extra := sorted(given - taken):
+        raise ValueError(f"reward function {reward.name!r} must take **_ too: it is also given {', '.join(extra)}")
 
 
 def judge(

@@ -116,7 +116,8 @@ def test_dotted_paths(tmp_path, monkeypatch):
   for path, message in (
     ("my_rewards:absent", "cannot be imported"),
     ("no_such_module:reward", "cannot be imported"),
-    ("my_rewards", "must read 'module:function'"),
+    ("my_rewards", "unknown reward 'my_rewards'; there are math, "),
+    ("my_rewards:", "must read 'module:function' or"),
     ("my_rewards:number", "is not callable"),
   ):
     with pytest.raises(ValueError, match=message):

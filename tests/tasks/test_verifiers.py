@@ -1,0 +1,98 @@
+"""Rewards by name and from files: what they say of answers as models write them, and how they are found and checked."""
+
+import importlib.util
+import time
+
+import pytest
+
+from rl_jax.tasks import load, verifiers
+from rl_jax.tasks.rewards import Reward, check_arguments, from_paths, judge
+
+
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    ("Natalia sold 48/2 = 24 clips in May.\n#### 72", "72"),
+    ("#### 1,234", "1234"),
+    (r"Thus \boxed{\dfrac{3}{4}} is the answer.", r"\dfrac{3}{4}"),
+    (r"\boxed{1} and then \boxed{\text{B}}", r"\text{B}"),
+    (r"\boxed{unfinished", "unfinished"),
+    ("She pays $1,050.50 in all.", "1050.50"),
+    ("between -3 and -2", "-2"),
+    ("  yes\n", "yes"),
+    ("", ""),
+  ],
+)
+def test_final_answers(text, answer):
+  assert verifiers.final_answer(text) == answer
+
+
+def test_gsm8k_compares_final_numbers_in_text_and_chat():
+  gold = ["... #### 72", "#### 5", "#### 0.50", None]
+  said = ["The answer is 72.", [{"role": "assistant", "content": r"\boxed{6}"}], "$0.5", "1"]
+  assert verifiers.gsm8k(said, answer=gold) == [1.0, 0.0, 1.0, None]
+  assert verifiers.gsm8k(["7"], reward_model=[{"ground_truth": "7"}]) == [1.0]
+  with pytest.raises(ValueError, match="one of answer, solution, final_answer, ground_truth"):
+    verifiers.gsm8k(["7"], question=["?"])
+
+
+@pytest.mark.slow
+def test_math_is_equal_in_any_form_and_hangs_on_nothing():
+  if importlib.util.find_spec("math_verify") is None:
+    pytest.skip("math-verify is not installed")
+  gold = [r"\frac{1}{2}", "x^2+2x+1", "#### 8", r"So \boxed{12}.", "7", None]
+  said = ["It is 0.5.", r"\boxed{(x+1)^2}", "8", r"$\boxed{13}$", "I do not know", "3"]
+  assert verifiers.math(said, solution=gold) == [1.0, 1.0, 1.0, 0.0, 0.0, None]
+  start = time.monotonic()
+  assert verifiers.math([r"\boxed{9^{9^{9^{9}}}}", "4"], answer=["3", "4"]) == [0.0, 1.0]
+  assert time.monotonic() - start < 120  # it ends; how soon depends on the machine
+
+
+def test_rewards_of_form():
+  good = "<think>\nso\n</think>\n<answer>4</answer>"
+  assert verifiers.format([good, good + "!", "4", [{"role": "assistant", "content": good}]]) == [1, 0, 0, 1]
+  assert verifiers.json_(["[1]", "[1", [{"role": "assistant", "content": "null"}]]) == [1, 0, 1]
+  assert verifiers.length(completion_ids=[[1, 2], []]) == [-0.002, 0]
+
+
+def test_rewards_are_found_by_name_by_module_and_by_file(tmp_path, monkeypatch):
+  (tmp_path / "beside.py").write_text("VALUE = 0.25\n")
+  file = tmp_path / "own.py"
+  file.write_text("from beside import VALUE\ndef paid(completions, **_):\n  return [VALUE] * len(completions)\n")
+  found = from_paths(["gsm8k", f"{file}:paid", "json"], (1.0, 0.5, 0.0))
+  assert [(each.name, each.weight) for each in found] == [("gsm8k", 1.0), ("paid", 0.5), ("json", 0.0)]
+  values = judge(found, prompts=["?"], completions=["4"], completion_ids=[[1]], columns={"answer": ["4"]})
+  assert {name: value.tolist() for name, value in values.items()} == {"gsm8k": [1.0], "paid": [0.25], "json": [1.0]}
+  monkeypatch.chdir(tmp_path)
+  assert from_paths(["own.py:paid"])[0].function is found[1].function
+  with pytest.raises(ValueError, match="there is no file 'nowhere.py'"):
+    from_paths(["nowhere.py:paid"])
+  with pytest.raises(ValueError, match="unknown reward 'maths'; there are math, gsm8k, format, length, json, 'module:"):
+    from_paths(["maths"])
+
+
+@pytest.mark.parametrize(
+  ("function", "message"),
+  [
+    (lambda completions, target, **_: [], "needs the argument 'target', which is no column of the task; it has answer"),
+    (lambda completions, answer: [], r"must take \*\*_ too: it is also given completion_ids, prompts"),
+  ],
+)
+def test_rewards_are_checked_before_anything_is_loaded(tmp_path, function, message):
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(4)))
+  with pytest.raises(ValueError, match=message):
+    load(str(path), ["evaluation_size=1"], rewards=[Reward(function, 1.0, "own")])
+  check_arguments([Reward(lambda completions, answer, target=None, **_: [], 1.0, "own")], ["answer"])
+  check_arguments([Reward(max, 1.0, "max")], ["answer"])
+
+
+def test_a_verifier_says_what_is_solved_and_which_answers_are_equal(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(f'{{"prompt": "{i} + 0 =", "answer": "#### {i}"}}\n' for i in range(4)))
+  task = load(str(path), ["evaluation_size=1"], rewards=from_paths(["format", "gsm8k"]))
+  assert task.solved(
+    prompts=[""] * 2, completions=["It is 3", "4"], completion_ids=[[]] * 2, answer=["#### 3"] * 2
+  ) == [True, False]
+  assert task.answer("so 3.") == task.answer(r"\boxed{3}") == "3"
+  assert load(str(path), ["evaluation_size=1"], rewards=from_paths(["format"])).solved is None
