@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import jax
 import optax
 
-from rl_jax import tasks
+from rl_jax import hub, options, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.models import heads, presets
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
-from rl_jax.tasks import examples, files, preferences, reading, rewards
+from rl_jax.tasks import examples, preferences, reading, rewards, sources
 from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
@@ -24,6 +25,8 @@ from rl_jax.train import control
 from rl_jax.train.actors import Learner, LoadedReward, load_reward_model, make_learner
 from rl_jax.train.optimizers import make_optimizer
 from rl_jax.train.schedule import Schedule
+
+SHOWN = 300  # characters of a first row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,8 @@ class RunConfig(Checked):
 
   def directory(self, **settings: Any) -> RunDirectory:
     """Returns the run's directory; keyword arguments add to the settings that a resumed run must share."""
-    return RunDirectory(self.run_dir, dataclasses.asdict(self) | settings, resume=self.resume, wandb=self.wandb)
+    settings = dataclasses.asdict(self) | _commit(self) | settings
+    return RunDirectory(self.run_dir, settings, resume=self.resume, wandb=self.wandb)
 
   def finish(self, module: str, run: RunDirectory, learner: Learner, params: Any, done: int) -> Path:
     """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped."""
@@ -73,7 +77,7 @@ class RunConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-  model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, or a .gguf file
+  model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, a .gguf file, or a name on the hub
   lora_rank: int = 0  # above 0: train adapters of this rank alone
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
   remat: bool = False  # compute activations again in the backward pass, to save memory
@@ -127,8 +131,8 @@ class OptimizerConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig(Checked):
-  task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, or a .jsonl or .parquet file
-  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3
+  task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, a .jsonl, .json, .csv or .parquet file, or a hub name
+  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3, or config=main rename=q:prompt of rows
   rewards: tuple[
     str, ...
   ] = ()  # math, gsm8k, format, length, json, my_module:reward or file.py:reward; for the task's own
@@ -185,8 +189,10 @@ class RolloutConfig(Checked):
     return task
 
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
-    """Returns the task's prompts for a model."""
-    return make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
+    """Returns the task's prompts for a model, and shows the first one as the model reads it."""
+    prompts = make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
+    print(f"the first prompt reads {reader.tokenizer.decode(prompts.encode(task.row(0)))[:SHOWN]!r}", flush=True)
+    return prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,7 +218,8 @@ class ControlConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
-  data: str  # .jsonl or .parquet
+  data: str  # a .jsonl, .json, .csv or .parquet file, or a data set's name on the hub
+  data_options: tuple[str, ...] = ()  # config=, split= of a data set on the hub; rename=old:new,... of columns
   steps: int = 100  # updates; the learning rate falls to 0 over them along a cosine
   max_tokens: int = 512  # longer rows are left out
   held_out: float = 0.1  # share of the data to measure on, of prompts that are not trained on
@@ -224,6 +231,18 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
       raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
     super().check()
 
+  @functools.cached_property
+  def rows(self) -> sources.Rows:
+    """The data's rows, read once."""
+    return sources.read(self.data, **self.source)
+
+  @property
+  def source(self) -> dict[str, str]:
+    """How the data is read."""
+    found = {name: str(value) for name, value in parse_options(self.data_options).items()}
+    options.check(sources.read, found, "data")
+    return found
+
   def check_parts(self, rows: int, name: str) -> None:
     """Raises ValueError if a batch's rows do not divide into micro-batches and over the devices."""
     parts = self.microbatches * jax.device_count()
@@ -231,21 +250,33 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
       raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
 
   def directory(self, **settings: Any) -> RunDirectory:
-    settings = dataclasses.asdict(self) | {"data": files.fingerprint(Path(self.data))} | settings
+    settings = dataclasses.asdict(self) | _commit(self) | {"data": self.rows.fingerprint} | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",), wandb=self.wandb)
+
+
+def _commit(config: Any) -> dict[str, str]:
+  """The commit of a model from the hub, which a resumed run must share."""
+  name = getattr(config, "model", "")
+  return {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
 
 
 def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:
   """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
-  data = preferences.load(config.data)
+  data = preferences.from_rows(zip(config.rows.places, config.rows.rows, strict=True))
   if pairs and (answers := len(data.rankings[0].answers)) != 2:
     raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
   encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
+  show_first(model, [*encoded[0].prompt, *encoded[0].answers[0].tokens])
   split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: each.subject)
   print(split.describe(), flush=True)
   fixed.check_size(len(split.training), batch_size)
   return split
+
+
+def show_first(model: presets.Model, tokens: Sequence[int]) -> None:
+  """Prints the first row as the model reads it."""
+  print(f"the first row reads {model.tokenizer.decode(tokens)[:SHOWN]!r}", flush=True)
 
 
 def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:

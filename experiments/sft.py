@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.configs import SupervisedConfig
+from experiments.configs import SupervisedConfig, show_first
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives import sft
@@ -27,7 +27,7 @@ from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.results import Measurements
 from rl_jax.runs.settings import require_at_least, run_script
 from rl_jax.state import Batch, RLState
-from rl_jax.tasks import examples, files, text
+from rl_jax.tasks import examples, text
 from rl_jax.tasks.held_out import hold_out
 from rl_jax.tasks.packing import Packed, pack
 from rl_jax.train import loop
@@ -60,9 +60,10 @@ def main(config: Config) -> Path:
   config.check()
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  places = ((f"{config.data}, {place}", row) for place, row in files.read(Path(config.data)))
+  places = zip(config.rows.places, config.rows.rows, strict=True)
   data, problems = examples.encode_demonstrations(config.make_reader(model), places, max_tokens=config.max_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
+  show_first(model, data[0].example.tokens)
   split = hold_out(data, config.held_out, seed=config.seed, key=lambda demonstration: demonstration.subject)
   print(split.describe(), flush=True)
   packing: Any = dict(length=config.max_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing)

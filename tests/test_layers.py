@@ -24,7 +24,7 @@ FLOORS = (
   "train",
   "analysis",
 )
-GROUND = {"errors", "dotted", "lazy", "options"}  # under all of them
+GROUND = {"errors", "dotted", "hub", "lazy", "options"}  # under all of them
 FURTHER = {"models": {"ops", "objectives"}}  # rooms that one before them is not built from
 OPS_LIBRARIES = {
   "math",

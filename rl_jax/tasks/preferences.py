@@ -6,8 +6,11 @@
     {"prompt": ..., "answers": [answer, ...]}                                 a ranking of K answers, best first
     with "ratings": [number, ...] where raters said how good each is
 
-Rows come from `.jsonl` and `.parquet` files, or from anything that gives dicts, such as a dataset of `datasets`:
-`from_rows((f"row {i}", row) for i, row in enumerate(dataset))`.
+    {"prompt": "...", "chosen": [message, ...], "rejected": ...}              a question, and chats (UltraFeedback)
+    {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}           text that is a conversation (HH-RLHF)
+
+Rows come from files, from data sets on the hub (`tasks.sources.read`), or from anything that gives dicts, such as a
+dataset of `datasets`: `from_rows((f"row {i}", row) for i, row in enumerate(dataset))`.
 """
 
 import math
@@ -16,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl_jax.tasks import files
+from rl_jax.tasks import files, forms, sources
 from rl_jax.tasks.reading import row_options
 
 
@@ -51,8 +54,8 @@ class Preferences(NamedTuple):
     return f"{len(self.rankings)} rankings of {size} answers" + (f"; left out: {dropped}" if dropped else "")
 
 
-def load(path: str | Path) -> Preferences:
-  """Reads a `.jsonl` or `.parquet` file.
+def load(path: str | Path, **options: str) -> Preferences:
+  """Reads a file, or a data set on the hub; keyword arguments are those of `tasks.sources.read`.
 
   Raises:
     ValueError: For a missing file, a broken line, or a row without the columns that are needed, by its place.
@@ -64,9 +67,8 @@ def load(path: str | Path) -> Preferences:
   ...   print(load(file.name).describe())
   1 rankings of 2 answers
   """
-  path = Path(path)
-  files.fingerprint(path)  # says if there is no such file
-  return from_rows((f"{path}, {place}", row) for place, row in files.read(path))
+  found = sources.read(path, **options)
+  return from_rows(zip(found.places, found.rows, strict=True))
 
 
 def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
@@ -80,8 +82,9 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   1 rankings of 2 answers; left out: 1 with equal answers
   """
   rankings, left_out, first = [], Counter(), ""
-  for place, row in rows:
-    files.check_text(row, place)
+  given = list(rows)
+  found = sources.Rows([place for place, _ in given], [row for _, row in given], "", "")
+  for place, row in zip(found.places, sources.as_form(found, forms.PREFERENCES).rows, strict=True):
     ranking = _ranking(row, place)
     if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
@@ -101,17 +104,13 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   return Preferences(rankings, left_out)
 
 
-def _ranking(row: Any, place: str) -> Ranking:
-  if not isinstance(row, Mapping):
-    raise ValueError(f"{place}: not a mapping")
+def _ranking(row: Mapping[str, Any], place: str) -> Ranking:
   if "answers" in row:
     answers = _list(row["answers"])
     if answers is None or len(answers) < 2:
       raise ValueError(f"{place}: answers must be a list of at least two, best first")
-  elif "chosen" in row and "rejected" in row:
-    answers = [row["chosen"], row["rejected"]]
   else:
-    raise ValueError(f"{place}: no columns chosen and rejected, and no answers; it has {', '.join(row) or 'none'}")
+    answers = [row["chosen"], row["rejected"]]
   prompt = row.get("prompt")
   if prompt is None:
     prompt, answers = _implicit_prompt(answers, place)

@@ -50,9 +50,10 @@ def test_answers_that_become_the_same_tokens_and_empty_ones_are_counted():
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    ({"answer": "2"}, "no columns prompt and completion"),
-    (["a"], "not a mapping"),
-    ({"prompt": "1", "completion": None}, "prompt and completion must both be text"),
+    ({"answer": "2"}, "no column messages, prompt and completion, .* or text; it has answer"),
+    (["a"], "a row must be a mapping"),
+    ({"prompt": "1", "completion": None}, "no column messages, .* it has prompt, completion [(]null[)]"),
+    ({"prompt": "1", "completion": 2}, "prompt and completion must both be text"),
     ({"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, "or both lists of messages"),
     ({"messages": [{"content": "a"}]}, "messages must be a list of messages with role and content"),
     ({"messages": [{"role": "user", "content": "a"}]}, "messages holds none of the assistant"),

@@ -49,7 +49,10 @@ def test_useless_rows_are_counted(tmp_path):
 @pytest.mark.parametrize(
   ("row", "reason"),
   [
-    ({"prompt": "a", "chosen": "b"}, "no columns chosen and rejected, and no answers; it has prompt, chosen"),
+    (
+      {"prompt": "a", "chosen": "b"},
+      "no column answers, prompt and chosen and rejected or chosen and rejected; it has prompt, chosen",
+    ),
     ({"chosen": "a", "rejected": "b"}, "no column 'prompt', which only lists of chat messages can do without"),
     ({"prompt": "", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
     ({"prompt": "a", "chosen": "b", "rejected": 3}, "answer 1 must be text, as the prompt is"),

@@ -407,9 +407,9 @@ def test_a_row_that_cannot_be_read_is_named_before_anything_is_trained():
   read = reader(STRICT + "{{ m['content'] }}{% endfor %}")
   rows = [{"prompt": chat(f"row {number}")} for number in range(9)]
   rows[6] = {"prompt": [{"role": "critic", "content": "x"}]}
-  from rl_jax.tasks import files
+  from rl_jax import tasks
 
-  task = files.from_rows("rows", rows, [lambda completions, **_: [0.0]], evaluation_size=2)
+  task = tasks.from_rows("rows", rows, [lambda completions, **_: [0.0]], evaluation_size=2)
   with pytest.raises(ValueError, match="row 7: the model's chat template refuses .*critic"):
     text.make_prompts(task, read)
   strange = Preferences(

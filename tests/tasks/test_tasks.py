@@ -90,8 +90,8 @@ class TestFiles:
 
   def test_chat_prompts_and_another_prompt_column(self, tmp_path):
     chat = [{"role": "user", "content": "hi"}]
-    path = write(tmp_path, [{"messages": chat}] * 3 + [{"messages": [{"role": "user", "content": "bye"}]}])
-    task = tasks.load(path, ["evaluation_size=1", "prompt_column=messages"], rewards=[ONE])
+    path = write(tmp_path, [{"said": chat}] * 3 + [{"said": [{"role": "user", "content": "bye"}]}])
+    task = tasks.load(path, ["evaluation_size=1", "rename=said:prompt"], rewards=[ONE])
     prompts = [task.evaluation[0]["prompt"], task.row(0)["prompt"]]
     assert chat in prompts and prompts[0] != prompts[1]
 
@@ -111,11 +111,11 @@ class TestFiles:
     "lines,message",
     [
       ([{"prompt": "a"}, '{"prompt": "b"'], "line 2: not JSON"),
-      ([{"prompt": "a"}, {"text": "b"}], "line 2: no column 'prompt'"),
+      ([{"prompt": "a"}, {"text": "b"}], "line 2: no column prompt, question, .* it has text. Rename one"),
       ([{"prompt": "a"}, {"prompt": ""}], "line 2: the prompt must be text"),
       ([{"prompt": "a"}, {"prompt": [{"role": "user"}]}], "line 2: the prompt must be text"),
-      ([{"prompt": "a"}, ["b"]], "line 2: no column 'prompt'"),
-      ([{"prompt": "a"}], "too small for evaluation_size=64 .* 1 rows of 1 different prompts"),
+      ([{"prompt": "a"}, ["b"]], "line 2: a row must be a mapping of columns, got list"),
+      ([{"prompt": "a"}], "too small for evaluation_size=1 .* 1 rows of 1 different prompts"),
     ],
   )
   def test_bad_files(self, tmp_path, lines, message):

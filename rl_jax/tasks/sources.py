@@ -1,0 +1,111 @@
+"""Where rows come from: files and folders of this machine, and data sets of the hub, with their columns renamed."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_jax import hub
+from rl_jax.tasks import files, forms
+from rl_jax.tasks.forms import Form
+
+
+class Rows(NamedTuple):
+  """Rows as they stand in their files, but for renamed columns.
+
+  Attributes:
+    places: Where each stands, such as "rows.jsonl, line 3".
+    rows: One each.
+    fingerprint: Identity of the data: the SHA-256 of files, or the commit of a data set.
+    name: Name in tables and file names.
+  """
+
+  places: list[str]
+  rows: list[Any]
+  fingerprint: str
+  name: str
+
+
+class Described(NamedTuple):
+  """Rows in the form that the library reads, and a line that says how they were read."""
+
+  places: list[str]
+  rows: list[dict[str, Any]]
+  description: str
+
+
+def read(source: str | Path, *, config: str = "", split: str = "train", rename: str = "") -> Rows:
+  """Reads a file, or a split of a data set of the hub. What is on this machine goes before the hub.
+
+  Args:
+    source: A `.jsonl`, `.json`, `.csv` (each may be `.gz`) or `.parquet` file, or a name on the hub.
+    config: A configuration of a data set on the hub.
+    split: A split of one.
+    rename: Columns to rename, `old:new`, several with commas between them.
+
+  Raises:
+    ValueError: If there is no such file or data set, it cannot be read, or a renamed column is not there.
+
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+  ...   _ = file.write("q,answer\\n1 + 1?,2\\n")
+  ...   file.flush()
+  ...   read(file.name, rename="q:question").rows
+  [{'question': '1 + 1?', 'answer': '2'}]
+  """
+  if hub.is_name(str(source)):
+    found = hub.data_files(str(source), config=config, split=split)
+    paths, name = found.paths, "-".join(filter(None, [str(source).partition("@")[0].replace("/", "-"), found.config]))
+    identity = f"{found.commit} {split}"
+  else:
+    if config or split != "train":
+      raise ValueError(f"config and split are of data sets on the hub; {str(source)!r} is none")
+    path = Path(source)
+    paths, name, identity = [path], path.name.partition(".")[0], files.fingerprint(path)
+  renames = _renames(rename)
+  places, rows = [], []
+  for path in paths:
+    for place, row in files.read(path):
+      places.append(f"{path.name if len(paths) > 1 or hub.is_name(str(source)) else path}, {place}")
+      rows.append(_renamed(row, renames, places[-1]))
+  if not rows:
+    raise ValueError(f"{str(source)!r} has no rows")
+  return Rows(places, rows, identity + (f" {rename}" if rename else ""), name)
+
+
+def _renames(rename: str) -> dict[str, str]:
+  pairs = [pair.split(":") for pair in rename.split(",")] if rename else []
+  if wrong := [":".join(pair) for pair in pairs if len(pair) != 2 or not all(pair)]:
+    raise ValueError(f"rename must read old:new,..., got {wrong[0]!r}")
+  return {old: new for old, new in pairs}
+
+
+def _renamed(row: Any, renames: Mapping[str, str], place: str) -> Any:
+  if not renames or not isinstance(row, dict):
+    return row
+  if missing := [old for old in renames if old not in row]:
+    raise ValueError(f"{place}: no column {missing[0]!r} to rename; it has {', '.join(row)}")
+  kept = {name: value for name, value in row.items() if name not in renames.values() or name in renames}
+  return {renames.get(name, name): value for name, value in kept.items()}
+
+
+def as_form(found: Rows, among: Sequence[Form]) -> Described:
+  """Returns rows in the form that the library reads, each as the first form that it has, and says which.
+
+  Raises:
+    ValueError: For a row that has none of the forms, or cannot be read as one, by its place.
+
+  >>> as_form(Rows(["line 1"], [{"question": "1 + 1?"}], "", "sums"), forms.PROMPTS).description
+  '1 row read as questions, as chat'
+  """
+  rows, names = [], Counter()
+  for place, row in zip(found.places, found.rows, strict=True):
+    files.check_text(row, place)
+    form = forms.recognise(row, among, place)
+    names[form.name] += 1
+    try:
+      rows.append(form.convert({name: forms.with_plain_text(value) for name, value in row.items()}))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+      raise ValueError(f"{place}: not read as {form.name} ({error})") from None
+  counts = [f"{count} row{'s' * (count > 1)} read as {name}" for name, count in names.items()]
+  return Described(found.places, rows, ", ".join(counts))

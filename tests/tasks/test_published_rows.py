@@ -1,0 +1,165 @@
+"""Rows as data sets publish them: what is recognised, and what is read from files, compressed or not, and renamed."""
+
+import gzip
+import json
+
+import pytest
+
+from rl_jax import tasks
+from rl_jax.models import presets
+from rl_jax.tasks import examples, forms, preferences, sources
+from rl_jax.tasks.reading import Reader
+from rl_jax.tasks.rewards import Reward
+
+ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
+USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
+
+PROMPTS = {
+  "GSM8K": ({"question": "1 + 1?", "answer": "#### 2"}, {"prompt": [USER], "answer": "#### 2"}, "questions, as chat"),
+  "MATH": (
+    {"problem": "1 + 1?", "solution": r"\boxed{2}", "level": "1"},
+    {"prompt": [USER], "solution": r"\boxed{2}", "level": "1"},
+    "problems, as chat",
+  ),
+  "DAPO-Math": (
+    {"prompt": [USER], "reward_model": {"ground_truth": "2", "style": "rule"}, "data_source": "math"},
+    {"prompt": [USER], "reward_model": {"ground_truth": "2", "style": "rule"}, "data_source": "math"},
+    "prompts",
+  ),
+  "ShareGPT": (
+    {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+    {"prompt": [USER]},
+    "ShareGPT's conversations, up to the last answer",
+  ),
+  "Alpaca": (
+    {"instruction": "Add.", "input": "1, 1", "output": "2"},
+    {"prompt": [{"role": "user", "content": "Add.\n\n1, 1"}], "output": "2"},
+    "Alpaca's instructions, as chat",
+  ),
+  "messages": ({"messages": [USER, REPLY]}, {"prompt": [USER]}, "conversations, up to the last answer"),
+  "parts": (
+    {"prompt": [{"role": "user", "content": [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}]}]},
+    {"prompt": [USER]},
+    "prompts",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts(name):
+  row, wanted, form = PROMPTS[name]
+  read = sources.as_form(sources.Rows(["line 1"], [row], "", ""), forms.PROMPTS)
+  assert read.rows == [wanted] and read.description == f"1 row read as {form}"
+  task = tasks.from_rows(name, [row, {**row, "prompt": "other"}], [ONE], evaluation_size=1)
+  assert {str(task.row(0)["prompt"]), str(task.evaluation[0]["prompt"])} == {str(wanted["prompt"]), "other"}
+
+
+@pytest.mark.parametrize(
+  ("row", "prompt", "answers"),
+  [
+    ({"prompt": "1 + 1?", "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
+    ({"prompt": "1 + 1?", "chosen": [REPLY], "rejected": [{**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
+    (
+      {
+        "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 1 + 1?\n\nAssistant: 2",
+        "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 1 + 1?\n\nAssistant: 3",
+      },
+      [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, USER],
+      ["2", "3"],
+    ),
+  ],
+  ids=["UltraFeedback", "answers alone", "HH-RLHF"],
+)
+def test_preferences(row, prompt, answers):
+  (found,) = preferences.from_rows([("row 1", row)]).rankings
+  assert found.prompt == prompt and [answer[-1]["content"] for answer in found.answers] == answers
+  assert all(len(answer) == 1 for answer in found.answers)
+
+
+def test_single_answers_with_a_label_are_named():
+  with pytest.raises(ValueError, match=r"row 1: single answers with a label \(KTO's rows\) are not read here"):
+    preferences.from_rows([("row 1", {"prompt": "a", "completion": "b", "label": True})])
+  with pytest.raises(ValueError, match="begin with another message of the user than the prompt"):
+    preferences.from_rows([("row 1", {"prompt": "other", "chosen": [USER, REPLY], "rejected": [USER, REPLY]})])
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+    {"conversations": [USER, REPLY]},
+    {"instruction": "1 + 1?", "input": "", "output": "2"},
+    {"question": "1 + 1?", "answer": "2"},
+    {"problem": "1 + 1?", "solution": "2"},
+  ],
+  ids=["ShareGPT", "messages by another name", "Alpaca", "GSM8K", "MATH"],
+)
+def test_demonstrations_are_those_of_the_same_conversation(row):
+  model = presets.load("tiny")
+  reader = Reader(model.tokenizer, model.eos_tokens)
+  wanted = examples.encode_demonstrations(reader, [("row 1", {"messages": [USER, REPLY]})], max_tokens=64)
+  found = examples.encode_demonstrations(reader, [("row 1", row)], max_tokens=64)
+  assert [each.example for each in found[0]] == [each.example for each in wanted[0]]
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ({"conversations": [{"from": "alien", "value": "?"}]}, "row 1: not read as ShareGPT's .* from 'alien', none of"),
+    ({"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "a part of type 'image'; text alone"),
+    ({"conversations": 3}, "row 1: not read as ShareGPT's"),
+  ],
+)
+def test_what_cannot_be_read_is_named_by_its_row(row, message):
+  with pytest.raises(ValueError, match=message):
+    sources.as_form(sources.Rows(["row 1"], [row], "", ""), forms.PROMPTS)
+
+
+ROWS = [{"q": f"{i} + 1?", "answer": str(i + 1)} for i in range(3)]
+
+
+def content_of(suffix):
+  if suffix.startswith(".jsonl"):
+    return "".join(json.dumps(row) + "\n" for row in ROWS)
+  if suffix.startswith(".json"):
+    return json.dumps({"version": 1, "data": ROWS})
+  return "q,answer\n" + "".join(f'"{row["q"]}",{row["answer"]}\n' for row in ROWS)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz"])
+def test_files_of_every_kind_hold_the_same_rows(tmp_path, suffix):
+  path = tmp_path / f"rows{suffix}"
+  content = content_of(suffix).encode()
+  path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+  found = sources.read(path)
+  assert found.rows == ROWS and found.name == "rows" and len(found.fingerprint) == 64
+  renamed = sources.read(path, rename="q:question")
+  assert renamed.rows[0] == {"question": "0 + 1?", "answer": "1"} and renamed.fingerprint != found.fingerprint
+  with pytest.raises(ValueError, match="no column 'x' to rename; it has q, answer"):
+    sources.read(path, rename="x:prompt")
+  if suffix.endswith(".gz"):
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="no whole gzip file"):
+      sources.read(path)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("a.csv", "q,answer\n1\n", "row 1: not as many columns"),
+    ("a.csv", "q\n1,2\n", "row 1: not as many columns"),
+    ("a.json", "[1", "not JSON"),
+    ("a.json", '{"a": 1}', "must hold a list of rows, got dict"),
+    ("a.jsonl", "", "has no rows"),
+    ("a.txt", "x", "must end in .jsonl, .json, .csv"),
+  ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=message):
+    sources.read(tmp_path / name)
+  with pytest.raises(ValueError, match="rename must read old:new"):
+    sources.read(tmp_path / name, rename="a")
+  (tmp_path / "folder.jsonl").mkdir()
+  with pytest.raises(ValueError, match="folder"):
+    sources.read(tmp_path / "folder.jsonl")
