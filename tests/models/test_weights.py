@@ -248,6 +248,13 @@ def test_tiny_model_round_trips_with_its_tokenizer(tmp_path):
   assert AutoTokenizer.from_pretrained(tmp_path).decode(model.tokenizer(text)["input_ids"]) == text
 
 
+def test_a_runs_folder_is_its_model(tmp_path):
+  model = presets.load("tiny")
+  presets.save(tmp_path / "run" / "model", model, model.params)
+  (tmp_path / "run" / "config.json").write_text('{"steps": 3}')
+  jax.tree.map(np.testing.assert_array_equal, presets.load(str(tmp_path / "run")).params, model.params)
+
+
 def test_importing_asks_no_network_and_loads_no_torch():
   code = "import sys, socket; socket.socket.connect = None; import experiments.grpo; assert 'torch' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
