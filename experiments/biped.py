@@ -16,10 +16,10 @@ from pathlib import Path
 
 import jax
 
-from experiments.configs import OptimizerConfig, RunConfig
+from experiments.configs import OptimizerConfig, RunConfig, show_run
 from experiments.environment_configs import EnvironmentConfig
 from rl_jax import objectives
-from rl_jax.analysis import report, walking
+from rl_jax.analysis import walking
 from rl_jax.devices import Devices
 from rl_jax.environments import agents
 from rl_jax.environments.base import Environment
@@ -106,8 +106,7 @@ def train(config: Config, environment: Environment, algorithm: objectives.Algori
   )
   exit_if_stopped(MODULE, config, done)
   saved = agents.save(run.folder, state.policy.params, state.running.observation_moments)
-  report.show(run.folder)
-  print(f"report: {report.write(run.folder, tokens=False)}")
+  show_run(run.folder, tokens=False)
   if config.environment == "biped":
     show_walks(environment, agent, agent.init(init_key), state, run.folder)
   print(f"the agent: {saved}")

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import optax
 from rl_jax import hub, options, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
+from rl_jax.errors import reason
 from rl_jax.models import heads, presets
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory
@@ -58,12 +59,29 @@ class RunConfig(Checked):
     settings = dataclasses.asdict(self) | _commit(self) | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, wandb=self.wandb)
 
-  def finish(self, module: str, run: RunDirectory, learner: Learner, params: Any, done: int) -> Path:
-    """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped."""
+  def finish(
+    self,
+    module: str,
+    run: RunDirectory,
+    learner: Learner,
+    params: Any,
+    done: int,
+    save: Callable[[Path], None] = lambda folder: None,
+  ) -> Path:
+    """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped.
+
+    Args:
+      module: The script's.
+      run: Where everything goes.
+      learner: What was trained.
+      params: Its parameters.
+      done: Steps that were made.
+      save: Saves what is beside the model, to its folder.
+    """
     exit_if_stopped(module, self, done)
     learner.save(run.folder, params)
-    report.show(run.folder)
-    print(f"report: {report.write(run.folder)}", flush=True)
+    save(run.folder / "model")
+    show_run(run.folder)
     return run.folder / "model"
 
   def loop_settings(self, devices: Devices, learner: Learner | None = None) -> dict[str, Any]:
@@ -277,6 +295,15 @@ def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: in
 def show_first(model: presets.Model, tokens: Sequence[int]) -> None:
   """Prints the first row as the model reads it."""
   print(f"the first row reads {model.tokenizer.decode(tokens)[:SHOWN]!r}", flush=True)
+
+
+def show_run(folder: Path, *, tokens: bool = True) -> None:
+  """Prints what came of a run, and writes its page: all is saved by then, and nothing that fails here undoes it."""
+  try:
+    report.show(folder)
+    print(f"report: {report.write(folder, tokens=tokens)}", flush=True)
+  except Exception as error:  # of a library that draws, or the disk
+    print(f"no report: {type(error).__name__}: {reason(error)}", flush=True)
 
 
 def settings_given(config: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -114,9 +114,10 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     update=devices.step(step),
     **config.loop_settings(devices),
   )
-  folder = config.finish(MODULE, run, learner, state.policy.params, done)
-  heads.save_head(folder, state.policy.params["head"])
-  return folder
+  return config.finish(
+    MODULE, run, learner, state.policy.params, done,
+    save=lambda folder: heads.save_head(folder, state.policy.params["head"]),
+  )  # fmt: skip
 
 
 if __name__ == "__main__":

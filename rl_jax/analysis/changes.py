@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from rl_jax.tasks import text
 
 SHOWN = 300  # tokens of an answer, in what is shown token by token
 CONTEXT = 40  # characters before a token
+SHORT = 16  # tokens of answers whose probability is compared with how often they are right
 
 
 class Read(NamedTuple):
@@ -41,7 +43,7 @@ def measure(run: RunData, *, count: int = 64, shown: Sequence[int] = (), most: i
   Args:
     run: A run whose evaluations have answers, and whose folder has the trained model.
     count: How many of the held-out prompts are read, the first ones.
-    shown: Problems whose answers are told token by token, by their number; four by default, from all over.
+    shown: Problems whose answers are told token by token, by their number; four at random by default.
     most: How many of the tokens that differ most are told.
 
   Returns:
@@ -50,20 +52,22 @@ def measure(run: RunData, *, count: int = 64, shown: Sequence[int] = (), most: i
     `snapshots`, the KL to the first model and the evaluation's rewards at each step whose model was kept.
 
   Raises:
-    ValueError: If the run has no answers with their tokens, or one of the models is not there.
+    ValueError: If the run has no answers with their tokens, one of the models is not there, or a problem is not.
   """
+  if count < 1:
+    raise ValueError(f"count must be at least 1, got {count}")
   last = run.evaluations[-1]["step"] if run.evaluations else 0
-  first_answers, last_answers = (run.answers_at(step)[:count] for step in (0, last))
+  first_answers, last_answers = (_some(run.answers_at(step), count, shown) for step in (0, last))
   if not last or not first_answers or not last_answers or "token_ids" not in last_answers[0]:
     raise ValueError("there are no answers with their tokens from before and after training")
   if not (run.folder / "model").is_dir():
     raise ValueError(f"{str(run.folder / 'model')!r} is missing: the run has saved no model")
-  before, after = presets.load(run.config["model"]), presets.load(str(run.folder / "model"))
+  before, after = presets.load(first_model(run)), presets.load(str(run.folder / "model"))
   temperature = float(run.config.get("temperature", 1.0))
   reader = _make_reader(before, temperature)
   now, then = reader(after, last_answers), reader(after, first_answers)
   places = [place for place, row in enumerate(now.rows) if row["problem"] in set(shown)]
-  places = places or sorted({round(place) for place in np.linspace(0, len(now.rows) - 1, 4)})
+  places = places or sorted(np.random.default_rng(0).permutation(len(now.rows))[:4].tolist())
   kept = {int(path.name): path for path in sorted((run.folder / "snapshots").glob("[0-9]*"))}
   on_the_way = [
     (step, reader(presets.load(str(path)), answers))
@@ -71,7 +75,7 @@ def measure(run: RunData, *, count: int = 64, shown: Sequence[int] = (), most: i
     if (answers := run.answers_at(step)[:count])
   ]
   return {
-    "models": {"before": run.config["model"], "after": str(run.folder / "model")},
+    "models": {"before": first_model(run), "after": str(run.folder / "model")},
     "temperature": temperature,
     "answers_read": len(now.rows),
     "numbers": tokens.numbers(now.comparison, now.mask),
@@ -84,6 +88,30 @@ def measure(run: RunData, *, count: int = 64, shown: Sequence[int] = (), most: i
     "answers": [_told(after, now, place) for place in places],
     "snapshots": [_on_the_way(run, step, read) for step, read in [*on_the_way, (last, now)]],
   }
+
+
+def first_model(run: RunData) -> str:
+  """Returns what loads the model that training began with: at its commit, or where the run was started.
+
+  Raises:
+    ValueError: If it is there no longer; nothing is looked for on the hub that did not come from it.
+  """
+  name, commit = run.config.get("model", ""), run.config.get("model_commit")
+  if commit:
+    return f"{name.partition('@')[0]}@{commit}"
+  if name in presets.NAMES:
+    return name
+  for folder in ("", *(start.get("folder", "") for start in reversed(run.provenance))):
+    if name and (Path(folder) / name).exists():
+      return str(Path(folder) / name)
+  raise ValueError(f"the model that training began with, {name!r}, is there no longer")
+
+
+def _some(answers: Rows, count: int, shown: Sequence[int]) -> Rows:
+  """The first answers, and those of problems that are asked for."""
+  if missing := sorted(set(shown) - {row["problem"] for row in answers}):
+    raise ValueError(f"there is no held-out problem {missing[0]}; there are {len(answers)}, from 0 on")
+  return [row for place, row in enumerate(answers) if place < count or row["problem"] in set(shown)]
 
 
 def _make_reader(before: Model, temperature: float, batch_size: int = 16) -> Callable[[Model, Rows], Read]:
@@ -110,11 +138,16 @@ def _make_reader(before: Model, temperature: float, batch_size: int = 16) -> Cal
 
 
 def _calibration(read: Read, opinion: Opinion) -> dict[str, Any] | None:
-  """A model's probability of its own answer against how often that is right; None where nobody can tell."""
-  if "solved" not in read.rows[0]:
+  """A model's probability of its own answer against how often that is right.
+
+  None where nobody can tell, and for long answers: the probability of a text says little of that of its result.
+  """
+  lengths = read.mask.sum(axis=(1, 2))
+  if "solved" not in read.rows[0] or not lengths.any() or np.median(lengths) > SHORT:
     return None
-  right = np.array([row["solved"] for row in read.rows], float)
-  claimed = np.exp(np.sum(np.where(read.mask, opinion.logp, 0), axis=(1, 2), dtype=np.float64))
+  said = lengths > 0
+  right = np.array([row["solved"] for row in read.rows], float)[said]
+  claimed = np.exp(np.sum(np.where(read.mask, opinion.logp, 0), axis=(1, 2), dtype=np.float64))[said]
   found: Reliability = reliability(claimed, right)
   bins = {name: getattr(found, name).tolist() for name in found._fields}
   return {"claimed": float(claimed.mean()), "right": float(right.mean()), "error": found.error, "bins": bins}

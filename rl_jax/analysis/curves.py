@@ -92,7 +92,7 @@ def constants(run: RunData) -> dict[str, float]:
 
 def _is_constant(values: Sequence[float]) -> bool:
   """Whether a metric of several steps never changes, but for rounding."""
-  return len(values) > 1 and float(np.ptp(values)) <= 1e-6 * max(1.0, abs(values[0]))
+  return len(values) > 1 and float(np.ptp(values)) <= 1e-6 * float(np.max(np.abs(values)))
 
 
 def _curve(run: RunData, name: str) -> Curve | None:

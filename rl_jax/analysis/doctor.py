@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rl_jax.analysis.run import whole_lines
 from rl_jax.runs.checks import CHECKS, Finding, diagnose
-from rl_jax.runs.directory import read_config, read_lines
+from rl_jax.runs.directory import read_config
 
 
 def examine(folder: str | Path) -> list[Finding]:
@@ -22,10 +23,10 @@ def examine(folder: str | Path) -> list[Finding]:
   ...
   ValueError: 'no-such-folder' holds no metrics.jsonl with steps
   """
-  rows = read_lines(folder, "metrics.jsonl")
+  rows = whole_lines(Path(folder) / "metrics.jsonl")[0]
   if not rows:
     raise ValueError(f"{str(folder)!r} holds no metrics.jsonl with steps")
-  return diagnose(rows, read_config(folder), read_lines(folder, "samples.jsonl"))
+  return diagnose(rows, read_config(folder), whole_lines(Path(folder) / "samples.jsonl")[0])
 
 
 def show(folder: str | Path, *, console: Console | None = None) -> None:
@@ -36,7 +37,7 @@ def show(folder: str | Path, *, console: Console | None = None) -> None:
   """
   console = console or Console()
   found = examine(folder)
-  steps = len(read_lines(folder, "metrics.jsonl"))
+  steps = len(whole_lines(Path(folder) / "metrics.jsonl")[0])
   for finding in found:
     table = Table(title=f"{finding.name}, from step {finding.step} on", title_justify="left", show_header=False)
     for name in ("sign", "cause", "remedy", "source"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from rl_jax.analysis import charts, curves
 from rl_jax.analysis.curves import Curve, Panel
-from rl_jax.analysis.run import Rows, RunData, column
+from rl_jax.analysis.run import Rows, RunData, column, prompt_text
 from rl_jax.ops.statistics import wilson_interval
 from rl_jax.runs.checks import CHECKS
 from rl_jax.runs.results import EvaluationResult, Result
@@ -92,7 +93,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
   start = run.provenance[-1] if run.provenance else {}
   packages = ", ".join(f"{name} {version}" for name, version in start.get("packages", {}).items() if version)
   facts = [(name, run.config.get(name)) for name in ("model", "task", "data", "environment", "objective", "seed")]
-  facts += [(name, start.get(name)) for name in ("command", "commit", "started", "devices", "python", "system")]
+  facts += [
+    (name, start.get(name)) for name in ("command", "folder", "commit", "started", "devices", "python", "system")
+  ]
   facts += [("packages", packages), ("starts", len(run.provenance) if len(run.provenance) > 1 else None)]
   if run.metrics:
     minutes = sum(row.get("seconds") or 0 for row in run.metrics) / 60
@@ -107,8 +110,9 @@ def _evaluations(run: RunData) -> dict[str, Any] | None:
   if not evaluated:
     return None
   every = list(dict.fromkeys(name for _, result in evaluated for name in result.numbers()))
-  most = max((int(name.partition("@")[2]) for name in every if "@" in name), default=0)
-  names = [name for name in every if "@" not in name or name in ("pass@1", f"pass@{most}", f"maj@{most}")]
+  of_k = {name: int(found[2]) for name in every if (found := re.fullmatch(r"(pass|maj)@(\d+)", name))}
+  most = max(of_k.values(), default=0)
+  names = [name for name in every if name not in of_k or name in ("pass@1", f"pass@{most}", f"maj@{most}")]
   rows = [[step, *(_number(result, name) for name in names)] for step, result in evaluated]
   return {"headings": names, "rows": rows}
 
@@ -145,11 +149,11 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
   drawn = []
   name = next((name for name in ("kl_ref", "kl_reward") if len(column(run.metrics, name)[1]) > 2), None)
   if name is not None:
-    rewards = sorted({key for row in run.metrics for key in row if key == "reward" or key.startswith("reward/")})
+    rewards = sorted({key for row in run.metrics for key in row if key in ("reward", "solved") or key[:7] == "reward/"})
     for reward in rewards:
       rows = [row for row in run.metrics if row.get(name) is not None and row.get(reward) is not None]
       xs, ys = (curves.smoothed([row[key] for row in rows]) for key in (name, reward))
-      title, points = f"{reward} over {name}, a point a step", list(zip(xs, ys, strict=True))
+      title, points = f"{reward} over {name}, moving means, a point a step", list(zip(xs, ys, strict=True))
       drawn += [charts.scatter(title, "nats a token", {"": points}, diagonal=False)] if points else []
   if changes is not None and run.evaluated:
     kept = [{"kl": 0.0, **run.evaluated[0][1].numbers()}, *changes["snapshots"]]
@@ -176,17 +180,12 @@ def _over_time(run: RunData) -> dict[str, Any] | None:
   chosen = sorted({round(place) for place in np.linspace(0, count - 1, PROBLEMS)})
   problems = [
     {
-      "prompt": _prompt(answers[0][place]),
+      "prompt": prompt_text(answers[0][place]),
       "answers": [{"completion": rows[place]["completion"], "said": _said(rows[place])} for rows in answers],
     }
     for place in chosen
   ]
   return {"steps": steps, "problems": problems}
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-  prompt = row.get("prompt", "")
-  return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def _said(row: Mapping[str, Any]) -> str:
@@ -198,13 +197,13 @@ def _said(row: Mapping[str, Any]) -> str:
 def _lengths(run: RunData) -> list[Markup]:
   """The distribution of lengths in the first and the last fifth of the steps."""
   lengths = [(row["step"], row.get("tokens", row.get("length"))) for row in run.samples]
-  lengths = [(step, length) for step, length in lengths if length is not None]
+  lengths = [(step, int(length)) for step, length in lengths if length is not None]
   if not lengths:
     return []
-  last = max(step for step, _ in lengths)
-  fifth = max(last // 5, 1)
+  first, last = min(step for step, _ in lengths), max(step for step, _ in lengths)
+  fifth = max((last - first + 1) // 5, 1)
   groups = {
-    f"steps 1 to {fifth}": [length for step, length in lengths if step <= fifth],
+    f"steps {first} to {first + fifth - 1}": [length for step, length in lengths if step < first + fifth],
     f"steps {last - fifth + 1} to {last}": [length for step, length in lengths if step > last - fifth],
   }
   longest = max(length for _, length in lengths)
@@ -249,6 +248,7 @@ def _changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     )
   return {
     "summary": " ".join(_sentences(changes)),
+    "tokens": numbers["tokens"],
     "charts": drawn,
     "answers": [_answer(answer) for answer in changes["answers"]],
     "differ": [
@@ -296,7 +296,7 @@ def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
         "data": json.dumps({name: token[name] for name in ("logp", "entropy", "kl", "top")}),
       }
     )
-  return {**answer, "prompt": _prompt(answer), "tokens": shown, "said": _said(answer)}
+  return {**answer, "prompt": prompt_text(answer), "tokens": shown, "said": _said(answer)}
 
 
 def _visible(text: str) -> str:
@@ -310,8 +310,10 @@ def _side_by_side(run: RunData) -> dict[str, Any] | None:
   if len(steps) < 2:
     return None
   both = [_by_problem(run.answers_at(step, greedy=False)) for step in (steps[0], steps[-1])]
-  prompts = {row["problem"]: _prompt(row) for row in run.answers_at(steps[0])}
+  prompts = {row["problem"]: prompt_text(row) for row in run.answers_at(steps[0])}
   shared = sorted(both[0].keys() & both[1].keys())
+  if not shared:
+    return None
   distinct = [float(np.mean([len({row["completion"] for row in side[p]}) for p in shared])) for side in both]
   each = len(both[0][shared[0]])
   problems = []

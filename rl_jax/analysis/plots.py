@@ -54,7 +54,7 @@ def _draw_panel(axis: Any, panel: curves.Panel) -> None:
     axis.plot(curve.steps, curve.smooth, color=color, linewidth=1.6, label=curve.name)
   if panel.points:
     steps, values, lows, highs = np.array(panel.points, float).T
-    errors = np.nan_to_num(np.stack([values - lows, highs - values]))
+    errors = np.maximum(np.nan_to_num(np.stack([values - lows, highs - values])), 0)
     axis.errorbar(steps, values, errors, fmt="o", color="black", markersize=4, capsize=3, label="evaluation", zorder=3)
   axis.set_title(panel.title, fontsize=10)
   axis.set_xlabel("step", fontsize=8)

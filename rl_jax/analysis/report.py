@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rl_jax.analysis import changes, page, plots, run
-from rl_jax.analysis.run import RunData
+from rl_jax.analysis.run import RunData, column, prompt_text
 from rl_jax.errors import reason
 from rl_jax.runs.results import from_row
 
@@ -40,8 +40,9 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   elif (table := _samples(data, first["step"], last["step"], samples)).row_count:
     console.print(table)
   if steps:
-    minutes, peak = sum(row["seconds"] for row in steps) / 60, max(row["peak_gib"] for row in steps)
-    console.print(f"{len(steps)} steps took {minutes:.1f} minutes; peak memory {peak:.1f} GiB", highlight=False)
+    minutes, peaks = sum(column(steps, "seconds")[1]) / 60, column(steps, "peak_gib")[1]
+    memory = f"; peak memory {max(peaks):.1f} GiB" if peaks else ""
+    console.print(f"{len(steps)} steps took {minutes:.1f} minutes{memory}", highlight=False)
   for finding in data.findings:
     console.print(f"warning: from step {finding.step} on, {finding.describe()}", style="yellow", highlight=False)
   try:
@@ -57,13 +58,13 @@ def _samples(data: RunData, first: int, last: int, count: int) -> Table:
   before, after = (data.answers_at(step)[:count] for step in (first, last))
   table = Table("prompt (its end)", "before", "reward", "after", "reward", title="held-out problems, greedy")
   for old, new in zip(before, after, strict=False):
-    prompt = old["prompt"] if isinstance(old["prompt"], str) else old["prompt"][-1]["content"]
+    prompt = prompt_text(old)
     table.add_row(_cell(prompt[-40:].split("\n")[-1]), *_answer(old), *_answer(new))
   return table
 
 
 def _answer(row: dict[str, Any]) -> tuple[Text, str]:
-  return _cell(row["completion"][:60]), "-" if row["reward"] is None else f"{row['reward']:.2f}"
+  return _cell(row["completion"][:60]), "-" if row.get("reward") is None else f"{row['reward']:.2f}"
 
 
 def _cell(content: str) -> Text:
@@ -95,6 +96,7 @@ def write(folder: str | Path, *, tokens: bool = True, problems: Sequence[int] = 
       found = changes.measure(data, count=count, shown=problems)
     except Exception as error:  # whatever the models' files or the memory of this machine do
       missing.append(f"no comparison of tokens: {reason(error)}")
+  (data.folder / "tokens.json").unlink(missing_ok=True)
   if found is not None:
     content = json.dumps(found, ensure_ascii=False, indent=1)
     (data.folder / "tokens.json").write_text(content, encoding="utf-8")

@@ -1,13 +1,13 @@
 """What a run left in its folder, read once for everything that shows it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_jax.runs import results
 from rl_jax.runs.checks import Finding, diagnose
-from rl_jax.runs.directory import read_config, read_lines, read_provenance
+from rl_jax.runs.directory import read_config, read_provenance
 
 Rows = list[dict[str, Any]]
 
@@ -68,12 +68,16 @@ def read(folder: str | Path) -> RunData:
   missing: list[str] = []
 
   def lines(name: str, what: str) -> Rows:
-    rows = _tolerantly(lambda: read_lines(folder, name), f"{name} cannot be read", missing) or []
-    if not rows and not any(line.startswith(name) for line in missing):
+    rows, damaged = whole_lines(folder / name)
+    if damaged:
+      missing.append(f"{name}: {damaged} damaged {'line was' if damaged == 1 else 'lines were'} left out")
+    elif not rows:
       missing.append(f"{name}: no {what}")
     return rows
 
   config = _tolerantly(lambda: read_config(folder), "config.json cannot be read", missing) or {}
+  if not read_provenance(folder):
+    missing.append("provenance.json: nothing that says what the run was started with")
   data = RunData(
     folder,
     config,
@@ -92,6 +96,23 @@ def read(folder: str | Path) -> RunData:
   return data._replace(missing=tuple(missing))
 
 
+def whole_lines(path: Path) -> tuple[Rows, int]:
+  """Returns the rows of a JSONL file that can be read, and how many cannot: a killed run may have cut the last one."""
+  if not path.is_file():
+    return [], 0
+  rows, damaged = [], 0
+  for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    try:
+      row = json.loads(line) if line else None
+    except json.JSONDecodeError:
+      row = line
+    if isinstance(row, dict) and "step" in row:
+      rows.append(row)
+    elif line:
+      damaged += 1
+  return rows, damaged
+
+
 def _tolerantly(function: Callable[[], Any], sign: str, missing: list[str]) -> Any:
   try:
     return function()
@@ -99,6 +120,26 @@ def _tolerantly(function: Callable[[], Any], sign: str, missing: list[str]) -> A
     detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     missing.append(f"{sign} ({detail})")
     return None
+
+
+def prompt_text(row: Mapping[str, Any]) -> str:
+  """Returns a row's prompt to be read: text as it is, messages with their roles, and calls of tools as JSON.
+
+  >>> prompt_text({"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]})
+  'user: Hi\nassistant: '
+  """
+  prompt = row.get("prompt") or ""
+  if isinstance(prompt, str):
+    return prompt
+  return "\n".join(f"{turn.get('role', '?')}: {_said(turn)}" for turn in prompt)
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+  content = turn.get("content")
+  if isinstance(content, list):
+    content = "".join(part if isinstance(part, str) else str(part.get("text", part)) for part in content)
+  calls = [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+  return "\n".join([*filter(None, [content]), *calls])
 
 
 def column(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

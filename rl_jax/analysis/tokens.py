@@ -1,6 +1,7 @@
 """What training changed, token by token: two models read the same answers, and both say what they would have chosen."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +76,10 @@ def compare(before: Model, after: Model, sequences: Sequences, *, temperature: f
   sizes = [model.config.vocab_size for model in (before, after)]
   if sizes[0] != sizes[1]:
     raise ValueError(f"models must have one vocabulary, got {sizes[0]} and {sizes[1]} tokens")
-  return _program(before.policy, after.policy, top)(before.params, after.params, sequences, temperature)
+  alike = before.config == after.config  # one program then, whichever models they are
+  return _program(before.policy, before.policy if alike else after.policy, top)(
+    before.params, after.params, sequences, temperature
+  )
 
 
 @functools.cache
@@ -164,4 +168,6 @@ def text_of(tokenizer: Any, token: int) -> str:
   name = tokenizer.convert_ids_to_tokens(token)
   if name is None:
     return f"<{token}>"
+  if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):  # as SentencePiece writes them
+    return f"\\x{byte[1]}"
   return "".join(f"\\x{BYTES[character]:02X}" for character in name) if set(name) <= BYTES.keys() else name

@@ -55,6 +55,9 @@ class Model(NamedTuple):
     return None if known.all() else known
 
 
+NAMES = ("smollm2", "tiny", "small")  # of models that are in a package, or made at random
+
+
 def load(name: str, **overrides: Any) -> Model:
   """Loads a model. Keyword arguments (`dtype`, `remat`, ...) go to `TransformerConfig`.
 

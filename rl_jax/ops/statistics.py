@@ -29,7 +29,7 @@ def wilson_interval(successes: int, trials: int, *, z: float = 1.96) -> tuple[fl
   middle = p + z**2 / (2 * trials)
   spread = z * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
   scale = 1 + z**2 / trials
-  return (middle - spread) / scale, (middle + spread) / scale
+  return min((middle - spread) / scale, p), max((middle + spread) / scale, p)  # rounding must not cut off p itself
 
 
 def interquartile_mean(values: np.ndarray, *, axis: int = -1) -> np.ndarray | np.floating:

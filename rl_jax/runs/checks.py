@@ -120,7 +120,7 @@ def entropy_collapse(seen: Seen) -> Finding | None:
 def no_variance(seen: Seen) -> Finding | None:
   """Nearly all groups have equal rewards, from which nothing is learned."""
   share, solved = seen.last("zero_variance"), seen.last("solved")
-  if not share > 0.9:
+  if not share > 0.9 or "explained_variance" in seen.names():  # a critic tells completions of equal groups apart
     return None
   cause = "all completions of a prompt are alike, or the reward does not tell them apart"
   if solved > 0.9:
@@ -184,7 +184,10 @@ def reward_without_solving(seen: Seen) -> Finding | None:
 
 def _rise(values: np.ndarray) -> float:
   """From the first to the last third, in standard errors."""
+  values = values[np.isfinite(values)]
   third = len(values) // 3
+  if third < 2:
+    return 0.0
   first, last = values[:third], values[-third:]
   error = math.sqrt((np.var(first) + np.var(last)) / third)
   return float((np.mean(last) - np.mean(first)) / max(error, 1e-12))
@@ -192,14 +195,12 @@ def _rise(values: np.ndarray) -> float:
 
 def reward_tells_nothing(seen: Seen) -> Finding | None:
   """Over the last completions, the reward and whether they are solved have nothing to do with each other."""
-  rows = [row for row in seen.records if row.get("reward") is not None and row.get("solved") is not None]
+  rows = [row for row in seen.records if _is_finite(row.get("reward")) and row.get("solved") is not None]
   reward, solved = np.array([[row["reward"], row["solved"]] for row in rows], float).reshape(-1, 2).T
-  known = ~np.isnan(reward)
-  reward, solved = reward[known], solved[known]
-  if len(reward) < 128 or min(solved.sum(), len(solved) - solved.sum()) < 16 or np.ptp(reward) == 0:
+  if len(reward) < 256 or min(solved.sum(), len(solved) - solved.sum()) < 32 or np.ptp(reward) == 0:
     return None
   correlation = float(np.corrcoef(reward, solved)[0, 1])
-  if correlation > 2 / math.sqrt(len(reward)):
+  if correlation + 2 / math.sqrt(len(reward)) > 0.2:
     return None
   return Finding(
     "reward tells nothing",
@@ -209,14 +210,19 @@ def reward_tells_nothing(seen: Seen) -> Finding | None:
   )
 
 
+def _is_finite(value: Any) -> bool:
+  return value is not None and math.isfinite(value)
+
+
 def reward_of_equals(seen: Seen) -> Finding | None:
   """The same completion of the same prompt has different rewards."""
   paid: dict[str, list[float]] = {}
   for row in seen.records:
-    if row.get("completion") and row.get("reward") is not None and not math.isnan(row["reward"]):
+    if row.get("completion") and _is_finite(row.get("reward")):
       paid.setdefault(json.dumps([row["prompt"], row["completion"], row.get("tokens")]), []).append(row["reward"])
   twice = [rewards for rewards in paid.values() if len(rewards) > 1]
-  differ = [rewards for rewards in twice if np.ptp(rewards) > 1e-6]
+  usual = np.std([reward for rewards in paid.values() for reward in rewards])  # a model's scores differ by rounding
+  differ = [rewards for rewards in twice if np.ptp(rewards) > 0.05 * usual]
   if len(twice) < 8 or len(differ) <= len(twice) // 10:
     return None
   return Finding(
@@ -244,7 +250,7 @@ def truncated(seen: Seen) -> Finding | None:
 def large_updates(seen: Seen) -> Finding | None:
   """The clip stops the gradient of a large share of tokens."""
   share = seen.last("clip_low", "clip_high")
-  if not share > 0.3:
+  if not share > 0.3 or seen.config.get("objective") in ("gspo", "luspo"):  # they clip whole sequences, and far more
     return None
   return Finding(
     "clipped too often",
@@ -321,8 +327,10 @@ def gradient_spike(seen: Seen) -> Finding | None:
 
 def blind_critic(seen: Seen) -> Finding | None:
   """The critic explains none of the returns."""
-  explained = seen.last("explained_variance", steps=2 * WINDOW)
-  if seen.steps < 4 * WINDOW or not explained < 0.02:
+  last = seen.all("explained_variance")[-2 * WINDOW :]
+  explained = float(np.median(last)) if len(last) else math.nan
+  nothing_to_explain = seen.last("solved") > 0.9 or seen.last("reward_std") < 1e-6
+  if seen.steps < 4 * WINDOW or not explained < 0.02 or nothing_to_explain:
     return None
   return Finding(
     "critic explains nothing",

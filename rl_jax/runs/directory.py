@@ -55,6 +55,8 @@ class RunDirectory:
       _check_steps(self.folder, config.get("steps"))
     elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
       raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
+    if wandb:
+      tracking.check_wandb()
     self._wandb = wandb
     self._trackers: list[tracking.Tracker] | None = None
     self._lock = FileLock(self.folder / _LOCK)
@@ -115,6 +117,10 @@ class RunDirectory:
     for path in self.folder.glob("*.jsonl"):
       kept = [line for line in _lines(path, errors="replace") if _step(line) <= step]  # a kill may cut a character
       _replace(path, "".join(line + "\n" for line in kept))
+    path = self.folder / "evaluation_samples.jsonl"
+    if path.exists():  # of an evaluation that was cut off before its result, which will be made again
+      whole = {row["step"] for row in read_lines(self.folder, "evaluation.jsonl")}
+      _replace(path, "".join(line + "\n" for line in _lines(path) if _step(line) in whole))
 
   def _seen_by(self, step: int) -> list[tracking.Tracker]:
     if self._trackers is None:

@@ -1,6 +1,7 @@
 """What a run was started with besides its settings: the command, versions, the commit, the machine."""
 
 import datetime
+import os
 import platform
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ def describe() -> dict[str, Any]:
 
   >>> described = describe()
   >>> sorted(described)
-  ['command', 'commit', 'devices', 'packages', 'python', 'started', 'system']
+  ['command', 'commit', 'devices', 'folder', 'packages', 'python', 'started', 'system']
   >>> described["packages"]["jax"] == jax.__version__
   True
   """
@@ -27,6 +28,7 @@ def describe() -> dict[str, Any]:
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": shlex.join(sys.orig_argv),
+    "folder": os.getcwd(),
     "commit": commit(Path(__file__).parent),
     "python": platform.python_version(),
     "packages": {name: _version(name) for name in PACKAGES},

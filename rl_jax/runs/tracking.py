@@ -55,10 +55,8 @@ class WeightsAndBiases:
   """A run of a project; resumed runs go on in it. WANDB_MODE=offline keeps it on this machine."""
 
   def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
-    try:
-      self._wandb: Any = importlib.import_module("wandb")
-    except ImportError:
-      raise ValueError("wandb needs the package wandb: pip install 'rl-jax[wandb]'") from None
+    check_wandb()
+    self._wandb: Any = importlib.import_module("wandb")
     identity = folder / "wandb_id"
     if not identity.exists():
       identity.write_text(uuid.uuid4().hex[:12])
@@ -87,6 +85,14 @@ class WeightsAndBiases:
 
   def close(self) -> None:
     self._run.finish()
+
+
+def check_wandb() -> None:
+  """Raises ValueError if Weights & Biases is not installed."""
+  try:
+    importlib.import_module("wandb")
+  except ImportError:
+    raise ValueError("wandb needs the package wandb: pip install 'rl-jax[wandb]'") from None
 
 
 def open_trackers(folder: Path, config: Mapping[str, Any], *, first: int, wandb: str = "") -> list[Tracker]:

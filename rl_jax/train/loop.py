@@ -70,8 +70,9 @@ def train(
   def after(step: int, state: RLState) -> None:
     if step in evaluated and not run.has_evaluation(step):
       run.write_evaluation(step, evaluate(state))
-    if step in kept and save is not None:
-      save(run.folder / "snapshots" / f"{step:06d}", state)
+    folder = run.folder / "snapshots" / f"{step:06d}"
+    if step in kept and save is not None and not folder.exists():
+      save(folder, state)
 
   with open_checkpoints(run.folder / "checkpoints") as checkpoints:
     resumed = checkpoints.latest()
@@ -137,6 +138,8 @@ def fit(
   first = done = int(state.rollouts)
   one_step = _make_step(collect, update, _minibatches(check(schedule), put), stop_updates, control)
   watch = _watch(run, first)
+  if first:
+    after(first, state)  # what an interrupt may have left out
   with LiveTable(steps, first=first) as table, _interrupted() as stop:
     try:
       while done < steps and not stop():

@@ -68,8 +68,8 @@ CASES = [
   (checks.simulations_broke, dict(simulations_failed=[2.0]), dict(simulations_failed=[0.0])),
   (
     checks.reward_tells_nothing,
-    dict(loss=[0.0], records=answers(200, lambda i: float(i % 3 == 0))),
-    dict(loss=[0.0], records=answers(200, lambda i: float(i % 2) + 0.1 * (i % 3))),
+    dict(loss=[0.0], records=answers(400, lambda i: float(i % 3 == 0))),
+    dict(loss=[0.0], records=answers(400, lambda i: 0.5 * (i % 2) + (i % 3))),
   ),
   (
     checks.reward_of_equals,
