@@ -21,7 +21,7 @@ import numpy as np
 
 from rl_jax import dotted
 from rl_jax.errors import reason
-from rl_jax.tasks.verifiers import REWARDS
+from rl_jax.tasks.verifiers import REWARDS, VERIFIERS, check_columns
 
 _SEARCH_SECONDS = 2.0
 
@@ -90,6 +90,8 @@ def check_arguments(rewards: Sequence[Reward], columns: Sequence[str]) -> None:
   """
   given = {"prompts", "completions", "completion_ids", *columns}
   for reward in rewards:
+    if reward.function in VERIFIERS.values():
+      check_columns(columns)
     try:
       parameters = inspect.signature(reward.function).parameters.values()
     except (TypeError, ValueError):  # some that are built in do not tell

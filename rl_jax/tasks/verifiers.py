@@ -5,19 +5,28 @@ or in `reward_model` as {"ground_truth": ...}: as it is, in `\boxed{...}`, or be
 """
 
 import atexit
-import concurrent.futures
 import functools
 import json
-import multiprocessing
 import os
+import queue
 import re
-from collections.abc import Callable, Sequence
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 COLUMNS = ("answer", "solution", "final_answer", "ground_truth")
-SECONDS = 10.0  # for one answer; a term may be as large as a model likes
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+SECONDS, STARTING = 10.0, 120.0  # for one answer, as large as a model likes; and for a process to start
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(rf"(?<![\w.)])-?{_DIGITS}")
+_MARKED = re.compile(rf"####[ \t]*(-?{_DIGITS})(?![\d/])")
+_WHOLE = re.compile(rf"(-?{_DIGITS})\s*(?:%|[a-zA-Z ]*)\.?")
+_WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}")
+_INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
+_FORMAT = re.compile(rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*", re.DOTALL)
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.DOTALL)
 
 
@@ -31,17 +40,27 @@ def text_of(completion: Any) -> str:
 
 
 def final_answer(text: str) -> str:
-  r"""Returns what a text says in the end: behind the last `####`, in the last `\boxed{}`, its last number, or all.
+  r"""Returns what a text says in the end: in the last `\boxed{}`, behind the last `####`, its last number, or all.
 
-  >>> [final_answer(text) for text in (r"so \boxed{\frac{1}{2}}.", "4 + 3\n#### 7", "It is 1,234.", " yes ")]
-  ['\\frac{1}{2}', '7', '1234', 'yes']
+  >>> [final_answer(text) for text in (r"so \boxed{\frac{1}{2}}.", "4 + 3\n#### 7 eggs", "It is $1,234.", " yes ")]
+  ['\\frac{1}{2}', '7', '1,234', 'yes']
   """
-  if "####" in text:
-    return text.rpartition("####")[2].strip().replace(",", "")
   if "\\boxed{" in text:
     return _braced(text.rpartition("\\boxed{")[2])
-  numbers = _NUMBER.findall(text)
-  return numbers[-1].replace(",", "").replace("$", "") if numbers else text.strip()
+  text = _plain(text)
+  found = _MARKED.findall(text) or _NUMBER.findall(text)
+  return found[-1] if found else text
+
+
+def right_answer(gold: str) -> str:
+  r"""Returns what a row says is right: behind `####`, in `\boxed{}`, or all of it.
+
+  >>> [right_answer(gold) for gold in ("2 + 2\n#### 1,004", r"So \boxed{(1,2)}.", "1/2")]
+  ['1,004', '(1,2)', '1/2']
+  """
+  if "####" in gold:
+    return _plain(gold.rpartition("####")[2])
+  return _braced(gold.rpartition("\\boxed{")[2]) if "\\boxed{" in gold else gold.replace("\\$", "").strip()
 
 
 def _braced(text: str) -> str:
@@ -54,18 +73,35 @@ def _braced(text: str) -> str:
   return text.strip()
 
 
-def right_answers(columns: dict[str, Sequence[Any]], count: int) -> list[str | None]:
+def _plain(text: str) -> str:
+  """Without signs of money, units and the minus of typesetters."""
+  text = _WORDS.sub(r" \1", text).replace("−", "-").replace("{,}", ",").replace("\\!", "")
+  return text.replace("\\%", "%").replace("\\$", "").replace("$", "").strip()
+
+
+def right_answers(columns: Mapping[str, Sequence[Any]], count: int) -> list[str | None]:
   """Returns what is right for each of `count` rows, None where a row does not say.
 
   >>> right_answers({"question": ["?"], "answer": ["2 + 2\\n#### 4"]}, 1)
   ['2 + 2\\n#### 4']
   """
+  check_columns(columns)
+  return [_right(columns, row) for row in range(count)]
+
+
+def check_columns(columns: Any) -> None:
+  """Raises ValueError if none of the columns says what is right."""
+  if not {*COLUMNS, "reward_model"} & set(columns):
+    raise ValueError(f"no column says what is right: there must be one of {', '.join(COLUMNS)}")
+
+
+def _right(columns: Mapping[str, Sequence[Any]], row: int) -> str | None:
   for name in COLUMNS:
-    if name in columns:
-      return [None if value is None else str(value) for value in columns[name]]
-  if "reward_model" in columns:
-    return [str(value["ground_truth"]) if isinstance(value, dict) else None for value in columns["reward_model"]]
-  raise ValueError(f"no column says what is right: there must be one of {', '.join(COLUMNS)}")
+    if name in columns and columns[name][row] is not None:
+      return str(columns[name][row])
+  found = columns["reward_model"][row] if "reward_model" in columns else None
+  found = found.get("ground_truth") if isinstance(found, Mapping) else None
+  return None if found is None else str(found)
 
 
 def gsm8k(completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -76,76 +112,113 @@ def gsm8k(completions: Sequence[Any], **columns: Any) -> list[float | None]:
   """
   right = right_answers(columns, len(completions))
   return [
-    None if gold is None else float(_same_number(final_answer(text_of(each)), final_answer(gold)))
+    None if gold is None else float(_same(final_answer(text_of(each)), right_answer(gold)))
     for each, gold in zip(completions, right, strict=True)
   ]
 
 
-def _same_number(one: str, other: str) -> bool:
-  try:
-    return _number(one) == _number(other)
-  except ValueError:
-    return one == other
+def _same(one: str, other: str) -> bool:
+  numbers = [_number(text) for text in (one, other)]
+  if None in numbers:
+    return _plain(one) == _plain(other)
+  return numbers[0] == numbers[1]
 
 
-def _number(text: str) -> float:
-  return float(text.replace(",", "").strip("$% ."))
+def _number(text: str) -> float | None:
+  """The number that a text is, with a unit or not; what is behind a last "=" counts."""
+  found = _WHOLE.fullmatch(_plain(text).rpartition("=")[2].strip())
+  return float(found[1].replace(",", "")) if found else None
 
 
 def math(completions: Sequence[Any], **columns: Any) -> list[float | None]:
   """1 where a completion's answer is mathematically equal to the right one, else 0, by the library math-verify.
 
   None where a row does not say what is right, or what it says is no mathematics. An answer that takes too long is
-  wrong. It runs in processes of its own: parsing may hang, and nothing else would end it.
+  wrong. It runs in processes of its own (`tasks.math_worker`): parsing may hang, and nothing else would end it.
+
+  Raises:
+    ValueError: If math-verify is not installed, or no process of it starts.
   """
   right = right_answers(columns, len(completions))
-  pool = _pool()
-  jobs = [
-    None if gold is None else pool.submit(_verify, gold, text_of(each))
-    for each, gold in zip(completions, right, strict=True)
-  ]
-  return [None if job is None else _result(job) for job in jobs]
+  workers = _workers()
+
+  def ask(pair: tuple[Any, str | None]) -> float | None:
+    completion, gold = pair
+    if gold is None:
+      return None
+    worker = workers.get()
+    try:
+      return worker.ask(re.sub(r"(?<=\d),(?=\d{3}\b)", "", right_answer(gold)), text_of(completion))
+    finally:
+      workers.put(worker)
+
+  with ThreadPoolExecutor(workers.maxsize) as threads:
+    return list(threads.map(ask, zip(completions, right, strict=True)))
 
 
-def _result(job: "concurrent.futures.Future[float | None]") -> float | None:
-  try:
-    return job.result(timeout=SECONDS)
-  except (concurrent.futures.TimeoutError, concurrent.futures.process.BrokenProcessPool):
-    _close_pool()  # the next batch gets a new one
-    return 0.0
-  except concurrent.futures.CancelledError:
-    return 0.0
+class Worker:
+  """A process that compares answers; started when it is asked, and anew after an answer that took too long."""
+
+  def __init__(self):
+    self._process: subprocess.Popen | None = None
+
+  def ask(self, gold: str, text: str) -> float | None:
+    """Returns what the process says, 0 where it says nothing in time."""
+    process = self._process or self._start()
+    try:
+      process.stdin.write(json.dumps([gold, text]).encode() + b"\n")  # pyright: ignore[reportOptionalMemberAccess]
+      line = _line(process, SECONDS)
+    except OSError:  # somebody ended it
+      line = b""
+    if not line:
+      self.close()
+      return 0.0
+    return json.loads(line)
+
+  def _start(self) -> subprocess.Popen:
+    file = Path(__file__).with_name("math_worker.py")
+    process = subprocess.Popen(
+      [sys.executable, str(file)],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
+    )  # fmt: skip
+    if not _line(process, STARTING):
+      process.kill()
+      process.communicate()
+      raise ValueError("reward 'math' needs math-verify: pip install 'rl-jax[tasks]' (its process does not start)")
+    self._process = process
+    return process
+
+  def close(self) -> None:
+    """Ends the process."""
+    if self._process is not None:
+      self._process.kill()
+      self._process.communicate()
+      self._process = None
 
 
-def _verify(gold: str, text: str) -> float | None:
-  """Runs in a process of the pool."""
-  from math_verify import parse, verify
-
-  said = final_answer(gold) if "####" in gold else gold
-  right = parse(said if "$" in said or "\\boxed" in said else f"${said}$") or parse(said)
-  return float(verify(right, parse(text))) if right else None
+def _line(process: subprocess.Popen, seconds: float) -> bytes:
+  """The process's next line; empty where none comes in time, or it has ended."""
+  ready, _, _ = select.select([process.stdout], [], [], seconds)
+  return process.stdout.readline() if ready else b""  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ProcessPoolExecutor:
-  """Processes that are spawned: a fork after JAX has started threads can wait for ever."""
-  try:
-    import math_verify as math_verify
-  except ImportError:
-    raise ValueError("reward 'math' needs math-verify: pip install 'rl-jax[tasks]'") from None
-  context = multiprocessing.get_context("spawn")
-  pool = concurrent.futures.ProcessPoolExecutor(max(min((os.cpu_count() or 1) - 1, 8), 1), mp_context=context)
-  atexit.register(_close_pool)
-  return pool
+def _workers() -> "queue.Queue[Worker]":
+  count = max(min((os.cpu_count() or 1) - 1, 8), 1)
+  workers: queue.Queue[Worker] = queue.Queue(count)
+  for _ in range(count):
+    workers.put(Worker())
+  atexit.register(close_workers)
+  return workers
 
 
-def _close_pool() -> None:
-  if _pool.cache_info().currsize:
-    pool = _pool()
-    _pool.cache_clear()
-    for process in list((pool._processes or {}).values()):
-      process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
+def close_workers() -> None:
+  """Ends the processes that compare answers; others are started when they are needed."""
+  if _workers.cache_info().currsize:
+    workers = _workers()
+    _workers.cache_clear()
+    while not workers.empty():
+      workers.get().close()
 
 
 def format(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -181,7 +254,7 @@ def _is_json(text: str) -> bool:
   fenced = _FENCE.fullmatch(text)
   try:
     json.loads(fenced[1] if fenced else text)
-  except ValueError:
+  except (ValueError, RecursionError):
     return False
   return True
 

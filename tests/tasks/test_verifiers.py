@@ -1,7 +1,6 @@
 """Rewards by name and from files: what they say of answers as models write them, and how they are found and checked."""
 
 import importlib.util
-import time
 
 import pytest
 
@@ -13,12 +12,20 @@ from rl_jax.tasks.rewards import Reward, check_arguments, from_paths, judge
   ("text", "answer"),
   [
     ("Natalia sold 48/2 = 24 clips in May.\n#### 72", "72"),
-    ("#### 1,234", "1234"),
+    ("#### 72\nThat is 72 clips, of 100.", "72"),
+    ("#### The answer is 72.", "72"),
+    ("#### Step 1\n2 and 3\n#### Step 2\nSo it is 18.", "18"),
+    (r"#### Step 1: foo \boxed{18}", "18"),
+    ("#### 1,234", "1,234"),
     (r"Thus \boxed{\dfrac{3}{4}} is the answer.", r"\dfrac{3}{4}"),
     (r"\boxed{1} and then \boxed{\text{B}}", r"\text{B}"),
     (r"\boxed{unfinished", "unfinished"),
-    ("She pays $1,050.50 in all.", "1050.50"),
+    ("She pays $1,050.50 in all.", "1,050.50"),
     ("between -3 and -2", "-2"),
+    ("16-20", "20"),
+    ("it is \u22125", "-5"),
+    ("a list: 1,2,3", "3"),
+    ("of .5", ".5"),
     ("  yes\n", "yes"),
     ("", ""),
   ],
@@ -31,7 +38,37 @@ def test_gsm8k_compares_final_numbers_in_text_and_chat():
   gold = ["... #### 72", "#### 5", "#### 0.50", None]
   said = ["The answer is 72.", [{"role": "assistant", "content": r"\boxed{6}"}], "$0.5", "1"]
   assert verifiers.gsm8k(said, answer=gold) == [1.0, 0.0, 1.0, None]
-  assert verifiers.gsm8k(["7"], reward_model=[{"ground_truth": "7"}]) == [1.0]
+  assert verifiers.gsm8k(["7"] * 3, reward_model=[{"ground_truth": "7"}, {"ground_truth": None}, None]) == [
+    1,
+    None,
+    None,
+  ]
+  assert verifiers.gsm8k(["7"], answer=[None], solution=["7"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+  ("said", "gold", "reward"),
+  [
+    (r"\boxed{18\text{ eggs}}", "18", 1),
+    (r"\boxed{18 eggs}", "18", 1),
+    (r"\boxed{x=18}", "18", 1),
+    (r"\boxed{50\%}", "50", 1),
+    (r"\boxed{\$1{,}000}", "1000", 1),
+    (r"\boxed{1/2}", "1/2", 1),
+    ("5/2", "1/2", 0),
+    ("2", "1/2", 0),
+    ("\u22125", "5", 0),
+    ("0.5", ".50", 1),
+    ("1,2,3", "123", 0),
+  ],
+)
+def test_gsm8k_on_answers_as_models_write_them(said, gold, reward):
+  assert verifiers.gsm8k([said], answer=[gold]) == [reward]
+
+
+def test_no_column_of_right_answers_is_named_before_anything_is_loaded():
+  with pytest.raises(ValueError, match="no column says what is right"):
+    check_arguments(from_paths(["gsm8k"]), ["question"])
   with pytest.raises(ValueError, match="one of answer, solution, final_answer, ground_truth"):
     verifiers.gsm8k(["7"], question=["?"])
 
@@ -43,14 +80,44 @@ def test_math_is_equal_in_any_form_and_hangs_on_nothing():
   gold = [r"\frac{1}{2}", "x^2+2x+1", "#### 8", r"So \boxed{12}.", "7", None]
   said = ["It is 0.5.", r"\boxed{(x+1)^2}", "8", r"$\boxed{13}$", "I do not know", "3"]
   assert verifiers.math(said, solution=gold) == [1.0, 1.0, 1.0, 0.0, 0.0, None]
-  start = time.monotonic()
+  assert verifiers.math(["$(1,2)$", "18"], answer=["#### (1,2)", r"\$18"]) == [1.0, 1.0]
   assert verifiers.math([r"\boxed{9^{9^{9^{9}}}}", "4"], answer=["3", "4"]) == [0.0, 1.0]
-  assert time.monotonic() - start < 120  # it ends; how soon depends on the machine
+  workers = verifiers._workers()
+  for _ in range(workers.maxsize):  # one that was ended is started anew, for the next answer
+    worker = workers.get()
+    if worker._process is not None:
+      worker._process.kill()
+    workers.put(worker)
+  verifiers.math(["4"] * workers.maxsize, answer=["4"] * workers.maxsize)
+  assert verifiers.math(["4", "5"], answer=["4", "4"]) == [1.0, 0.0]
+
+
+@pytest.mark.slow
+def test_an_answer_that_hangs_is_wrong_and_the_others_are_not(tmp_path, monkeypatch):
+  file = tmp_path / "math_worker.py"
+  file.write_text(
+    "import json, sys, time\nprint('1', flush=True)\n"
+    "for line in sys.stdin:\n  gold, text = json.loads(line)\n  time.sleep(60 * (text == 'hang'))\n"
+    "  print(float(gold == text), flush=True)\n"
+  )
+  monkeypatch.setattr(verifiers, "__file__", str(tmp_path / "verifiers.py"))
+  monkeypatch.setattr(verifiers, "SECONDS", 2.0)
+  verifiers.close_workers()
+  try:
+    assert verifiers.math(["4", "hang", "4", "5"], answer=["4"] * 4) == [1.0, 0.0, 1.0, 0.0]
+    file.write_text("raise SystemExit\n")
+    verifiers.close_workers()
+    with pytest.raises(ValueError, match="its process does not start"):
+      verifiers.math(["4"], answer=["4"])
+  finally:
+    verifiers.close_workers()
 
 
 def test_rewards_of_form():
   good = "<think>\nso\n</think>\n<answer>4</answer>"
   assert verifiers.format([good, good + "!", "4", [{"role": "assistant", "content": good}]]) == [1, 0, 0, 1]
+  assert verifiers.format(["<think>a</think><answer>1</answer> junk <answer>2</answer>"]) == [0]
+  assert verifiers.json_(["[" * 200_000]) == [0]
   assert verifiers.json_(["[1]", "[1", [{"role": "assistant", "content": "null"}]]) == [1, 0, 1]
   assert verifiers.length(completion_ids=[[1, 2], []]) == [-0.002, 0]
 
