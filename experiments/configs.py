@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rl_jax.devices import Devices
 from rl_jax.errors import reason
 from rl_jax.models import heads, presets
 from rl_jax.rollouts import fixed
-from rl_jax.runs.directory import RunDirectory
+from rl_jax.runs.directory import RunDirectory, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
 from rl_jax.tasks import examples, preferences, reading, rewards, sources
 from rl_jax.tasks.held_out import Split, hold_out
@@ -114,7 +115,7 @@ class ModelConfig(Checked):
 
   def load_model(self, max_tokens: int) -> presets.Model:
     """Loads the model, which must read sequences of `max_tokens`."""
-    model = presets.load(self.model, remat=self.remat)
+    model = presets.load(pinned(self, self.model, "model_commit"), remat=self.remat)
     presets.check_context(model, max_tokens)
     return model
 
@@ -201,7 +202,7 @@ class RolloutConfig(Checked):
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""
     functions = rewards.from_paths(self.rewards, self.reward_weights)
-    task = tasks.load(self.task, self.task_options, rewards=functions, seed=seed)
+    task = tasks.load(pinned(self, self.task, "data"), self.task_options, rewards=functions, seed=seed)
     if task.description:
       print(f"{task.name}: {task.description}", flush=True)
     return task
@@ -252,7 +253,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
   @functools.cached_property
   def rows(self) -> sources.Rows:
     """The data's rows, read once."""
-    return sources.read(self.data, **self.source)
+    return sources.read(pinned(self, self.data, "data"), **self.source)
 
   @property
   def source(self) -> dict[str, str]:
@@ -274,8 +275,16 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
 
 def _commit(config: Any) -> dict[str, str]:
   """The commit of a model from the hub, which a resumed run must share."""
-  name = getattr(config, "model", "")
+  name = pinned(config, getattr(config, "model", ""), "model_commit")
   return {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
+
+
+def pinned(config: Any, name: str, key: str) -> str:
+  """Returns a name on the hub with the commit that a run which goes on began with; any other name as it is."""
+  if not (getattr(config, "resume", False) and hub.is_name(name) and "@" not in name):
+    return name
+  commit = str(read_config(config.run_dir).get(key, "")).partition(" ")[0]
+  return f"{name}@{commit}" if re.fullmatch("[0-9a-f]{40}", commit) else name
 
 
 def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:

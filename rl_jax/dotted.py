@@ -37,7 +37,8 @@ def load(path: str, kind: str) -> Any:
 
 
 def _module(name: str) -> ModuleType:
-  _search(os.getcwd())
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
   return importlib.import_module(name)
 
 
@@ -45,17 +46,20 @@ def _file(path: Path) -> ModuleType:
   """The module of a file, named as it is when another file beside it imports it."""
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {str(path)!r}")
-  _search(str(path.parent.resolve()))
+  if str(path.parent.resolve()) not in sys.path:
+    sys.path.append(str(path.parent.resolve()))
   known = sys.modules.get(path.stem)
   if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path.resolve():
     return known
-  spec = importlib.util.spec_from_file_location(path.stem, path)
+  name = path.stem if known is None else f"{path.stem} of {path.resolve()}"  # math.py is not to replace math
+  if name in sys.modules:
+    return sys.modules[name]
+  spec = importlib.util.spec_from_file_location(name, path)
   assert spec is not None and spec.loader is not None
-  module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = sys.modules[name] = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[name]
+    raise
   return module
-
-
-def _search(folder: str) -> None:
-  if folder not in sys.path:
-    sys.path.insert(0, folder)

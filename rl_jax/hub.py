@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from rl_jax.errors import reason
 
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*")
+OTHERS = ("consolidated*", "*/*.safetensors", "onnx/*", "original/*")  # the same weights in other forms
 ROWS = (".parquet", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 
@@ -68,7 +70,7 @@ def data_files(name: str, *, config: str = "", split: str = "train") -> DataFile
   names = _file_names(name, folder)
   configs = _configs(folder, names)
   if not config:
-    config = _only(name, configs)
+    config = _only(name, configs, _card(folder).get("configs") or [])
   if config not in configs:
     raise ValueError(f"data set {name!r} has no configuration {config!r}; it has {', '.join(configs)}")
   splits = configs[config]
@@ -89,7 +91,15 @@ def _snapshot(name: str, kind: str, patterns: Sequence[str]) -> Path:
   repo, _, revision = name.partition("@")
   what = "data set" if kind == "dataset" else kind
   try:
-    return Path(snapshot_download(repo, repo_type=kind, revision=revision or None, allow_patterns=list(patterns)))
+    return Path(
+      snapshot_download(
+        repo,
+        repo_type=kind,
+        revision=revision or None,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(OTHERS) if kind == "model" else None,
+      )
+    )
   except errors.GatedRepoError:
     raise ValueError(f"{what} {name!r} is gated: accept its terms on the hub, and set HF_TOKEN") from None
   except errors.RevisionNotFoundError:
@@ -107,14 +117,34 @@ def _snapshot(name: str, kind: str, patterns: Sequence[str]) -> Path:
 
 
 def _file_names(name: str, folder: Path) -> list[str]:
-  """The files of a data set: what the hub lists at the commit, or what is cached of it."""
-  from huggingface_hub import HfApi
+  """The files of a data set: what the hub lists at the commit, or where it cannot be reached, what is cached of it."""
+  from huggingface_hub import HfApi, errors
 
   try:
-    found = HfApi().list_repo_files(name.partition("@")[0], repo_type="dataset", revision=folder.name)
-  except Exception:  # not reachable: what was downloaded before is there
+    told = HfApi().repo_info(name.partition("@")[0], repo_type="dataset", revision=folder.name)
+    found = [file.rfilename for file in told.siblings or ()]
+  except errors.HfHubHTTPError as error:  # the hub has answered, and not with a list
+    raise ValueError(f"data set {name!r}: its files cannot be listed ({reason(error)})") from None
+  except Exception:  # it cannot be reached, in the words of one transport or another
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    _check_whole(name, found)
   return sorted(found)
+
+
+def _check_whole(name: str, found: Sequence[str]) -> None:
+  """Raises ValueError if shards are missing, which a download that was cut off leaves behind.
+
+  >>> _check_whole("org/data", ["train-00000-of-00002.parquet"])
+  Traceback (most recent call last):
+  ...
+  ValueError: data set 'org/data': train-00001-of-00002.parquet is not cached here, and the hub cannot be reached
+  """
+  for file in found:
+    if shard := _SHARD.search(file):
+      for number in range(int(shard[2])):
+        wanted = file[: shard.start()] + f"-{number:05d}-of-{shard[2]}" + file[shard.end() :]
+        if wanted not in found:
+          raise ValueError(f"data set {name!r}: {wanted} is not cached here, and the hub cannot be reached")
 
 
 def _configs(folder: Path, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
@@ -125,8 +155,9 @@ def _configs(folder: Path, names: Sequence[str]) -> dict[str, dict[str, list[str
     if files := each.get("data_files"):
       entries = files if isinstance(files, list) else [{"split": "train", "path": files}]
       entries = [entry if isinstance(entry, dict) else {"split": "train", "path": entry} for entry in entries]
-      found[each["config_name"]] = {
-        entry["split"]: [entry["path"]] if isinstance(entry["path"], str) else list(entry["path"]) for entry in entries
+      found[each.get("config_name", "default")] = {
+        entry.get("split", "train"): [entry["path"]] if isinstance(entry["path"], str) else list(entry["path"])
+        for entry in entries
       }
   return found or _by_names(names)
 
@@ -139,11 +170,20 @@ def _by_names(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
   """
   found: dict[str, dict[str, list[str]]] = {}
   for name in names:
-    if name.endswith(ROWS):
-      folder, _, file = name.rpartition("/")
-      split = re.split(r"[-_.]", file)[0]
+    folder, _, file = name.rpartition("/")
+    if name.endswith(ROWS) and file not in (
+      "dataset_infos.json",
+      "dataset_info.json",
+      "dataset_dict.json",
+      "state.json",
+    ):
+      shard = _SHARD.search(file)
+      split = file[: shard.start()] if shard else file.partition(".")[0]
       config = folder if folder not in ("", "data") else "default"
       found.setdefault(config, {}).setdefault(split, []).append(name)
+  for config, splits in found.items():
+    if not any(split.startswith(("train", "test", "validation", "dev", "eval")) for split in splits):
+      found[config] = {"train": sorted(name for each in splits.values() for name in each)}  # no file names a split
   return found
 
 
@@ -157,11 +197,12 @@ def _card(folder: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: the header of the card cannot be read ({reason(error)})") from None
 
 
-def _only(name: str, configs: dict[str, Any]) -> str:
+def _only(name: str, configs: dict[str, Any], declared: Sequence[dict[str, Any]]) -> str:
   if not configs:
     raise ValueError(f"data set {name!r} has no files of rows ({', '.join(ROWS)}); those made by a script are not read")
-  if "default" in configs:
-    return "default"
+  for config in (*(each.get("config_name") for each in declared if each.get("default")), "default"):
+    if config in configs:
+      return config
   if len(configs) > 1:
     raise ValueError(f"data set {name!r} has several configurations: choose one with config=, of {', '.join(configs)}")
   return next(iter(configs))

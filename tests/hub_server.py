@@ -11,7 +11,7 @@ COMMIT = "c" * 40
 
 
 @contextmanager
-def serve(repositories, gated=()):
+def serve(repositories, gated=(), commit=COMMIT):
   """Yields the address and the list of requests; `repositories` are folders by `models/ORG/NAME` or `datasets/...`."""
   asked = []
 
@@ -44,13 +44,15 @@ def serve(repositories, gated=()):
         return self.missing()
       if f"{kind}/{name}" in gated:
         return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="gated")
-      if revision not in ("main", COMMIT):
+      if revision not in ("main", commit, COMMIT):
         return self.answer(404, X_Error_Code="RevisionNotFound")
       if not (folder / file).is_file():
         return self.answer(404, X_Error_Code="EntryNotFound")
       content = (folder / file).read_bytes()
       etag = hashlib.sha256(content).hexdigest()
-      self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+      self.answer(
+        200, content, ETag=f'"{etag}"', X_Repo_Commit=commit if revision == "main" else revision, Accept_Ranges="bytes"
+      )
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -60,13 +62,17 @@ def serve(repositories, gated=()):
       if folder is None:
         return self.missing()
       revision = rest[1] if len(rest) > 1 else "main"
-      if revision not in ("main", COMMIT):
+      if revision not in ("main", commit, COMMIT):
         return self.answer(404, X_Error_Code="RevisionNotFound")
       files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
       if rest[:1] == ["tree"]:
         sizes = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files]
         return self.answer(200, json.dumps(sizes).encode(), Content_Type="application/json")
-      told = {"id": f"{organization}/{name}", "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+      told = {
+        "id": f"{organization}/{name}",
+        "sha": commit if revision == "main" else revision,
+        "siblings": [{"rfilename": file} for file in files],
+      }
       self.answer(200, json.dumps(told).encode(), Content_Type="application/json")
 
   server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -134,14 +134,22 @@ def test_a_run_by_names_alone_keeps_the_commits(repositories, tmp_path):
     " --reward-weights 1 0 --steps 1 --num-prompts 2 --group-size 2 --minibatches 1 --max-new-tokens 4"
     " --evaluation-samples 2 --run-dir run"
   )
-  with serve(repositories) as (url, _):
-    env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-      [sys.executable, "-m", "experiments.grpo", *arguments.split()],
-      env=env, cwd=tmp_path, capture_output=True, text=True,
+  env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+  def train(url, *more):
+    return subprocess.run(
+      [sys.executable, "-m", "experiments.grpo", *arguments.split(), *more],
+      env=env | {"HF_ENDPOINT": url}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
+
+  with serve(repositories) as (url, _):
+    done = train(url)
   assert done.returncode == 0, done.stdout + done.stderr
   assert "24 rows read as questions, as chat" in done.stdout and "the first prompt reads 'user: " in done.stdout
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   assert config["model_commit"] == COMMIT and config["data"] == f"{COMMIT} train"
   assert json.loads((tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()[0])["solved"] == 0
+  with serve(repositories, commit="d" * 40) as (url, _):  # the hub has moved on; the run stays with what it began with
+    done = train(url, "--resume", "--steps", "2")
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["model_commit"] == COMMIT

@@ -233,7 +233,7 @@ def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, .
 
 def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   """A model with tensors in the place of its own, by a checkpoint's names; an unembedding is then tied no longer."""
-  if "lm_head.weight" in tensors and model.config.tie_embeddings:
+  if len({"lm_head.weight", "model.embed_tokens.weight"} & tensors.keys()) and model.config.tie_embeddings:
     config = dataclasses.replace(model.config, tie_embeddings=False)
     model.hf.tie_word_embeddings = False
     own = {**model.params, "unembedding": model.policy.unembed(model.params)}

@@ -221,9 +221,11 @@ def reward_of_equals(seen: Seen) -> Finding | None:
     if row.get("completion") and _is_finite(row.get("reward")):
       paid.setdefault(json.dumps([row["prompt"], row["completion"], row.get("tokens")]), []).append(row["reward"])
   twice = [rewards for rewards in paid.values() if len(rewards) > 1]
+  if len(twice) < 8:
+    return None
   usual = np.std([reward for rewards in paid.values() for reward in rewards])  # a model's scores differ by rounding
   differ = [rewards for rewards in twice if np.ptp(rewards) > 0.05 * usual]
-  if len(twice) < 8 or len(differ) <= len(twice) // 10:
+  if len(differ) <= len(twice) // 10:
     return None
   return Finding(
     "reward is not a function",

@@ -105,17 +105,16 @@ def _dialogues(row: Row) -> dict[str, Any]:
 
 
 def _asked_in_text(row: Row) -> dict[str, Any]:
-  """A prompt of text and whole conversations as answers, which may begin with it (UltraFeedback)."""
-  answers = {name: row[name] for name in ("chosen", "rejected")}
-  if not isinstance(row["prompt"], str) or not all(_is_messages(answer) for answer in answers.values()):
+  """A prompt, and whole conversations as answers: what both begin with is the prompt (UltraFeedback)."""
+  answers = [row["chosen"], row["rejected"]]
+  if not all(_is_messages(answer) for answer in answers):
     return dict(row)
-  prompt = user(row["prompt"])
-  begins = all(answer[0].get("role") == "user" for answer in answers.values())
-  if not begins:
-    return {**row, "prompt": prompt}
-  if any(answer[0].get("content") != row["prompt"] for answer in answers.values()):
-    raise ValueError("chosen and rejected begin with another message of the user than the prompt")
-  return {**row, "prompt": prompt, **{name: answer[1:] for name, answer in answers.items()}}
+  if all(answer[0].get("role") in ("system", "user") for answer in answers):
+    said = [message.get("content") for message in answers[0]]
+    if isinstance(row["prompt"], str) and row["prompt"] not in said:
+      raise ValueError("chosen and rejected are conversations in which the prompt is not said")
+    return without(row, "prompt")
+  return {**row, "prompt": user(row["prompt"])} if isinstance(row["prompt"], str) else dict(row)
 
 
 def _is_messages(value: Any) -> bool:
@@ -124,22 +123,22 @@ def _is_messages(value: Any) -> bool:
 
 PROMPTS = (
   Form("prompts", ("prompt",), dict),
-  Form("questions, as chat", ("question",), lambda row: {"prompt": user(row["question"]), **without(row, "question")}),
-  Form("problems, as chat", ("problem",), lambda row: {"prompt": user(row["problem"]), **without(row, "problem")}),
+  Form("questions, as chat", ("question",), lambda row: {**without(row, "question"), "prompt": user(row["question"])}),
+  Form("problems, as chat", ("problem",), lambda row: {**without(row, "problem"), "prompt": user(row["problem"])}),
   Form(
     "conversations, up to the last answer",
     ("messages",),
-    lambda row: {"prompt": asked(row["messages"]), **without(row, "messages")},
+    lambda row: {**without(row, "messages"), "prompt": asked(row["messages"])},
   ),
   Form(
     "ShareGPT's conversations, up to the last answer",
     ("conversations",),
-    lambda row: {"prompt": asked(turns(row)), **without(row, "conversations")},
+    lambda row: {**without(row, "conversations"), "prompt": asked(turns(row))},
   ),
   Form(
     "Alpaca's instructions, as chat",
     ("instruction",),
-    lambda row: {"prompt": user(instruction(row)), **without(row, "instruction", "input")},
+    lambda row: {**without(row, "instruction", "input"), "prompt": user(instruction(row))},
   ),
 )
 DEMONSTRATIONS = (

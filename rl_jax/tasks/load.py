@@ -85,6 +85,8 @@ def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fi
     if key not in known:
       raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(known)}")
     default = inspect.signature(loader).parameters[key].default
+    if isinstance(default, str):
+      settings[key] = value = str(value)  # config=2021
     kind = int if default is None else type(default)
     if type(value) is not kind:
       raise ValueError(f"option {key} of task {name!r} must be {kind.__name__}, got {value!r}")

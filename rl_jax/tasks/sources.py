@@ -62,11 +62,11 @@ def read(source: str | Path, *, config: str = "", split: str = "train", rename: 
       raise ValueError(f"config and split are of data sets on the hub; {str(source)!r} is none")
     path = Path(source)
     paths, name, identity = [path], path.name.partition(".")[0], files.fingerprint(path)
-  renames = _renames(rename)
+  renames, own = _renames(rename), paths == [Path(source)]
   places, rows = [], []
   for path in paths:
     for place, row in files.read(path):
-      places.append(f"{path.name if len(paths) > 1 or hub.is_name(str(source)) else path}, {place}")
+      places.append(f"{path if own else path.name}, {place}")
       rows.append(_renamed(row, renames, places[-1]))
   if not rows:
     raise ValueError(f"{str(source)!r} has no rows")

@@ -198,8 +198,9 @@ class Worker:
 
 def _line(process: subprocess.Popen, seconds: float) -> bytes:
   """The process's next line; empty where none comes in time, or it has ended."""
-  ready, _, _ = select.select([process.stdout], [], [], seconds)
-  return process.stdout.readline() if ready else b""  # pyright: ignore[reportOptionalMemberAccess]
+  out: Any = process.stdout
+  ready, _, _ = select.select([out], [], [], seconds)
+  return out.readline() if ready else b""
 
 
 @functools.cache

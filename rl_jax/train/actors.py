@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from rl_jax.devices import Devices
-from rl_jax.models import heads, lora, presets
+from rl_jax.models import families, heads, lora, presets
 from rl_jax.models.transformer import Policy
 from rl_jax.ops.moments import Moments
 from rl_jax.state import Forward, Keys, ModelOutputs, RewardModel, RLState, Sequences, Values
@@ -103,9 +103,14 @@ def make_learner(
 ) -> Learner:
   """Returns a model as it is trained; arguments as `Learner`.
 
+  Raises:
+    ValueError: For adapters on a model of whose matrices a checkpoint puts several into one tensor.
+
   >>> make_learner(presets.load("tiny"), lora_rank=2).frozen
   ('base',)
   """
+  if lora_rank:
+    families.check_adaptable(model.hf.model_type)
   return Learner(model._replace(params=None), base_model, lora_rank, lora_alpha)
 
 

@@ -12,6 +12,7 @@ from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 
 ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
+SYSTEM = {"role": "system", "content": "Be brief."}
 USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
 
 PROMPTS = {
@@ -36,6 +37,7 @@ PROMPTS = {
     {"prompt": [{"role": "user", "content": "Add.\n\n1, 1"}], "output": "2"},
     "Alpaca's instructions, as chat",
   ),
+  "null": ({"prompt": None, "question": "1 + 1?"}, {"prompt": [USER]}, "questions, as chat"),
   "messages": ({"messages": [USER, REPLY]}, {"prompt": [USER]}, "conversations, up to the last answer"),
   "parts": (
     {"prompt": [{"role": "user", "content": [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}]}]},
@@ -58,6 +60,21 @@ def test_prompts(name):
   ("row", "prompt", "answers"),
   [
     ({"prompt": "1 + 1?", "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
+    (
+      {"prompt": "1 + 1?", "chosen": [SYSTEM, USER, REPLY], "rejected": [SYSTEM, USER, {**REPLY, "content": "3"}]},
+      [SYSTEM, USER],
+      ["2", "3"],
+    ),
+    (
+      {
+        "prompt": "1 + 1?",
+        "chosen": [{**USER, "content": "Hi"}, {**REPLY, "content": "Yes?"}, USER, REPLY],
+        "rejected": [{**USER, "content": "Hi"}, {**REPLY, "content": "Yes?"}, USER, {**REPLY, "content": "3"}],
+      },
+      [{**USER, "content": "Hi"}, {**REPLY, "content": "Yes?"}, USER],
+      ["2", "3"],
+    ),
+    ({"prompt": [USER], "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
     ({"prompt": "1 + 1?", "chosen": [REPLY], "rejected": [{**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
     (
       {
@@ -68,7 +85,7 @@ def test_prompts(name):
       ["2", "3"],
     ),
   ],
-  ids=["UltraFeedback", "answers alone", "HH-RLHF"],
+  ids=["UltraFeedback", "with a system prompt", "of several turns", "a chat twice", "answers alone", "HH-RLHF"],
 )
 def test_preferences(row, prompt, answers):
   (found,) = preferences.from_rows([("row 1", row)]).rankings
@@ -79,7 +96,7 @@ def test_preferences(row, prompt, answers):
 def test_single_answers_with_a_label_are_named():
   with pytest.raises(ValueError, match=r"row 1: single answers with a label \(KTO's rows\) are not read here"):
     preferences.from_rows([("row 1", {"prompt": "a", "completion": "b", "label": True})])
-  with pytest.raises(ValueError, match="begin with another message of the user than the prompt"):
+  with pytest.raises(ValueError, match="conversations in which the prompt is not said"):
     preferences.from_rows([("row 1", {"prompt": "other", "chosen": [USER, REPLY], "rejected": [USER, REPLY]})])
 
 

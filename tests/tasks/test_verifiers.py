@@ -132,6 +132,12 @@ def test_rewards_are_found_by_name_by_module_and_by_file(tmp_path, monkeypatch):
   assert {name: value.tolist() for name, value in values.items()} == {"gsm8k": [1.0], "paid": [0.25], "json": [1.0]}
   monkeypatch.chdir(tmp_path)
   assert from_paths(["own.py:paid"])[0].function is found[1].function
+  (tmp_path / "math.py").write_text("def paid(completions, **_):\n  return [2.0] * len(completions)\n")
+  assert from_paths(["math.py:paid"])[0].function(["a"]) == [2.0] and importlib.import_module("math").pi > 3
+  (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+  for _ in range(2):
+    with pytest.raises(ValueError, match="ModuleNotFoundError: No module named 'nothing_of_that_name'"):
+      from_paths(["broken.py:paid"])
   with pytest.raises(ValueError, match="there is no file 'nowhere.py'"):
     from_paths(["nowhere.py:paid"])
   with pytest.raises(ValueError, match="unknown reward 'maths'; there are math, gsm8k, format, length, json, 'module:"):

@@ -87,6 +87,21 @@ def tensors(model_type: str) -> tuple[Tensor, ...]:
   return find(model_type).TENSORS
 
 
+def check_adaptable(model_type: str) -> None:
+  """Raises ValueError if adapters of a family's matrices have no place in PEFT's files: several are in one tensor.
+
+  >>> check_adaptable("phi3")
+  Traceback (most recent call last):
+  ...
+  ValueError: adapters of model_type 'phi3' are not supported: its checkpoints have several matrices in one tensor
+  """
+  names = [tensor.name for tensor in tensors(model_type)]
+  if len(set(names)) < len(names):
+    raise ValueError(
+      f"adapters of model_type {model_type!r} are not supported: its checkpoints have several matrices in one tensor"
+    )
+
+
 def named_ends(values: Any) -> set[int]:
   """Returns the ends of sequence that a file names: one, a list of them, or none.
 
