@@ -152,9 +152,7 @@ class OptimizerConfig(Checked):
 class RolloutConfig(Checked):
   task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, a .jsonl, .json, .csv or .parquet file, or a hub name
   task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3, or config=main rename=q:prompt of rows
-  rewards: tuple[
-    str, ...
-  ] = ()  # math, gsm8k, format, length, json, my_module:reward or file.py:reward; for the task's own
+  rewards: tuple[str, ...] = ()  # math, gsm8k, format, length, json, module:function or file.py:function
   reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
   num_prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt

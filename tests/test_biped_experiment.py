@@ -44,7 +44,7 @@ def test_two_steps_and_everything_that_is_written(tmp_path, settings, capsys):
   params, moments = agents.load(saved.parent)
   assert "policy" in params and np.all(np.asarray(moments.std) >= 0) and moments.count > 0
   rows, evaluations = read_lines(tmp_path / "run", "metrics.jsonl"), read_lines(tmp_path / "run", "evaluation.jsonl")
-  assert len(rows) == 2 and len(evaluations) == 2 and {"return", "length"} <= set(evaluations[0]["values"])
+  assert len(rows) == 2 and len(evaluations) == 3 and {"return", "length"} <= set(evaluations[0]["values"])
   assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
   output = capsys.readouterr().out
   if "environment" not in settings:

@@ -155,7 +155,7 @@ def test_a_broken_file_and_a_run_that_never_finished_are_said(trained, tmp_path)
   (folder / "evaluation.jsonl").write_text('{"step": 0, "rew')
   (folder / "metrics.jsonl").write_text("\n".join((folder / "metrics.jsonl").read_text().splitlines()[:2]) + "\n")
   html = report.write(folder, tokens=False).read_text()
-  assert "evaluation.jsonl cannot be read" in html and "the run has not finished: 2 of 4 steps" in html
+  assert "evaluation.jsonl: 1 damaged line was left out" in html and "the run has not finished: 2 of 4 steps" in html
   with pytest.raises(ValueError, match="holds no run"):
     report.write(tmp_path / "nothing")
 
