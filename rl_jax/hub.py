@@ -121,7 +121,7 @@ def _file_names(name: str, folder: Path) -> list[str]:
   from huggingface_hub import HfApi, errors
 
   try:
-    told = HfApi().repo_info(name.partition("@")[0], repo_type="dataset", revision=folder.name)
+    told = HfApi().dataset_info(name.partition("@")[0], revision=folder.name)
     found = [file.rfilename for file in told.siblings or ()]
   except errors.HfHubHTTPError as error:  # the hub has answered, and not with a list
     raise ValueError(f"data set {name!r}: its files cannot be listed ({reason(error)})") from None

@@ -80,7 +80,7 @@ def panels(run: RunData) -> list[Panel]:
       found.append(Panel(title, curves, points))
     if title == "reward":
       found += _parts(run)
-  return found
+  return found + _further(run, found)
 
 
 def constants(run: RunData) -> dict[str, float]:
@@ -104,7 +104,20 @@ def _parts(run: RunData) -> list[Panel]:
   """A panel for each of several rewards: they have units of their own."""
   names = sorted({name for row in run.metrics for name in row if name.startswith("reward/")})
   curves = [curve for name in names if (curve := _curve(run, name)) is not None]
-  return [Panel(f"reward: {curve.name.removeprefix('reward/')}", (curve,)) for curve in curves[:MOST]]
+  return [
+    Panel(f"reward: {own}", (curve,), points_of(run, curve.name) or points_of(run, own))
+    for curve in curves[:MOST]
+    for own in (curve.name.removeprefix("reward/"),)
+  ]
+
+
+def _further(run: RunData, found: Sequence[Panel]) -> list[Panel]:
+  """What evaluations measured and no panel has, such as a perplexity."""
+  drawn = {name for _, _, evaluated in PANELS for name in evaluated} | {panel.title[8:] for panel in found}
+  names = dict.fromkeys(name for _, result in run.evaluated for name in result.numbers())
+  left = [name for name in names if name not in drawn and "@" not in name and not name.startswith("reward/")]
+  panels = [Panel(f"evaluation: {name}", (), points_of(run, name)) for name in left]
+  return [panel for panel in panels if len({point.value for point in panel.points}) > 1][:MOST]
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

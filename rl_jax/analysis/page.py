@@ -155,6 +155,9 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
       xs, ys = (curves.smoothed([row[key] for row in rows]) for key in (name, reward))
       title, points = f"{reward} over {name}, moving means, a point a step", list(zip(xs, ys, strict=True))
       drawn += [charts.scatter(title, "nats a token", {"": points}, diagonal=False)] if points else []
+    parts = [reward for reward in rewards if reward != "reward"]
+    if len(parts) > 1:  # what is learned from beside what is wanted: over-optimization shows where they part
+      drawn += _together(run, name, parts)
   if changes is not None and run.evaluated:
     kept = [{"kl": 0.0, **run.evaluated[0][1].numbers()}, *changes["snapshots"]]
     names = [name for name in kept[-1] if name not in ("step", "kl") and all(name in each for each in kept)]
@@ -168,6 +171,18 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
       for name in names
     ]
   return drawn
+
+
+def _together(run: RunData, kl: str, rewards: Sequence[str]) -> list[Markup]:
+  """All rewards over the KL in one chart, each from its least to its largest; none where none changes."""
+  groups = {}
+  for reward in rewards:
+    rows = [row for row in run.metrics if row.get(kl) is not None and row.get(reward) is not None]
+    xs, ys = (np.array(curves.smoothed([row[key] for row in rows])) for key in (kl, reward))
+    if len(ys) > 1 and np.ptp(ys) > 0:
+      groups[reward] = list(zip(xs.tolist(), ((ys - ys.min()) / np.ptp(ys)).tolist(), strict=True))
+  title = f"each from 0 to 1, over {kl}"
+  return [charts.scatter(title, "nats a token", groups, diagonal=False)] if groups else []
 
 
 def _over_time(run: RunData) -> dict[str, Any] | None:
