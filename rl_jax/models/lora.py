@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rl_jax import hub
 from rl_jax.errors import reason
 
 # Our name of a layer's matrix, and the module that PEFT names.
@@ -207,10 +208,12 @@ def save_peft(
     for layer in range(a.shape[0]):
       for side, matrix in (("lora_A", a), ("lora_B", b)):
         tensors[_name(layer, name, f"{side}.weight")] = np.ascontiguousarray(np.asarray(matrix[layer]).T)
+  name, _, revision = base_model.partition("@") if hub.is_name(base_model) else (base_model, "", "")
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": base_model,
+    "base_model_name_or_path": name,
+    "revision": revision or None,
     "r": next(iter(adapters.values())).a.shape[-1],
     "lora_alpha": alpha,
     "target_modules": [MODULES[name].rpartition(".")[2] for name in adapters],
@@ -267,7 +270,10 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   replaced = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if any(s in name for s in saved)}
   if tensors or not adapters:
     raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
-  return Peft(adapters, alpha, str(config.get("base_model_name_or_path") or ""), magnitudes, replaced)
+  base = str(config.get("base_model_name_or_path") or "")
+  if config.get("revision") and hub.is_name(base):
+    base = f"{base}@{config['revision']}"
+  return Peft(adapters, alpha, base, magnitudes, replaced)
 
 
 PREFIX, MAGNITUDE = "base_model.model.", "lora_magnitude_vector"

@@ -229,6 +229,13 @@ def test_adapters_as_peft_writes_them_give_what_it_computes(kind):
   np.testing.assert_allclose(logp, expected, rtol=0, atol=2e-4)
 
 
+def test_a_base_on_the_hub_is_named_as_peft_names_it(tmp_path):
+  lora.save_peft(tmp_path, trained(rank=2), base_model="org/name@v2")
+  config = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "v2")
+  assert lora.load_peft(tmp_path).base_model == "org/name@v2"
+
+
 def test_saved_modules_of_another_shape_or_name_are_refused():
   for name, shape in (("lm_head.weight", (3, 64)), ("model.layers.0.mlp.router.weight", (2, 2))):
     with pytest.raises(ValueError, match=f"modules_to_save holds {name}"):
