@@ -82,6 +82,7 @@ tell(sources.read, "org/none")
 """
 
 
+@pytest.mark.slow
 def test_names_are_found_cached_and_refused_in_one_line(repositories, tmp_path):
   found = [
     "80384",
