@@ -126,7 +126,7 @@ def prompt_text(row: Mapping[str, Any]) -> str:
   """Returns a row's prompt to be read: text as it is, messages with their roles, and calls of tools as JSON.
 
   >>> prompt_text({"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]})
-  'user: Hi\nassistant: '
+  'user: Hi\\nassistant: '
   """
   prompt = row.get("prompt") or ""
   if isinstance(prompt, str):

@@ -339,6 +339,7 @@ def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
   scaling = {key: value for key, value in every.items() if key != "rope_theta"}
   scaling = None if scaling.get("rope_type") == "default" else scaling
   if scaling and scaling["rope_type"] == "longrope":  # which knows no other keys
+    local["partial_rotary_factor"] = scaling.get("partial_rotary_factor", 1.0)
     scaling = {"type": "longrope"} | {name: scaling[name] for name in ("short_factor", "long_factor")}
   return {"rope_theta": every["rope_theta"], "rope_scaling": scaling} | local
 
