@@ -287,7 +287,7 @@ def pinned(config: Any, name: str, key: str) -> str:
 
 def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:
   """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
-  data = preferences.from_rows(zip(config.rows.places, config.rows.rows, strict=True))
+  data = preferences.from_rows(config.rows.placed)
   if pairs and (answers := len(data.rankings[0].answers)) != 2:
     raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
   encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)

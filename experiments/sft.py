@@ -60,8 +60,8 @@ def main(config: Config) -> Path:
   config.check()
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  places = zip(config.rows.places, config.rows.rows, strict=True)
-  data, problems = examples.encode_demonstrations(config.make_reader(model), places, max_tokens=config.max_tokens)
+  reader = config.make_reader(model)
+  data, problems = examples.encode_demonstrations(reader, config.rows.placed, max_tokens=config.max_tokens)
   print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
   show_first(model, data[0].example.tokens)
   split = hold_out(data, config.held_out, seed=config.seed, key=lambda demonstration: demonstration.subject)

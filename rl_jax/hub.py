@@ -68,9 +68,10 @@ def data_files(name: str, *, config: str = "", split: str = "train") -> DataFile
   """
   folder = _snapshot(name, "dataset", ("README.md",))
   names = _file_names(name, folder)
-  configs = _configs(folder, names)
+  declared = _card(folder).get("configs") or []
+  configs = _configs(declared, names)
   if not config:
-    config = _only(name, configs, _card(folder).get("configs") or [])
+    config = _only(name, configs, declared)
   if config not in configs:
     raise ValueError(f"data set {name!r} has no configuration {config!r}; it has {', '.join(configs)}")
   splits = configs[config]
@@ -147,9 +148,8 @@ def _check_whole(name: str, found: Sequence[str]) -> None:
           raise ValueError(f"data set {name!r}: {wanted} is not cached here, and the hub cannot be reached")
 
 
-def _configs(folder: Path, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-  """The patterns of each split of each configuration."""
-  declared = _card(folder).get("configs") or []
+def _configs(declared: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+  """The patterns of each split of each configuration, as the card declares them, or else by the files' names."""
   found: dict[str, dict[str, list[str]]] = {}
   for each in declared:
     if files := each.get("data_files"):

@@ -23,10 +23,15 @@ def examine(folder: str | Path) -> list[Finding]:
   ...
   ValueError: 'no-such-folder' holds no metrics.jsonl with steps
   """
+  return _examined(folder)[0]
+
+
+def _examined(folder: str | Path) -> tuple[list[Finding], int]:
+  """The findings, and in how many steps."""
   rows = whole_lines(Path(folder) / "metrics.jsonl")[0]
   if not rows:
     raise ValueError(f"{str(folder)!r} holds no metrics.jsonl with steps")
-  return diagnose(rows, read_config(folder), whole_lines(Path(folder) / "samples.jsonl")[0])
+  return diagnose(rows, read_config(folder), whole_lines(Path(folder) / "samples.jsonl")[0]), len(rows)
 
 
 def show(folder: str | Path, *, console: Console | None = None) -> None:
@@ -36,8 +41,7 @@ def show(folder: str | Path, *, console: Console | None = None) -> None:
     ValueError: If the folder holds no metrics of a run.
   """
   console = console or Console()
-  found = examine(folder)
-  steps = len(whole_lines(Path(folder) / "metrics.jsonl")[0])
+  found, steps = _examined(folder)
   for finding in found:
     table = Table(title=f"{finding.name}, from step {finding.step} on", title_justify="left", show_header=False)
     for name in ("sign", "cause", "remedy", "source"):

@@ -150,14 +150,13 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
   name = next((name for name in ("kl_ref", "kl_reward") if len(column(run.metrics, name)[1]) > 2), None)
   if name is not None:
     rewards = sorted({key for row in run.metrics for key in row if key in ("reward", "solved") or key[:7] == "reward/"})
-    for reward in rewards:
-      rows = [row for row in run.metrics if row.get(name) is not None and row.get(reward) is not None]
-      xs, ys = (curves.smoothed([row[key] for row in rows]) for key in (name, reward))
-      title, points = f"{reward} over {name}, moving means, a point a step", list(zip(xs, ys, strict=True))
+    means = {reward: _means(run, name, reward) for reward in rewards}
+    for reward, points in means.items():
+      title = f"{reward} over {name}, moving means, a point a step"
       drawn += [charts.scatter(title, "nats a token", {"": points}, diagonal=False)] if points else []
-    parts = [reward for reward in rewards if reward != "reward"]
+    parts = {reward: points for reward, points in means.items() if reward != "reward"}
     if len(parts) > 1:  # what is learned from beside what is wanted: over-optimization shows where they part
-      drawn += _together(run, name, parts)
+      drawn += _together(name, parts)
   if changes is not None and run.evaluated:
     kept = [{"kl": 0.0, **run.evaluated[0][1].numbers()}, *changes["snapshots"]]
     names = [name for name in kept[-1] if name not in ("step", "kl") and all(name in each for each in kept)]
@@ -173,14 +172,20 @@ def _against(run: RunData, changes: Mapping[str, Any] | None) -> list[Markup]:
   return drawn
 
 
-def _together(run: RunData, kl: str, rewards: Sequence[str]) -> list[Markup]:
+def _means(run: RunData, kl: str, reward: str) -> list[tuple[float, float]]:
+  """A KL and a reward, moving means of both, of the steps that have both."""
+  rows = [row for row in run.metrics if row.get(kl) is not None and row.get(reward) is not None]
+  xs, ys = (curves.smoothed([row[key] for row in rows]) for key in (kl, reward))
+  return list(zip(xs, ys, strict=True))
+
+
+def _together(kl: str, means: Mapping[str, Sequence[tuple[float, float]]]) -> list[Markup]:
   """All rewards over the KL in one chart, each from its least to its largest; none where none changes."""
   groups = {}
-  for reward in rewards:
-    rows = [row for row in run.metrics if row.get(kl) is not None and row.get(reward) is not None]
-    xs, ys = (np.array(curves.smoothed([row[key] for row in rows])) for key in (kl, reward))
-    if len(ys) > 1 and np.ptp(ys) > 0:
-      groups[reward] = list(zip(xs.tolist(), ((ys - ys.min()) / np.ptp(ys)).tolist(), strict=True))
+  for reward, points in means.items():
+    low, high = (f((y for _, y in points), default=0.0) for f in (min, max))
+    if high > low:
+      groups[reward] = [(x, (y - low) / (high - low)) for x, y in points]
   title = f"each from 0 to 1, over {kl}"
   return [charts.scatter(title, "nats a token", groups, diagonal=False)] if groups else []
 

@@ -14,7 +14,6 @@ from rich.text import Text
 from rl_jax.analysis import changes, page, plots, run
 from rl_jax.analysis.run import RunData, column, prompt_text
 from rl_jax.errors import reason
-from rl_jax.runs.results import from_row
 
 
 def show(folder: str | Path, *, samples: int = 5, console: Console | None = None) -> None:
@@ -31,13 +30,13 @@ def show(folder: str | Path, *, samples: int = 5, console: Console | None = None
   console, data = console or Console(), run.read(folder)
   if not data.evaluations:
     raise ValueError(f"{str(folder)!r} holds no evaluation.jsonl: no finished run")
-  first, last, steps = data.evaluations[0], data.evaluations[-1], data.metrics
-  evaluated = [("before", first)] + ([(f"after {last['step']} steps", last)] if last is not first else [])
-  for title, result in evaluated:
-    console.print(f"{title}: {from_row(result).describe()}", highlight=False, soft_wrap=True)
-  if last is first and steps:
+  (first, before), (last, after), steps = data.evaluated[0], data.evaluated[-1], data.metrics
+  alone = len(data.evaluated) == 1
+  for title, result in [("before", before)] + ([] if alone else [(f"after {last} steps", after)]):
+    console.print(f"{title}: {result.describe()}", highlight=False, soft_wrap=True)
+  if alone and steps:
     console.print(f"stopped after {len(steps)} steps, before its last evaluation", highlight=False)
-  elif (table := _samples(data, first["step"], last["step"], samples)).row_count:
+  elif (table := _samples(data, first, last, samples)).row_count:
     console.print(table)
   if steps:
     minutes, peaks = sum(column(steps, "seconds")[1]) / 60, column(steps, "peak_gib")[1]

@@ -76,12 +76,13 @@ def read(folder: str | Path) -> RunData:
     return rows
 
   config = _tolerantly(lambda: read_config(folder), "config.json cannot be read", missing) or {}
-  if not read_provenance(folder):
+  provenance = read_provenance(folder)
+  if not provenance:
     missing.append("provenance.json: nothing that says what the run was started with")
   data = RunData(
     folder,
     config,
-    read_provenance(folder),
+    provenance,
     lines("metrics.jsonl", "steps"),
     lines("evaluation.jsonl", "evaluations"),
     lines("evaluation_samples.jsonl", "answers of evaluations"),

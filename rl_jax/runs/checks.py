@@ -216,10 +216,11 @@ def _is_finite(value: Any) -> bool:
 
 def reward_of_equals(seen: Seen) -> Finding | None:
   """The same completion of the same prompt has different rewards."""
-  paid: dict[str, list[float]] = {}
+  paid: dict[tuple, list[float]] = {}
   for row in seen.records:
     if row.get("completion") and _is_finite(row.get("reward")):
-      paid.setdefault(json.dumps([row["prompt"], row["completion"], row.get("tokens")]), []).append(row["reward"])
+      prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
+      paid.setdefault((prompt, row["completion"], row.get("tokens")), []).append(row["reward"])
   twice = [rewards for rewards in paid.values() if len(rewards) > 1]
   if len(twice) < 8:
     return None

@@ -177,8 +177,7 @@ def encode_demonstrations(
   Example(tokens=[7, 5, 1], labels=[False, True, True])
   """
   found, problems = [], Counter()
-  given = list(rows)
-  published = sources.Rows([place for place, _ in given], [row for _, row in given], "", "")
+  published = sources.Rows.of(rows)
   for place, row in zip(published.places, sources.as_form(published, forms.DEMONSTRATIONS).rows, strict=True):
     try:
       subject, examples, wrong = _demonstration(reader, row)

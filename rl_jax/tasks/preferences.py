@@ -67,8 +67,7 @@ def load(path: str | Path, **options: str) -> Preferences:
   ...   print(load(file.name).describe())
   1 rankings of 2 answers
   """
-  found = sources.read(path, **options)
-  return from_rows(zip(found.places, found.rows, strict=True))
+  return from_rows(sources.read(path, **options).placed)
 
 
 def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
@@ -82,8 +81,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
   1 rankings of 2 answers; left out: 1 with equal answers
   """
   rankings, left_out, first = [], Counter(), ""
-  given = list(rows)
-  found = sources.Rows([place for place, _ in given], [row for _, row in given], "", "")
+  found = sources.Rows.of(rows)
   for place, row in zip(found.places, sources.as_form(found, forms.PREFERENCES).rows, strict=True):
     ranking = _ranking(row, place)
     if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):

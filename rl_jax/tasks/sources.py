@@ -1,7 +1,7 @@
 """Where rows come from: files and folders of this machine, and data sets of the hub, with their columns renamed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,21 @@ class Rows(NamedTuple):
   rows: list[Any]
   fingerprint: str
   name: str
+
+  @property
+  def placed(self) -> list[tuple[str, Any]]:
+    """Each row with where it stands."""
+    return list(zip(self.places, self.rows, strict=True))
+
+  @classmethod
+  def of(cls, placed: Iterable[tuple[str, Any]], name: str = "") -> "Rows":
+    """Returns rows that are there already, given with their places.
+
+    >>> Rows.of([("row 1", {"text": "Hi"})]).placed
+    [('row 1', {'text': 'Hi'})]
+    """
+    given = list(placed)
+    return cls([place for place, _ in given], [row for _, row in given], "", name)
 
 
 class Described(NamedTuple):
