@@ -95,17 +95,18 @@ class Peft(NamedTuple):
   replaced: Mapping[str, np.ndarray] = {}
 
 
-def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tuple(MODULES)) -> dict[str, Adapter]:
+def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = ()) -> dict[str, Adapter]:
   """Returns adapters that change nothing yet: A is uniform in `+-sqrt(1 / in)` (PEFT's), B is 0.
 
   Args:
     key: PRNG key of the initial A.
     params: Parameters of a `models.transformer`, whose layers are stacked.
     rank: Rank of `A B`.
-    targets: Matrices that get an adapter: query, key, value, output, gate, up, down.
+    targets: Matrices that get an adapter: query, key, value, output, gate, up, down; by default all of these that the
+      model has, which those of experts are not.
 
   Raises:
-    ValueError: For a rank below 1, or an unknown target.
+    ValueError: For a rank below 1, or a target that the model has not.
 
   >>> from rl_jax.models import presets
   >>> params = presets.load("tiny").params
@@ -115,8 +116,10 @@ def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = tu
   """
   if rank < 1:
     raise ValueError(f"rank must be at least 1, got {rank}")
-  if unknown := [target for target in targets if target not in MODULES]:
-    raise ValueError(f"targets must be of {', '.join(MODULES)}, got {unknown[0]!r}")
+  present = [name for name in MODULES if name in params["layers"]]
+  targets = targets or present
+  if unknown := [target for target in targets if target not in present]:
+    raise ValueError(f"targets must be of {', '.join(present)}, got {unknown[0]!r}")
   adapters = {}
   for name, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
     layers, rows, columns = params["layers"][name]["kernel"].shape

@@ -243,9 +243,8 @@ def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   for name, tensor in tensors.items():
     if name not in entries or entries[name].shape != tensor.shape:
       raise ValueError(f"modules_to_save holds {name} of {list(tensor.shape)}, which the model has not")
-    (path,), layer = entries[name].paths, entries[name].layer
-    new = jnp.asarray(tensor.T if entries[name].transposed else tensor, flat[path].dtype)
-    flat[path] = new if layer is None else flat[path].at[layer].set(new)
+    for path, part in zip(entries[name].paths, entries[name].parts(tensor), strict=True):
+      flat[path] = flat[path].at[entries[name].index].set(jnp.asarray(part, flat[path].dtype))
   return model._replace(params=unflatten_dict(flat, sep="/"))
 
 

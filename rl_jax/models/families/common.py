@@ -11,13 +11,16 @@ class Tensor(NamedTuple):
 
   Attributes:
     path: In the parameters.
-    name: In a checkpoint, "{}" for the layer's number. Parameters of one name stand in one tensor, one below the other.
+    name: In a checkpoint, "{}" for the layer's number, and a second one for the expert's. Parameters of one name stand
+      in one tensor, their outputs behind each other.
     transposed: Whether a checkpoint stores it `[out, in]`.
+    interleaved: Whether the outputs of those of one name take turns instead.
   """
 
   path: str
   name: str
   transposed: bool = False
+  interleaved: bool = False
 
 
 def dense(ours: str, theirs: str) -> tuple[Tensor, Tensor]:
@@ -71,7 +74,7 @@ def sizes(hf: PretrainedConfig) -> dict[str, Any]:
     num_heads=hf.num_attention_heads,
     num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
     head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
-    rms_norm_eps=hf.rms_norm_eps,
+    norm_eps=hf.rms_norm_eps,
     tie_embeddings=bool(hf.tie_word_embeddings),
     qkv_bias=bias,
     output_bias=bias,
