@@ -15,7 +15,7 @@ from rl_jax import hub, options, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.errors import reason
-from rl_jax.models import heads, presets
+from rl_jax.models import presets
 from rl_jax.rollouts import fixed
 from rl_jax.runs.directory import RunDirectory, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
@@ -67,7 +67,7 @@ class RunConfig(Checked):
     learner: Learner,
     params: Any,
     done: int,
-    save: Callable[[Path], None] = lambda folder: None,
+    save: Callable[[Path], None] | None = None,
   ) -> Path:
     """Saves and shows what was trained, and returns the model's folder; ends the process if the run was stopped.
 
@@ -77,11 +77,13 @@ class RunConfig(Checked):
       learner: What was trained.
       params: Its parameters.
       done: Steps that were made.
-      save: Saves what is beside the model, to its folder.
+      save: Saves the model to a folder, where it is not the learner's own.
     """
     exit_if_stopped(module, self, done)
-    learner.save(run.folder, params)
-    save(run.folder / "model")
+    if save is None:
+      learner.save(run.folder, params)
+    else:
+      save(run.folder / "model")
     show_run(run.folder)
     return run.folder / "model"
 
@@ -285,12 +287,15 @@ def pinned(config: Any, name: str, key: str) -> str:
   return f"{name}@{commit}" if re.fullmatch("[0-9a-f]{40}", commit) else name
 
 
-def load_rankings(config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False) -> Split:
+def load_rankings(
+  config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False, whole: bool = False
+) -> Split:
   """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
   data = preferences.from_rows(config.rows.placed)
   if pairs and (answers := len(data.rankings[0].answers)) != 2:
     raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
-  encoded, problems = examples.encode_rankings(config.make_reader(model), data, max_tokens=config.max_tokens)
+  reader = config.make_reader(model)
+  encoded, problems = examples.encode_rankings(reader, data, max_tokens=config.max_tokens, whole=whole)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)
   show_first(model, [*encoded[0].prompt, *encoded[0].answers[0].tokens])
   split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: each.subject)
@@ -332,7 +337,7 @@ def with_options(settings: dict[str, Any], options: Sequence[str]) -> dict[str, 
 
 def reward_model_settings(folder: str) -> dict[str, Any]:
   """Returns what a resumed run must share of its reward model; nothing where there is none."""
-  return {"reward_model": [folder, heads.fingerprint(folder)]} if folder else {}
+  return {"reward_model": [folder, presets.fingerprint(folder)]} if folder else {}
 
 
 def load_reward(folder: str, model: presets.Model, *, max_tokens: int, remat: bool) -> LoadedReward | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.configs import SupervisedConfig, load_rankings
 from rl_jax.devices import Devices
-from rl_jax.models import heads, presets
+from rl_jax.models import heads, presets, weights
 from rl_jax.objectives import reward_model
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.statistics import calibration_error
@@ -58,7 +58,8 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  split = load_rankings(config, model, config.num_rankings)
+  weights.architecture(model.hf.model_type, scores=True)
+  split = load_rankings(config, model, config.num_rankings, whole=True)
   if config.margins and not split.training[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
   with directory as run:
@@ -102,7 +103,7 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     )
 
   def init(start: Any, keys: Keys) -> dict[str, Any]:
-    return learner.init(start, keys) | {"head": heads.init_head(keys.head, width)}
+    return learner.init(start, keys) | {"head": heads.init_head(keys.head, width, bias=False)}
 
   create = create_state(learner, optimizer, init=init, keep_reference=False)
   state, model = devices.build(create, model.params, jax.random.key(config.seed)), model._replace(params=None)
@@ -116,7 +117,7 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
   )
   return config.finish(
     MODULE, run, learner, state.policy.params, done,
-    save=lambda folder: heads.save_head(folder, state.policy.params["head"]),
+    save=lambda folder: learner.save_scorer(folder, state.policy.params),
   )  # fmt: skip
 
 

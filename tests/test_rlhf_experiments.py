@@ -9,7 +9,7 @@ import pytest
 
 from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
 from rl_jax.analysis import report
-from rl_jax.models import heads, presets
+from rl_jax.models import presets
 from rl_jax.objectives import kl_cov
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import results
@@ -73,7 +73,8 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   assert ("updates" in row) == (not adapted) and row["reward_std"] > 0
   evaluation = read_lines(tmp_path / "ppo", "evaluation.jsonl")[-1]
   assert np.isfinite(evaluation["reward"]) and evaluation["solved"] is None
-  heads.save_head(judge, {"out": {"kernel": np.ones((64, 1), np.float32), "bias": np.zeros(1, np.float32)}})
+  backbone, _ = presets.load_scorer(str(judge))
+  presets.save_scorer(judge, backbone, backbone.params, {"out": {"kernel": np.ones((64, 1), np.float32)}})
   with pytest.raises(ValueError, match="reward_model was"):  # it is another one by now
     ppo.main(dataclasses.replace(config, resume=True, steps=3))
   with pytest.raises(ValueError, match="steps was 2, is 3"):  # the learning rates would be others
@@ -274,7 +275,7 @@ def test_an_objective_of_the_old_policy_keeps_its_kl():
 
 def test_a_folder_without_a_head_is_no_reward_model(tmp_path, demonstrations):
   model = sft.main(sft.Config(data=demonstrations, **SMALL, num_rows=4, max_tokens=16, run_dir=str(tmp_path / "sft")))
-  with pytest.raises(ValueError, match="no readable scalar head: is this a reward model's folder"):
+  with pytest.raises(ValueError, match="no reward model's: they have no score.weight"):
     ppo.main(ppo.Config(**SMALL, **ROLLOUTS, reward_model=str(model), run_dir=str(tmp_path / "run")))
 
 

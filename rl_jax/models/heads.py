@@ -1,17 +1,11 @@
 """Scalar heads: actor and critic with one trunk, and models of their own that give a number (rewards, critics)."""
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from rl_jax.models.transformer import Output, Policy
 
@@ -19,19 +13,23 @@ from rl_jax.models.transformer import Output, Policy
 class ScalarHead(nn.Module):
   """One number a hidden state, `w h + b`, in float32. It starts as 0 everywhere."""
 
+  bias: bool = True
+
   @nn.compact
   def __call__(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
     wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    return nn.Dense(1, kernel_init=nn.initializers.zeros, name="out")(wide)[..., 0]
+    return nn.Dense(1, use_bias=self.bias, kernel_init=nn.initializers.zeros, name="out")(wide)[..., 0]
 
 
-def init_head(key: Array, embed_dim: int) -> Any:
+def init_head(key: Array, embed_dim: int, *, bias: bool = True) -> Any:
   """Returns the parameters of a scalar head on hidden states `[..., embed_dim]`, for a backbone that is there already.
+
+  Reward models have no bias, as those of Hugging Face: scores are compared.
 
   >>> jax.tree.map(jnp.shape, init_head(jax.random.key(0), 4))
   {'out': {'bias': (1,), 'kernel': (4, 1)}}
   """
-  return ScalarHead().init(key, jnp.zeros((1, embed_dim)))["params"]
+  return ScalarHead(bias).init(key, jnp.zeros((1, embed_dim)))["params"]
 
 
 def with_value_head(policy: Policy, embed_dim: int) -> Policy:
@@ -73,41 +71,6 @@ def _with_head(trunk: Policy, embed_dim: int, trunk_name: str, head_name: str) -
     return trunk.apply(params[trunk_name], *args, **kwargs)
 
   def value(params: Any, hidden: Array) -> Array:
-    return jnp.asarray(ScalarHead().apply({"params": params[head_name]}, hidden))
+    return jnp.asarray(ScalarHead("bias" in params[head_name]["out"]).apply({"params": params[head_name]}, hidden))
 
   return Policy(init, apply, lambda params: trunk.unembed(params[trunk_name]), trunk.empty_cache, value, trunk.softcap)
-
-
-def save_head(folder: str | os.PathLike, head: Any) -> None:
-  """Writes a scalar head's parameters to `head.safetensors`, beside a backbone's folder of weights."""
-  save_file({name: np.asarray(leaf) for name, leaf in head["out"].items()}, Path(folder) / "head.safetensors")
-
-
-def fingerprint(folder: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a folder's head, which tells one training of a reward model from another; "" without one."""
-  path = Path(folder) / "head.safetensors"
-  return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def load_head(folder: str | os.PathLike, embed_dim: int) -> Any:
-  """Reads what `save_head` wrote.
-
-  Raises:
-    ValueError: If the file is missing or damaged, or of another width.
-
-  >>> import tempfile
-  >>> head = ScalarHead().init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   save_head(folder, head)
-  ...   load_head(folder, 4)["out"]["kernel"].shape
-  (4, 1)
-  """
-  path = Path(folder) / "head.safetensors"
-  try:
-    tensors = load_file(path)
-  except (OSError, SafetensorError) as error:
-    raise ValueError(f"{str(path)!r} is no readable scalar head: is this a reward model's folder? ({error})") from None
-  shapes = {name: tensor.shape for name, tensor in tensors.items()}
-  if shapes != {"kernel": (embed_dim, 1), "bias": (1,)}:
-    raise ValueError(f"{str(path)!r} holds {shapes}, not the head of a model of width {embed_dim}")
-  return {"out": {name: jnp.asarray(tensor) for name, tensor in tensors.items()}}

@@ -1,6 +1,8 @@
 """Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, a GGUF file, or a name on the hub."""
 
+import copy
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -95,6 +97,64 @@ def load(name: str, **overrides: Any) -> Model:
   )
 
 
+def load_scorer(name: str, **overrides: Any) -> tuple[Model, Any]:
+  """Loads a reward model: a sequence classifier with one label in Hugging Face's format, as this library writes it too.
+
+  Args:
+    name: A folder, that of a run that trained one, or a name on the hub.
+    **overrides: Arguments of `TransformerConfig`.
+
+  Returns:
+    The backbone, which has no words to choose, and the parameters of the scalar head on it.
+
+  Raises:
+    ValueError: If there is no such model, its files do not fit together, or it does not give one number.
+  """
+  folder = _scorer_folder(name)
+  hf, _ = _configuration(folder)
+  config = families.transformer_config(hf, **overrides | {"tie_embeddings": True})
+  params, kernel = weights.load_scorer(folder, config, hf)
+  return _model(config, params, hf, _tokenizer(folder)), {"out": {"kernel": kernel}}
+
+
+def fingerprint(name: str) -> str:
+  """Returns the SHA-256 of a reward model's head, which tells one training from another.
+
+  Raises:
+    ValueError: If there is no such model.
+  """
+  folder = _scorer_folder(name)
+  source = weights.open_safetensors(folder, families.read(str(folder)).model_type)
+  return hashlib.sha256(source.read(weights.SCORE).tobytes()).hexdigest() if weights.SCORE in source.shapes else ""
+
+
+def _scorer_folder(name: str) -> Path:
+  if hub.is_name(name):
+    return hub.model_folder(name)
+  folder = Path(name) / "model" if (Path(name) / "model" / "config.json").is_file() else Path(name)
+  if not (folder / "config.json").is_file():
+    raise ValueError(f"unknown reward model {name!r}: no folder with config.json, and no name on the hub")
+  return folder
+
+
+def save_scorer(folder: str | os.PathLike, model: Model, params: Any, head: Any) -> None:
+  """Writes a reward model as a sequence classifier with one label, in Hugging Face's format.
+
+  >>> import tempfile
+  >>> model = load("tiny")
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_scorer(folder, model, model.params, {"out": {"kernel": jnp.ones((model.config.embed_dim, 1))}})
+  ...   load_scorer(folder)[1]["out"]["kernel"].shape
+  (64, 1)
+  """
+  hf = copy.deepcopy(model.hf)
+  if hf.pad_token_id is None:  # by which a classifier knows where a sequence ends
+    hf.pad_token_id = model.tokenizer.pad_token_id
+  weights.save_safetensors(
+    folder, params, model.config, hf, model.tokenizer, eos_tokens=model.eos_tokens, score=head["out"]["kernel"]
+  )
+
+
 def save(folder: str | os.PathLike, model: Model, params: Any) -> None:
   """Writes parameters as a folder in Hugging Face's format, with the model's configuration and tokenizer.
 
@@ -172,10 +232,16 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
   return _model(config, params, hf, tokenizer)
 
 
-def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
+def _configuration(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+  """A folder's configuration, and what stands in its file."""
   hf, given = families.read(str(folder)), _json(folder / "config.json")
   if "eos_token_id" not in given:
     hf.eos_token_id = None  # a class of configurations has ends of its own, which are not the model's
+  return hf, given
+
+
+def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
+  hf, given = _configuration(folder)
   params = weights.load_safetensors(folder, config := families.transformer_config(hf, **overrides), hf)
   if config.tie_embeddings and "unembedding" in params:
     hf.tie_word_embeddings, config = False, dataclasses.replace(config, tie_embeddings=False)
@@ -233,7 +299,7 @@ def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, .
 
 def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   """A model with tensors in the place of its own, by a checkpoint's names; an unembedding is then tied no longer."""
-  if len({"lm_head.weight", "model.embed_tokens.weight"} & tensors.keys()) and model.config.tie_embeddings:
+  if len({weights.HEAD, "model.embed_tokens.weight"} & tensors.keys()) and model.config.tie_embeddings:
     config = dataclasses.replace(model.config, tie_embeddings=False)
     model.hf.tie_word_embeddings = False
     own = {**model.params, "unembedding": model.policy.unembed(model.params)}

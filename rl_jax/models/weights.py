@@ -19,16 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
+from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+  MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+  MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from rl_jax.errors import reason
 from rl_jax.models import families
 from rl_jax.models.families.common import Tensor, rope_settings
 from rl_jax.models.transformer import TransformerConfig, policy
 
+HEAD = "lm_head.weight"
+SCORE = "score.weight"  # the head of a sequence classifier with one label, `[1, D]`: a reward model
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_FILES = (
@@ -167,14 +173,14 @@ def assemble(
 
 def _is_untied(source: Source) -> bool:
   """Whether a checkpoint holds an unembedding that is not its embedding."""
-  embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+  embedding, head = "model.embed_tokens.weight", HEAD
   if not {embedding, head} <= source.shapes.keys() or source.shapes[embedding] != source.shapes[head]:
     return False
   return not np.array_equal(source.read(embedding), source.read(head))
 
 
 def _is_harmless(name: str, config: TransformerConfig) -> bool:
-  return name == "lm_head.weight" and config.tie_embeddings
+  return name == HEAD and config.tie_embeddings
 
 
 def _nest(flat: Mapping[str, Any]) -> dict:
@@ -210,9 +216,21 @@ def load_safetensors(
   ...   jax.tree.all(jax.tree.map(jnp.array_equal, load_safetensors(folder, model.config, model.hf), model.params))
   True
   """
+  source = open_safetensors(folder, hf.model_type)
+  if SCORE in source.shapes:
+    raise ValueError(f"weights of {folder} are a reward model's, as {SCORE} shows: it has no words to choose")
+  return assemble(config, families.tensors(hf.model_type), source, where=str(folder), dtype=dtype)
+
+
+def open_safetensors(folder: str | os.PathLike, model_type: str) -> Source:
+  """Opens a folder's weights, by the names that a family's `TENSORS` have.
+
+  Raises:
+    ValueError: If the folder holds none, they are quantised, or a file is damaged.
+  """
   files = _files(Path(folder))
   try:
-    found = [(families.canonical(hf.model_type, name), path, name) for path in files for name in _names(path)]
+    found = [(families.canonical(model_type, name), path, name) for path in files for name in _names(path)]
     where = {name: (path, stored) for name, path, stored in found if name}
     shapes = {name: _shape(*place) for name, place in where.items()}
     if scales := [name for _, _, name in found if name.endswith(QUANTIZED)]:
@@ -220,10 +238,34 @@ def load_safetensors(
         f"weights of {folder} are quantised, as {scales[0]} shows: take the original ones, or have transformers"
         " dequantise and save them"
       )
-    source = Source(shapes, lambda name: _read(*where[name]))
-    return assemble(config, families.tensors(hf.model_type), source, where=str(folder), dtype=dtype)
   except (SafetensorError, OSError) as error:
     raise ValueError(f"weights of {folder}: damaged or incomplete safetensors file ({error})") from None
+
+  def read(name: str) -> np.ndarray:
+    path, stored = where[name]
+    try:
+      return _read(path, stored)
+    except (SafetensorError, OSError) as error:
+      raise ValueError(f"weights of {folder}: damaged or incomplete safetensors file ({error})") from None
+
+  return Source(shapes, read)
+
+
+def load_scorer(
+  folder: str | os.PathLike, config: TransformerConfig, hf: PretrainedConfig
+) -> tuple[dict, Float[Array, "D 1"]]:
+  """Loads the backbone of a sequence classifier with one label, and its head.
+
+  Raises:
+    ValueError: As `load_safetensors`, or if there is no head, or one of several labels.
+  """
+  source = open_safetensors(folder, hf.model_type)
+  if (shape := source.shapes.get(SCORE)) != (1, config.embed_dim):
+    what = "no " + SCORE if shape is None else f"{SCORE} of {list(shape)}"
+    raise ValueError(f"weights of {folder} are no reward model's: they have {what}, not one of [1, {config.embed_dim}]")
+  backbone = Source({name: shape for name, shape in source.shapes.items() if name != SCORE}, source.read)
+  params = assemble(config, families.tensors(hf.model_type), backbone, where=str(folder))
+  return params, jnp.asarray(source.read(SCORE).T, jnp.float32)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -273,6 +315,7 @@ def save_safetensors(
   *,
   eos_tokens: Sequence[int] = (),
   generation: Mapping[str, Any] = {},
+  score: Float[Array, "D 1"] | None = None,
   max_shard_size: str = "5GB",
 ) -> None:
   """Writes a folder that `transformers` 4 and 5 load: weights (sharded above `max_shard_size`), config.json, tokenizer.
@@ -287,6 +330,7 @@ def save_safetensors(
     tokenizer: A `transformers` tokenizer.
     eos_tokens: All ends of sequence, for generation_config.json.
     generation: What else stands in generation_config.json.
+    score: The head of a reward model, which is saved as a sequence classifier; None for a model of words.
     max_shard_size: The size of the largest file.
 
   >>> import tempfile
@@ -303,8 +347,11 @@ def save_safetensors(
     shutil.rmtree(unfinished)
   with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
     new = Path(name)
-    dtype = _save_tensors(new, named_tensors(params, config, families.tensors(hf.model_type)), max_shard_size)
-    _save_config(new, hf, dtype)
+    named = named_tensors(params, config, families.tensors(hf.model_type))
+    if score is not None:
+      named = itertools.chain((each for each in named if each[0] != HEAD), [(SCORE, np.asarray(score).T)])
+    dtype = _save_tensors(new, named, max_shard_size)
+    _save_config(new, hf, dtype, architecture(hf.model_type, scores=score is not None))
     if eos_tokens or generation:
       pad = {} if hf.pad_token_id is None else {"pad_token_id": hf.pad_token_id}
       ends = {"eos_token_id": list(eos_tokens)} if eos_tokens else {}
@@ -335,11 +382,28 @@ def _save_tensors(folder: Path, named: Iterator[tuple[str, np.ndarray]], max_sha
   return dtype.name
 
 
-def _save_config(folder: Path, hf: PretrainedConfig, dtype: str) -> None:
+def architecture(model_type: str, *, scores: bool) -> str:
+  """Returns the class of `transformers` that reads what is saved.
+
+  Raises:
+    ValueError: If there is none, for reward models of some families.
+
+  >>> architecture("llama", scores=True)
+  'LlamaForSequenceClassification'
+  """
+  names = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if scores else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+  if model_type not in names:
+    raise ValueError(f"model_type {model_type!r} has no reward models: transformers has no class of them")
+  return names[model_type]
+
+
+def _save_config(folder: Path, hf: PretrainedConfig, dtype: str, architecture: str) -> None:
   """Writes config.json with the names of `transformers` 4 beside those of 5: the older one overlooks what is new."""
   hf = copy.deepcopy(hf)
   hf.dtype = dtype
-  hf.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf.model_type]]
+  hf.architectures = [architecture]
+  if "SequenceClassification" in architecture:
+    hf.num_labels = 1
   hf.save_pretrained(folder)
   path = folder / CONFIG
   settings = json.loads(path.read_text(encoding="utf-8"))

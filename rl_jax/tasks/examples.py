@@ -48,9 +48,15 @@ class EncodedRanking(NamedTuple):
 
 
 def encode_rankings(
-  reader: Reader, preferences: Preferences, *, max_tokens: int
+  reader: Reader, preferences: Preferences, *, max_tokens: int, whole: bool = False
 ) -> tuple[list[EncodedRanking], Counter[str]]:
   """Returns rankings as tokens, and what was wrong with how many of them; too long ones are left out.
+
+  Args:
+    reader: How the model reads.
+    preferences: Rankings.
+    max_tokens: Longer ones are left out.
+    whole: Whether replies in a chat go on to the end of what the template writes, where reward models are read off.
 
   Raises:
     ValueError: If none is left.
@@ -62,7 +68,7 @@ def encode_rankings(
   >>> [answer.tokens for answer in found[0].answers]
   [[10, 1], [10, 10, 1]]
   """
-  encoded, problems = [], Counter()
+  encoded, problems, behind = [], Counter(), reading.closing(reader) if whole else []
   for ranking in preferences.rankings:
     try:
       parts = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
@@ -73,6 +79,8 @@ def encode_rankings(
     if CHANGED in wrong:
       continue
     start, answers = _shared_prompt(parts)
+    if not isinstance(ranking.prompt, str):
+      answers = [Example(tokens + behind, labels + [False] * len(behind)) for tokens, labels in answers]
     if len(start) + max(len(answer.tokens) for answer in answers) > max_tokens:
       problems[LONG] += 1
       continue

@@ -142,6 +142,20 @@ def prompt_tokens(reader: Reader, prompt: Any, options: Mapping[str, Any] = {}) 
   return tokens
 
 
+def closing(reader: Reader) -> list[int]:
+  """Returns the tokens that the chat template writes behind the end of a reply, such as a line break.
+
+  >>> from rl_jax.models.presets import load
+  >>> closing(Reader(load("tiny").tokenizer, (1,)))
+  []
+  """
+  if reader.tokenizer.chat_template is None:
+    return []
+  said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _MARK}]
+  tokens = _inner(reader, _render(reader, said, False, {}).rpartition(_MARK)[2])
+  return tokens[len(until_end(tokens, reader)) :]
+
+
 def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what a row tells the chat template besides the messages: its `tools` and its `chat_template_kwargs`.
 

@@ -7,7 +7,8 @@ import numpy as np
 from rich.progress import track
 
 from rl_jax.tasks.base import Row, Task
-from rl_jax.tasks.reading import Reader, prompt_tokens, row_options
+from rl_jax.tasks.files import is_chat
+from rl_jax.tasks.reading import Reader, closing, prompt_tokens, row_options
 
 
 class PromptBatch(NamedTuple):
@@ -81,6 +82,11 @@ class Prompts(NamedTuple):
       ValueError: If the model cannot read it.
     """
     return prompt_tokens(self.reader, row["prompt"], row_options(row))
+
+  @property
+  def closing(self) -> list[int]:
+    """What follows the end of a completion where prompts are chats: a reward model reads on to the end."""
+    return closing(self.reader) if is_chat(self.task.row(0)["prompt"]) else []
 
   def draw(self, position: int, count: int) -> PromptBatch:
     """Takes the next `count` rows of the task from `position` on.

@@ -90,6 +90,10 @@ class Learner:
     """Writes the model, adapters merged, as a folder in Hugging Face's format."""
     presets.save(folder, self.model, jax.jit(self.plain_params)(params))
 
+  def save_scorer(self, folder: Path, params: Any) -> None:
+    """Writes the model with the head beside it, `params["head"]`, as a reward model in Hugging Face's format."""
+    presets.save_scorer(folder, self.model, jax.jit(self.plain_params)(params), params["head"])
+
   def save(self, folder: Path, params: Any) -> None:
     """Writes the model as `model/`, and the adapters as `adapters/`."""
     self.save_model(folder / "model", params)
@@ -159,29 +163,35 @@ class LoadedReward(NamedTuple):
   params: Any
 
   def make_reward_model(
-    self, devices: Devices, *, step_end: int | None = None, stop_tokens: Sequence[int] = ()
+    self, devices: Devices, *, step_end: int | None = None, stop_tokens: Sequence[int] = (), closing: Sequence[int] = ()
   ) -> RewardModel:
-    """Returns `sequences -> scores`, of completions; or of the steps in them, which the token `step_end` ends."""
-    read = make_last_value(self.model)
+    """Returns `sequences -> scores`, of completions; or of the steps in them, which the token `step_end` ends.
+
+    Args:
+      devices: Where it runs.
+      step_end: A token, where steps are scored.
+      stop_tokens: Those that end a completion.
+      closing: What the chat template writes behind them: a completion's score is read off its last token.
+    """
+    read = make_last_value(self.model, stop_tokens=stop_tokens, closing=closing)
     if step_end is not None:
       read = make_step_values(self.model, end=step_end, stop_tokens=stop_tokens)
     return partial(devices.jit(read), devices.replicate(self.params))
 
 
 def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bool = False) -> LoadedReward:
-  """Loads what experiments.reward_model wrote.
+  """Loads what experiments.reward_model wrote, or any sequence classifier with one label (`presets.load_scorer`).
 
   Raises:
     ValueError: If there is no such model, its tokenizer is another one than the policy's, or it reads fewer tokens than
       `max_tokens`.
   """
-  backbone = presets.load(folder, remat=remat)
+  backbone, head = presets.load_scorer(folder, remat=remat)
   presets.check_context(backbone, max_tokens)
   if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
     raise ValueError(f"reward model {folder!r} has another tokenizer than the policy: it reads the policy's tokens")
-  width = backbone.config.embed_dim
-  params = {"backbone": backbone.params, "head": heads.load_head(folder, width)}
-  return LoadedReward(heads.scalar_model(backbone.policy, width), params)
+  params = {"backbone": backbone.params, "head": head}
+  return LoadedReward(heads.scalar_model(backbone.policy, backbone.config.embed_dim), params)
 
 
 class Actors(NamedTuple):

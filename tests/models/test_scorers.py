@@ -1,0 +1,142 @@
+"""Reward models as sequence classifiers with one label: read as transformers made them, and written."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rl_jax.devices import Devices, make_mesh
+from rl_jax.models import families, gguf_file, presets, weights
+from rl_jax.state import Sequences
+from rl_jax.tasks import examples, reading
+from rl_jax.tasks.preferences import Preferences, Ranking
+from rl_jax.train.actors import load_reward_model
+from rl_jax.train.forward import make_last_value
+
+MADE = Path(__file__).parents[1] / "data" / "scorer"
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """What transformers made, with a tokenizer of as many words."""
+  tokenizer = presets.character_tokenizer("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH")
+  shutil.copytree(MADE, tmp_path / "judge")
+  tokenizer.save_pretrained(tmp_path / "judge")
+  return tmp_path / "judge"
+
+
+def scores_of(folder):
+  """Scores of the rows that transformers scored, the first two tokens being the prompt's."""
+  expected = np.load(MADE / "expected.npz")
+  tokens = jnp.asarray(expected["tokens"])
+  real = tokens != 47
+  sequences = Sequences(tokens[:, :2], real[:, :2], tokens[:, None, 2:], real[:, None, 2:])
+  tokenizer = presets._tokenizer(folder)
+  judge = load_reward_model(str(folder), tokenizer, max_tokens=12)
+  devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
+  return judge.make_reward_model(devices)(sequences)[:, 0], expected["scores"]
+
+
+def test_scores_are_those_of_transformers(folder):
+  np.testing.assert_allclose(*scores_of(folder), rtol=0, atol=1e-4)
+
+
+def test_what_is_saved_scores_alike(folder):
+  model, head = presets.load_scorer(str(folder))
+  presets.save_scorer(folder / "again", model, model.params, head)
+  np.testing.assert_allclose(*scores_of(folder / "again"), rtol=0, atol=1e-4)
+  saved, made = load_file(folder / "again" / "model.safetensors"), load_file(MADE / "model.safetensors")
+  assert saved.keys() == made.keys()
+  for name in made:
+    np.testing.assert_array_equal(saved[name], made[name])
+  settings = json.loads((folder / "again" / "config.json").read_text())
+  assert settings["architectures"] == ["Qwen2ForSequenceClassification"] and len(settings["id2label"]) == 1
+  assert settings["pad_token_id"] == 47
+
+
+def test_a_model_that_is_not_tied_loses_its_words_to_choose(tmp_path):
+  model = presets.load("tiny")
+  model.hf.tie_word_embeddings = False
+  config = families.transformer_config(model.hf)
+  params = model.params | {"unembedding": jnp.ones((config.embed_dim, config.vocab_size))}
+  head = {"out": {"kernel": jnp.ones((config.embed_dim, 1))}}
+  presets.save_scorer(tmp_path, model._replace(config=config), params, head)
+  assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+  again, _ = presets.load_scorer(str(tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+@pytest.mark.parametrize(
+  ("name", "tensor", "message"),
+  [
+    ("score.weight", np.ones((5, 32), np.float32), r"score.weight of \[5, 32\], not one of \[1, 32\]"),
+    ("score.weight", None, "they have no score.weight"),
+    ("score.bias", np.ones(1, np.float32), "unexpected tensors: score.bias"),
+  ],
+)
+def test_what_gives_not_one_number_is_refused(folder, name, tensor, message):
+  tensors = load_file(folder / "model.safetensors") | {name: tensor}
+  save_file({name: each for name, each in tensors.items() if each is not None}, folder / "model.safetensors")
+  with pytest.raises(ValueError, match=message):
+    presets.load_scorer(str(folder))
+
+
+def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(folder, tmp_path):
+  with pytest.raises(ValueError, match="are a reward model's, as score.weight shows"):
+    presets.load(str(folder))
+  model = presets.load("tiny")
+  presets.save(tmp_path / "policy", model, model.params)
+  with pytest.raises(ValueError, match="no reward model's: they have no score.weight"):
+    presets.load_scorer(str(tmp_path / "policy"))
+  with pytest.raises(ValueError, match="unknown reward model 'nowhere'"):
+    presets.load_scorer("nowhere")
+  with pytest.raises(ValueError, match="'granite' has no reward models"):
+    weights.architecture("granite", scores=True)
+
+
+def test_one_training_is_told_from_another(folder):
+  first = presets.fingerprint(str(folder))
+  model, head = presets.load_scorer(str(folder))
+  presets.save_scorer(folder, model, model.params, jax.tree.map(lambda leaf: 2 * leaf, head))
+  assert first and presets.fingerprint(str(folder)) not in ("", first)
+
+
+def smollm2():
+  tokenizer = gguf_file.read_tokenizer(gguf_file.open_gguf(presets._smollm2_path()))
+  return reading.Reader(tokenizer, (tokenizer.eos_token_id,))
+
+
+def test_a_reward_model_reads_a_chat_to_the_end_of_what_the_template_writes():
+  reader = smollm2()
+  behind = reading.closing(reader)
+  assert reader.tokenizer.decode(behind) == "\n"
+  said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+  answers = tuple([{"role": "assistant", "content": words}] for words in ("Hello", "Bye"))
+  preferences = Preferences([Ranking(said[:1], answers)], Counter())
+  (whole,), _ = examples.encode_rankings(reader, preferences, max_tokens=100, whole=True)
+  (cut,), _ = examples.encode_rankings(reader, preferences, max_tokens=100)
+  rendered = reader.tokenizer.apply_chat_template(said, tokenize=False)
+  assert [*whole.prompt, *whole.answers[0].tokens] == reader.tokenizer(rendered)["input_ids"]
+  assert whole.answers[0].tokens == cut.answers[0].tokens + behind
+  assert whole.answers[0].labels == cut.answers[0].labels + [False] * len(behind)
+
+
+def test_a_finished_completion_is_read_to_the_end_and_a_cut_one_as_it_is():
+  """The score is the last token itself here."""
+
+  def apply(params, tokens, positions, **_):
+    return SimpleNamespace(hidden=1.0 * tokens[..., None], kv=())
+
+  model = SimpleNamespace(apply=apply, value=lambda params, hidden: hidden[..., 0])
+  completions = jnp.array([[[5, 9, 0], [5, 6, 7], [9, 0, 0], [0, 0, 0]]])
+  mask = jnp.array([[[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]]])
+  sequences = Sequences(jnp.array([[9]]), jnp.ones((1, 1), bool), completions, mask == 1)
+  scores = make_last_value(model, stop_tokens=[9], closing=[3, 4])({}, sequences)
+  assert scores.tolist() == [[4, 7, 4, 9]]
