@@ -288,12 +288,22 @@ def pinned(config: Any, name: str, key: str) -> str:
 
 
 def load_rankings(
-  config: SupervisedConfig, model: presets.Model, batch_size: int, *, pairs: bool = False, whole: bool = False
+  config: SupervisedConfig, model: presets.Model, batch_size: int, *, answers: Sequence[int] = (), whole: bool = False
 ) -> Split:
-  """Returns preferences as the model reads them, some held out by prompt; says what was left out."""
+  """Returns preferences as the model reads them, some held out by prompt; says what was left out.
+
+  Args:
+    config: The settings.
+    model: The model.
+    batch_size: Rows an update.
+    answers: How many answers a row may have; 2 or more by default.
+    whole: As in `examples.encode_rankings`.
+  """
   data = preferences.from_rows(config.rows.placed)
-  if pairs and (answers := len(data.rankings[0].answers)) != 2:
-    raise ValueError(f"data must be pairs; {config.data!r} ranks {answers} answers")
+  count = len(data.rankings[0].answers)
+  if count not in (answers or (count,)) or (count == 1 and 1 not in answers):
+    kind = "single answers with a label, which loss 'kto' learns from" if count == 1 else f"rankings of {count} answers"
+    raise ValueError(f"data must be {'pairs' if answers else 'preferences'}; {config.data!r} has {kind}")
   reader = config.make_reader(model)
   encoded, problems = examples.encode_rankings(reader, data, max_tokens=config.max_tokens, whole=whole)
   print(f"{data.describe()}; as tokens: {examples.describe(problems)}", flush=True)

@@ -3,11 +3,13 @@
     python -m experiments.dpo --data preferences.jsonl                           # prompt, chosen, rejected
     python -m experiments.dpo --data preferences.jsonl --loss ipo --beta 0.05
     python -m experiments.dpo --data preferences.jsonl --loss simpo              # also orpo, cpo: no reference
+    python -m experiments.dpo --data answers.jsonl --loss kto                    # prompt, completion, label; or pairs
     python -m experiments.dpo --data preferences.jsonl --lora-rank 16            # adapters; the base is the reference
     python -m experiments.dpo --model tiny --data preferences.jsonl --steps 2
 
-The reference is the initial model: a frozen copy, or with adapters the base itself. KTO takes the chosen answers as
-desirable and the others not, and estimates its KL on the answers of each batch's other prompts.
+The reference is the initial model: a frozen copy, or with adapters the base itself. KTO takes single answers with a
+label, or the chosen ones of pairs as desirable and the others not, and estimates its KL on the answers of each batch's
+other prompts.
 """
 
 import dataclasses
@@ -83,12 +85,17 @@ def load_objective(config: Config) -> Objective:
   return dpo.objective(loss=config.loss, label_smoothing=config.label_smoothing, **settings)
 
 
+def signs(rankings: Rankings) -> jax.Array:
+  """1 for each desirable answer and -1 for the others: of pairs the chosen ones, of single answers by their labels."""
+  return jnp.asarray([ranking.ratings if len(ranking.answers) == 1 else (1.0, -1.0) for ranking in rankings])
+
+
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   objective = load_objective(config)
   config.check()
   directory, model = config.directory(), config.load_model(config.max_tokens)
-  split = load_rankings(config, model, config.num_pairs, pairs=True)
+  split = load_rankings(config, model, config.num_pairs, answers=(1, 2) if config.loss == "kto" else (2,))
   if config.loss == "kto" and min(split.prompts) < 2:
     raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
   with directory as run:
@@ -103,7 +110,9 @@ def train(
   step = make_train_step(forward, objective, optimizer, microbatches=config.microbatches, frozen=learner.frozen)
   policy_logp, reference_logp = devices.jit(lambda *given: forward(*given).logp), learner.reference(devices)
 
-  def prepare(state: RLState, sequences: Sequences, labels: jax.Array, subjects: Sequence[str]) -> Batch:
+  def prepare(
+    state: RLState, sequences: Sequences, labels: jax.Array, desirable: jax.Array, subjects: Sequence[str]
+  ) -> Batch:
     """Pairs with what the objective needs besides the learner's own log-probs."""
     placed, inputs = devices.put(sequences), Inputs(mask=labels)
     if "ref_logp" in objective.needs:
@@ -113,22 +122,22 @@ def train(
       others = devices.put(mismatched)
       log_ratio = policy_logp(state.policy.params, others) - reference_logp(state, others)
       inputs = inputs._replace(kl_baseline=masked_sum(log_ratio, their_labels, axis=-1))
-    if "advantages" in objective.needs:  # the chosen answer is desirable
-      signs = jnp.array([1.0, -1.0])[:, None]
-      inputs = inputs._replace(advantages=jnp.broadcast_to(signs, sequences.completion_mask.shape))
+    if "advantages" in objective.needs:
+      inputs = inputs._replace(advantages=jnp.broadcast_to(desirable[..., None], sequences.completion_mask.shape))
     return Batch(placed, inputs)
 
   def make_batch(state: RLState, numbers: np.ndarray) -> Batch:
     chosen = [training[i] for i in numbers]
-    return prepare(state, *examples.ranking_sequences(chosen, pad_token), [each.subject for each in chosen])
+    sequences, labels = examples.ranking_sequences(chosen, pad_token)
+    return prepare(state, sequences, labels, signs(chosen), [each.subject for each in chosen])
 
   def measure(state: RLState) -> Measurements:
     """The loss on all held-out pairs, whose log-probs are computed a batch at a time."""
     everything, parts = examples.ranking_sequences(held_out, pad_token), list[Any]()
     for numbers in fixed.fixed_size_batches(len(held_out), config.num_pairs):
-      subjects = [held_out[i].subject for i in numbers]
+      chosen = [held_out[i] for i in numbers]
       sequences, labels = fixed.select_rows(everything, numbers)
-      sequences, inputs = prepare(state, sequences, labels, subjects)
+      sequences, inputs = prepare(state, sequences, labels, signs(chosen), [each.subject for each in chosen])
       logp = policy_logp(state.policy.params, sequences)
       parts.append(jax.device_get(inputs._replace(logp=logp, batch_logp=logp)))
     inputs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held_out)], *parts)

@@ -61,8 +61,8 @@ def main(config: Config) -> Path:
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
   directory, model = config.directory(), config.load_model(config.max_tokens)
   reader = config.make_reader(model)
-  data, problems = examples.encode_demonstrations(reader, config.rows.placed, max_tokens=config.max_tokens)
-  print(f"{len(data)} demonstrations; {examples.describe(problems)}", flush=True)
+  data, problems, read = examples.encode_demonstrations(reader, config.rows.placed, max_tokens=config.max_tokens)
+  print(f"{read}; {len(data)} demonstrations; {examples.describe(problems)}", flush=True)
   show_first(model, data[0].example.tokens)
   split = hold_out(data, config.held_out, seed=config.seed, key=lambda demonstration: demonstration.subject)
   print(split.describe(), flush=True)

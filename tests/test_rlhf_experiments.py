@@ -169,6 +169,21 @@ def test_dpo_widens_the_margin(tmp_path, pairs, settings):
     assert before["margin"] == pytest.approx(0, abs=1e-3)
 
 
+def test_kto_learns_from_single_answers_with_labels(tmp_path):
+  rows = [{"prompt": f"{i}:", "completion": "ab"[bad] * 4, "label": not bad} for i in range(24) for bad in (0, 1)]
+  data, settings = write(tmp_path / "answers.jsonl", rows), dict(learning_rate=1e-2, num_pairs=8)
+  dpo.main(dpo.Config(data=data, **(SMALL | {"steps": 8}), **settings, loss="kto", run_dir=str(tmp_path / "run")))
+  before, after = measured(tmp_path / "run")
+  assert before["loss"] == pytest.approx(0.5, abs=1e-3) and after["loss"] < before["loss"]
+  assert not (tmp_path / "run" / "samples.jsonl").exists()  # nothing was sampled
+  with pytest.raises(
+    ValueError, match="data must be pairs; .* has single answers with a label, which loss 'kto' learns"
+  ):
+    dpo.main(dpo.Config(data=data, **SMALL, **settings, run_dir=str(tmp_path / "other")))
+  with pytest.raises(ValueError, match="data must be preferences; .* has single answers"):
+    reward_model.main(reward_model.Config(data=data, **SMALL, run_dir=str(tmp_path / "other")))
+
+
 @pytest.mark.parametrize("settings", [dict(loss="simpo"), dict(loss="orpo", beta=0.5), dict(loss="kto", lora_rank=2)])
 @pytest.mark.slow
 def test_relatives_of_dpo_learn(tmp_path, pairs, settings):

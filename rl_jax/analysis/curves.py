@@ -14,7 +14,8 @@ from rl_jax.runs.results import EvaluationResult
 PANELS = (
   ("negative log-likelihood [nats]", ("nll",), ("nll",)),
   ("accuracy on pairs", ("accuracy",), ("accuracy",)),
-  ("margin", ("margin",), ()),
+  ("margin", ("margin",), ("margin",)),
+  ("rewards of chosen and rejected", ("reward_chosen", "reward_rejected"), ()),
   ("reward", ("reward",), ("reward", "return")),
   ("solved", ("solved",), ("solved",)),
   ("standard deviation of rewards", ("reward_std",), ()),

@@ -28,8 +28,9 @@ def objective(*, beta: float | Array = 0.1, nll_coef: float | Array = 1.0) -> Ob
   ['logp']
   """
 
-  def contrast(pair: Pair, _) -> tuple[Array, Array]:
-    margin = beta * (pair.logp[0] - pair.logp[1])
-    return -jax.nn.log_sigmoid(margin) - nll_coef * pair.logp[0] / jnp.maximum(pair.tokens[0], 1), margin
+  def contrast(pair: Pair, _) -> tuple[Array, tuple[Array, Array]]:
+    chosen, rejected = (beta * logp for logp in pair.logp)
+    loss = -jax.nn.log_sigmoid(chosen - rejected) - nll_coef * pair.logp[0] / jnp.maximum(pair.tokens[0], 1)
+    return loss, (chosen, rejected)
 
   return pairwise(contrast, reference=False)

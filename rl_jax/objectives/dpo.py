@@ -180,13 +180,13 @@ def objective(
     return _aot(beta, label_smoothing, tail_weight)
   compare, f = LOSSES[loss], _DIVERGENCES[divergence]
 
-  def preference(pair: Pair, _) -> tuple[Array, Array]:
+  def preference(pair: Pair, _) -> tuple[Array, tuple[Array, Array]]:
     assert pair.log_ratio is not None
     scale = tuple(jnp.maximum(n, 1) if length_normalized else 1 for n in pair.tokens)
     chosen, rejected = (_bounded(f(u, alpha)) / n for u, n in zip(pair.log_ratio, scale, strict=True))
     difference = chosen - rejected
     compared = Compared(chosen, rejected, difference, beta, label_smoothing, tau, delta)
-    return compare(compared), beta * difference
+    return compare(compared), (beta * chosen, beta * rejected)
 
   return pairwise(preference, tail_weight=tail_weight)
 
@@ -211,8 +211,9 @@ def _aot(beta: float | Array, smoothing: float | Array, tail_weight: float | Arr
     rank = jnp.argsort(jnp.argsort(ours.reshape(-1), stable=True), stable=True).reshape(ours.shape)
     return jax.lax.stop_gradient(jnp.where(complete, jnp.sort(theirs, axis=None)[rank], 0))
 
-  def aot(pair: Pair, reference: Array) -> tuple[Array, Array]:
+  def aot(pair: Pair, reference: Array) -> tuple[Array, tuple[Array, Array]]:
+    assert pair.log_ratio is not None
     margin = beta * (pair.logp[0] - pair.logp[1] - reference)
-    return _logistic(margin, smoothing), margin
+    return _logistic(margin, smoothing), (beta * pair.log_ratio[0], beta * pair.log_ratio[1])
 
   return pairwise(aot, tail_weight=tail_weight, constants=ranked_reference, needs=("batch_logp", "ref_logp"))

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from rl_jax.objectives.base import Inputs, Objective, field, present
 from rl_jax.objectives.pairs import sequencewise
 from rl_jax.ops.masking import masked_mean
-from rl_jax.ops.metrics import Metrics
+from rl_jax.ops.metrics import Mean, Metrics
 
 
 def objective(
@@ -37,14 +37,19 @@ def objective(
   ['advantages', 'kl_baseline', 'logp', 'ref_logp']
   """
 
-  def reference_point(inputs: Inputs, weights: Array) -> tuple[Array, Array]:
+  def reference_point(inputs: Inputs, weights: Array) -> tuple[Array, Array, Array]:
     z0 = jnp.maximum(masked_mean(present(inputs, "kl_baseline"), weights), 0)
     desirable = masked_mean(field(inputs, "advantages"), inputs.mask, axis=-1) > 0
-    return jax.lax.stop_gradient(jnp.broadcast_to(z0, weights.shape)), desirable
+    return jax.lax.stop_gradient(jnp.broadcast_to(z0, weights.shape)), desirable, weights
 
-  def kto(log_ratio: Array, constants: tuple[Array, Array]) -> tuple[Array, Metrics]:
-    z0, desirable = constants
+  def kto(log_ratio: Array, constants: tuple[Array, Array, Array]) -> tuple[Array, Metrics]:
+    z0, desirable, weights = constants
     gain = beta * jnp.where(desirable, log_ratio - z0, z0 - log_ratio)
-    return jnp.where(desirable, desirable_weight, undesirable_weight) * (1 - jax.nn.sigmoid(gain)), {}
+    rewards = beta * log_ratio
+    metrics: Metrics = {
+      "reward_chosen": Mean.of(rewards, weights * desirable),
+      "reward_rejected": Mean.of(rewards, weights * ~desirable),
+    }
+    return jnp.where(desirable, desirable_weight, undesirable_weight) * (1 - jax.nn.sigmoid(gain)), metrics
 
   return sequencewise(kto, constants=reference_point, needs=("kl_baseline", "advantages"))

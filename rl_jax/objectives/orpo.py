@@ -27,10 +27,10 @@ def objective(*, beta: float | Array = 0.1) -> Objective:
   ['logp']
   """
 
-  def odds_ratio(pair: Pair, _) -> tuple[Array, Array]:
+  def odds_ratio(pair: Pair, _) -> tuple[Array, tuple[Array, Array]]:
     chosen, rejected = (logp / jnp.maximum(n, 1) for logp, n in zip(pair.logp, pair.tokens, strict=True))
-    log_odds = _log_odds(chosen) - _log_odds(rejected)
-    return -chosen - beta * jax.nn.log_sigmoid(log_odds), log_odds
+    odds = _log_odds(chosen), _log_odds(rejected)
+    return -chosen - beta * jax.nn.log_sigmoid(odds[0] - odds[1]), odds
 
   return pairwise(odds_ratio, reference=False)
 

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def pairwise(
-  compare: Callable[[Pair, Any], tuple[Array, Array]],
+  compare: Callable[[Pair, Any], tuple[Array, tuple[Array, Array]]],
   *,
   reference: bool = True,
   tail_weight: float | Array = 1.0,
@@ -37,10 +37,11 @@ def pairwise(
 ) -> Objective:
   """The mean over preference pairs `[..., 2, T]` (chosen first) of a loss of the two sequences.
 
-  Pairs with an empty side are left out. Metrics: `accuracy` (share of positive margins; 0 counts half), `margin`.
+  Pairs with an empty side are left out. Metrics: `reward_chosen` and `reward_rejected`, the rewards that the policy
+  implies; `margin`, their difference; and `accuracy`, the share of positive margins (0 counts half).
 
   Args:
-    compare: `(Pair, constants) -> (loss [...], margin [...])`.
+    compare: `(Pair, constants) -> (loss [...], (chosen, rejected) rewards [...])`.
     reference: Whether log-ratios to a reference are needed.
     tail_weight: Weight of the log-probs beyond the shorter side's length, 1 for plain sums; below 1 it desensitizes
       the loss to length (LD-DPO, arXiv:2409.06411).
@@ -48,7 +49,7 @@ def pairwise(
       batch and handed to `compare`.
     needs: Fields that `constants` reads.
 
-  >>> margin = pairwise(lambda pair, _: (-(pair.logp[0] - pair.logp[1]), pair.logp[0] - pair.logp[1]), reference=False)
+  >>> margin = pairwise(lambda pair, _: (-(pair.logp[0] - pair.logp[1]), pair.logp), reference=False)
   >>> inputs = Inputs(jnp.ones((2, 1)), logp=jnp.array([[-1.0], [-3.0]]))
   >>> float(margin.loss(inputs, margin.weight(inputs))[0])
   -2.0
@@ -66,9 +67,11 @@ def pairwise(
     log_ratio = (chosen - logps["ref_logp"][0], rejected - logps["ref_logp"][1]) if reference else None
     tokens = _sides(jnp.sum(as_bool(inputs.mask), axis=-1, dtype=chosen.dtype))
     pair = Pair((chosen, rejected), log_ratio, tokens)
-    losses, margin = compare(pair, weights[1])
-    right = jnp.heaviside(margin, 0.5)
-    metrics: Metrics = {"accuracy": Mean.of(right, weights[0]), "margin": Mean.of(margin, weights[0])}
+    losses, rewards = compare(pair, weights[1])
+    margin = rewards[0] - rewards[1]
+    measured = {"accuracy": jnp.heaviside(margin, 0.5), "margin": margin}
+    measured |= {"reward_chosen": rewards[0], "reward_rejected": rewards[1]}
+    metrics: Metrics = {name: Mean.of(values, weights[0]) for name, values in measured.items()}
     return weighted_sum(weights[0], losses), metrics
 
   parts = (("surrogate", compare.__name__), ("compares", "pairs"))

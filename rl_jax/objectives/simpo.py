@@ -28,9 +28,8 @@ def objective(*, beta: float | Array = 2.0, gamma: float | Array = 1.0) -> Objec
   ['logp']
   """
 
-  def mean_margin(pair: Pair, _) -> tuple[Array, Array]:
-    chosen, rejected = (logp / jnp.maximum(n, 1) for logp, n in zip(pair.logp, pair.tokens, strict=True))
-    margin = beta * (chosen - rejected)
-    return -jax.nn.log_sigmoid(margin - gamma), margin
+  def mean_margin(pair: Pair, _) -> tuple[Array, tuple[Array, Array]]:
+    chosen, rejected = (beta * logp / jnp.maximum(n, 1) for logp, n in zip(pair.logp, pair.tokens, strict=True))
+    return -jax.nn.log_sigmoid(chosen - rejected - gamma), (chosen, rejected)
 
   return pairwise(mean_margin, reference=False)

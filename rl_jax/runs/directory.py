@@ -128,10 +128,11 @@ class RunDirectory:
     return self._trackers
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows, with null for NaN and infinities, which JSON does not have."""
+    """Writes rows, with null for NaN and infinities, which JSON does not have; no file where there are none."""
     lines = "".join(json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with (self.folder / name).open("a", encoding="utf-8") as file:
-      file.write(lines)
+    if lines:
+      with (self.folder / name).open("a", encoding="utf-8") as file:
+        file.write(lines)
 
 
 def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ COLUMNS = (
   ("nll", "nll", ".4f"),
   ("accuracy", "accuracy", ".3f"),
   ("margin", "margin", ".3f"),
+  ("chosen", "reward_chosen", ".3f"),
+  ("rejected", "reward_rejected", ".3f"),
   ("reward", "reward", ".3f"),
   ("std", "reward_std", ".3f"),
   ("solved", "solved", ".2f"),

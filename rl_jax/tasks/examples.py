@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from rl_jax.state import Sequences
 from rl_jax.tasks import files, forms, reading, sources, text
-from rl_jax.tasks.preferences import Preferences
+from rl_jax.tasks.preferences import Preferences, Ranking
 from rl_jax.tasks.reading import CHANGED, LAST, Example, Reader
 
 LONG = "over the limit of tokens: left out"
@@ -29,6 +29,20 @@ class Demonstration(NamedTuple):
 
   subject: str
   example: Example
+
+
+class Demonstrations(NamedTuple):
+  """What is learned from rows.
+
+  Attributes:
+    found: One a row, or a reply of it.
+    problems: What was wrong with how many.
+    read: How rows were read, in a line.
+  """
+
+  found: list[Demonstration]
+  problems: Counter[str]
+  read: str
 
 
 class EncodedRanking(NamedTuple):
@@ -69,11 +83,18 @@ def encode_rankings(
   [[10, 1], [10, 10, 1]]
   """
   encoded, problems, behind = [], Counter(), reading.closing(reader) if whole else []
-  for ranking in preferences.rankings:
+
+  def answered(ranking: Ranking, place: str) -> tuple[Ranking, list[reading.Answered]]:
     try:
-      parts = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
+      answers = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
+      return ranking, answers
     except ValueError as error:
-      raise ValueError(f"{ranking.place}: {error}") from None
+      raise ValueError(f"{place}: {error}") from None
+
+  _, read, told = sources.readable([(ranking.place, ranking) for ranking in preferences.rankings], answered)
+  if told:
+    problems[told.partition(" ")[2]] = len(preferences.rankings) - len(read)
+  for ranking, parts in read:
     wrong = {part.problem for part in parts} - {""}
     problems.update(wrong)
     if CHANGED in wrong:
@@ -160,7 +181,7 @@ def mismatched_pairs(
 
 def encode_demonstrations(
   reader: Reader, rows: Iterable[tuple[str, Mapping[str, Any]]], *, max_tokens: int
-) -> tuple[list[Demonstration], Counter[str]]:
+) -> Demonstrations:
   """Returns demonstrations as tokens with labels, and what was wrong with how many of them.
 
     {"messages": [message, ...]}           chat; every message of the assistant is learned, unless its weight is 0
@@ -181,16 +202,19 @@ def encode_demonstrations(
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> reader = Reader(character_tokenizer("0123456789"), (1,))
-  >>> encode_demonstrations(reader, [("row 1", {"prompt": "4", "completion": "2"})], max_tokens=8)[0][0].example
+  >>> encode_demonstrations(reader, [("row 1", {"prompt": "4", "completion": "2"})], max_tokens=8).found[0].example
   Example(tokens=[7, 5, 1], labels=[False, True, True])
   """
   found, problems = [], Counter()
-  published = sources.Rows.of(rows)
-  for place, row in zip(published.places, sources.as_form(published, forms.DEMONSTRATIONS).rows, strict=True):
+
+  def make(row: Mapping[str, Any], place: str) -> tuple[str, list[Example], str]:
     try:
-      subject, examples, wrong = _demonstration(reader, row)
+      return _demonstration(reader, row)
     except ValueError as error:
       raise ValueError(f"{place}: {error}") from None
+
+  read = sources.as_form(sources.Rows.of(rows), forms.DEMONSTRATIONS, make)
+  for subject, examples, wrong in read.rows:
     if wrong:
       problems[wrong] += 1
     for example in examples:
@@ -200,7 +224,7 @@ def encode_demonstrations(
         found.append(Demonstration(subject, example))
   if not found:
     raise ValueError(f"no demonstrations are left: {describe(problems)}")
-  return found, problems
+  return Demonstrations(found, problems, read.description)
 
 
 def _demonstration(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:

@@ -166,6 +166,7 @@ PREFERENCES = (
   Form("rankings", ("answers",), dict),
   Form("prompts with a chosen and a rejected answer", ("prompt", "chosen", "rejected"), _asked_in_text),
   Form("a chosen and a rejected conversation", ("chosen", "rejected"), _dialogues),
+  Form("single answers with a label", ("prompt", "completion", "label"), dict),
 )
 
 
@@ -188,8 +189,6 @@ def recognise(row: Any, forms: Sequence[Form], where: str) -> Form:
   for form in forms:
     if all(row.get(name) is not None for name in form.columns):
       return form
-  if {"prompt", "completion", "label"} <= row.keys() and forms is PREFERENCES:
-    raise ValueError(f"{where}: single answers with a label (KTO's rows) are not read here; pairs are")
   *first, last = [" and ".join(form.columns) for form in forms]
   has = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
   hint = f". Rename one, such as rename={next(iter(row))}:{forms[0].columns[0]}" if row else ""

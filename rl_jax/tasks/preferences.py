@@ -6,6 +6,7 @@
     {"prompt": ..., "answers": [answer, ...]}                                 a ranking of K answers, best first
     with "ratings": [number, ...] where raters said how good each is
 
+    {"prompt": ..., "completion": ..., "label": true}                         one answer, good or not (KTO)
     {"prompt": "...", "chosen": [message, ...], "rejected": ...}              a question, and chats (UltraFeedback)
     {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}           text that is a conversation (HH-RLHF)
 
@@ -29,7 +30,7 @@ class Ranking(NamedTuple):
   Attributes:
     prompt: Text, or a list of chat messages.
     answers: K of them.
-    ratings: `[K]`, how good each is; empty where nobody said.
+    ratings: `[K]`, how good each is, and of a single one 1 or -1; empty where nobody said.
     options: What the row tells the chat template besides: tools and the like.
     place: Where the row stands, for messages.
   """
@@ -42,16 +43,24 @@ class Ranking(NamedTuple):
 
 
 class Preferences(NamedTuple):
-  """Rankings, all of the same K, and how many rows were left out for which reason."""
+  """Rankings, all of the same K.
+
+  Attributes:
+    rankings: One a row.
+    left_out: How many rows were left out for which reason.
+    read: How rows were read, in a line.
+  """
 
   rankings: list[Ranking]
   left_out: Counter[str]
+  read: str = ""
 
   def describe(self) -> str:
     """Returns one line, such as "3 rankings of 2 answers; left out: 1 with an empty answer"."""
     size = len(self.rankings[0].answers) if self.rankings else 0
     dropped = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
-    return f"{len(self.rankings)} rankings of {size} answers" + (f"; left out: {dropped}" if dropped else "")
+    counted = f"{len(self.rankings)} rankings of {size} answer{'s' * (size != 1)}"
+    return "; ".join(filter(None, [self.read, counted, f"left out: {dropped}" if dropped else ""]))
 
 
 def load(path: str | Path, **options: str) -> Preferences:
@@ -65,7 +74,7 @@ def load(path: str | Path, **options: str) -> Preferences:
   ...   _ = file.write('{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}\\n')
   ...   file.flush()
   ...   print(load(file.name).describe())
-  1 rankings of 2 answers
+  1 row read as prompts with a chosen and a rejected answer; 1 rankings of 2 answers
   """
   return from_rows(sources.read(path, **options).placed)
 
@@ -78,32 +87,34 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
 
   >>> rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
   >>> print(from_rows((f"row {i}", row) for i, row in enumerate(rows)).describe())
-  1 rankings of 2 answers; left out: 1 with equal answers
+  2 rows read as prompts with a chosen and a rejected answer; 1 rankings of 2 answers; left out: 1 with equal answers
   """
   rankings, left_out, first = [], Counter(), ""
-  found = sources.Rows.of(rows)
-  for place, row in zip(found.places, sources.as_form(found, forms.PREFERENCES).rows, strict=True):
-    ranking = _ranking(row, place)
+  found = sources.as_form(sources.Rows.of(rows), forms.PREFERENCES, _ranking)
+  for place, ranking in zip(found.places, found.rows, strict=True):
     if any(a == b for i, a in enumerate(ranking.answers) for b in ranking.answers[:i]):
       left_out["with equal answers"] += 1
     elif any(files.is_empty(answer) for answer in ranking.answers):
       left_out["with an empty answer"] += 1
-    elif ranking.ratings and len(set(ranking.ratings)) == 1:
+    elif len(ranking.ratings) > 1 and len(set(ranking.ratings)) == 1:
       left_out["with equal ratings"] += 1
     else:
       first = first or place
       if rankings and len(ranking.answers) != len(rankings[0].answers):
-        raise ValueError(f"{place}: {len(ranking.answers)} answers, but {first} has {len(rankings[0].answers)}")
+        count = len(ranking.answers)
+        raise ValueError(f"{place}: {count} answer{'s' * (count > 1)}, but {first} has {len(rankings[0].answers)}")
       if rankings and bool(ranking.ratings) != bool(rankings[0].ratings):
         raise ValueError(f"{place}: ratings are given for some rows and not for others ({first})")
       rankings.append(ranking)
   if not rankings:
-    raise ValueError(f"no usable preferences; {Preferences([], left_out).describe()}")
-  return Preferences(rankings, left_out)
+    raise ValueError(f"no usable preferences; {Preferences([], left_out, found.description).describe()}")
+  return Preferences(rankings, left_out, found.description)
 
 
 def _ranking(row: Mapping[str, Any], place: str) -> Ranking:
-  if "answers" in row:
+  if "label" in row and "answers" not in row:
+    answers = [row["completion"]]
+  elif "answers" in row:
     answers = _list(row["answers"])
     if answers is None or len(answers) < 2:
       raise ValueError(f"{place}: answers must be a list of at least two, best first")
@@ -139,6 +150,10 @@ def _implicit_prompt(answers: Sequence[Any], place: str) -> tuple[Any, list[Any]
 
 
 def _ratings(row: Mapping[str, Any], count: int, place: str) -> tuple[float, ...]:
+  if count == 1:
+    if (label := row["label"]) not in (True, False, 0, 1):
+      raise ValueError(f"{place}: label must be true or false, got {label!r}")
+    return (1.0 if label else -1.0,)
   if row.get("ratings") is None:
     return ()
   ratings = _list(row["ratings"]) or []

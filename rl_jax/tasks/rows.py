@@ -50,9 +50,8 @@ def load(
   '4 rows read as prompts; 1 row of 1 prompt to train on, 3 rows of 1 prompt held out, of which 1 is measured'
   """
   found = sources.read(path, config=config, split=split, rename=rename)
-  read = sources.as_form(found, forms.PROMPTS)
-  rows = [_checked(row, place) for place, row in zip(read.places, read.rows, strict=True)]
-  task = _task(found.name, read.places, rows, rewards, evaluation_size, seed, f"task {str(path)!r}")
+  read = sources.as_form(found, forms.PROMPTS, _checked)
+  task = _task(found.name, read.places, read.rows, rewards, evaluation_size, seed, f"task {str(path)!r}")
   return task._replace(fingerprint=found.fingerprint, description=f"{read.description}; {task.description}")
 
 
@@ -83,13 +82,13 @@ def from_rows(
   (3, 1)
   """
   places = [f"row {number}" for number in range(1, len(rows) + 1)]
-  read = sources.as_form(sources.Rows(places, list(rows), "", name), forms.PROMPTS)
-  checked = [_checked(row, place) for place, row in zip(places, read.rows, strict=True)]
+  read = sources.as_form(sources.Rows(places, list(rows), "", name), forms.PROMPTS, _checked)
   functions = [
     each if isinstance(each, Reward) else Reward(each, 1.0, getattr(each, "__name__", type(each).__name__))
     for each in rewards
   ]
-  return _task(name, places, checked, functions, evaluation_size, seed, f"task {name!r}")
+  task = _task(name, read.places, read.rows, functions, evaluation_size, seed, f"task {name!r}")
+  return task._replace(description=f"{read.description}; {task.description}")
 
 
 def _task(

@@ -1,13 +1,15 @@
 """Where rows come from: files and folders of this machine, and data sets of the hub, with their columns renamed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_jax import hub
 from rl_jax.tasks import files, forms
 from rl_jax.tasks.forms import Form
+
+UNREADABLE = 0.01  # the largest share of rows that cannot be read and are left out
 
 
 class Rows(NamedTuple):
@@ -42,10 +44,16 @@ class Rows(NamedTuple):
 
 
 class Described(NamedTuple):
-  """Rows in the form that the library reads, and a line that says how they were read."""
+  """Rows in the form that the library reads, and a line that says how they were read.
+
+  Attributes:
+    places: Where each stands.
+    rows: What was made of each.
+    description: For readers.
+  """
 
   places: list[str]
-  rows: list[dict[str, Any]]
+  rows: list[Any]
   description: str
 
 
@@ -104,23 +112,65 @@ def _renamed(row: Any, renames: Mapping[str, str], place: str) -> Any:
   return {renames.get(name, name): value for name, value in kept.items()}
 
 
-def as_form(found: Rows, among: Sequence[Form]) -> Described:
+def as_form(
+  found: Rows, among: Sequence[Form], make: Callable[[dict[str, Any], str], Any] = lambda row, place: row
+) -> Described:
   """Returns rows in the form that the library reads, each as the first form that it has, and says which.
 
+  Published data sets have some rows that cannot be read, such as a conversation in which nobody answers: up to one in a
+  hundred is left out, and told of.
+
+  Args:
+    found: Rows.
+    among: Forms that they may have.
+    make: `(row of the form, place) -> what is made of it`, or a ValueError.
+
   Raises:
-    ValueError: For a row that has none of the forms, or cannot be read as one, by its place.
+    ValueError: For the first row that has none of the forms, or cannot be read as one, by its place, if there are more.
 
   >>> as_form(Rows(["line 1"], [{"question": "1 + 1?"}], "", "sums"), forms.PROMPTS).description
   '1 row read as questions, as chat'
   """
-  rows, names = [], Counter()
-  for place, row in zip(found.places, found.rows, strict=True):
+  names: Counter[str] = Counter()
+
+  def one(row: Any, place: str) -> Any:
     files.check_text(row, place)
     form = forms.recognise(row, among, place)
-    names[form.name] += 1
     try:
-      rows.append(form.convert({name: forms.with_plain_text(value) for name, value in row.items()}))
+      converted = form.convert({name: forms.with_plain_text(value) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise ValueError(f"{place}: not read as {form.name} ({error})") from None
+    made = make(converted, place)
+    names[form.name] += 1
+    return made
+
+  places, rows, left_out = readable(found.placed, one)
   counts = [f"{count} row{'s' * (count > 1)} read as {name}" for name, count in names.items()]
-  return Described(found.places, rows, ", ".join(counts))
+  return Described(places, rows, "; ".join(filter(None, [", ".join(counts), left_out])))
+
+
+def readable(placed: Sequence[tuple[str, Any]], make: Callable[[Any, str], Any]) -> tuple[list[str], list[Any], str]:
+  """Returns the places of the rows that can be read, what was made of each, and how many there are of the others.
+
+  Args:
+    placed: Rows with their places.
+    make: `(row, place) -> what is made of it`, or a ValueError.
+
+  Raises:
+    ValueError: The first one, if more than `UNREADABLE` of the rows have one.
+
+  >>> readable([(f"row {number}", number or "x") for number in range(200)], lambda row, place: int(row))[2]
+  "1 row left out that cannot be read, such as invalid literal for int() with base 10: 'x'"
+  """
+  places, rows, errors = [], [], []
+  for place, row in placed:
+    try:
+      rows.append(make(row, place))
+      places.append(place)
+    except ValueError as error:
+      errors.append(error)
+  if len(errors) > UNREADABLE * len(placed):
+    raise errors[0]
+  count = len(errors)
+  told = f"{count} row{'s' * (count > 1)} left out that cannot be read, such as {errors[0]}" if errors else ""
+  return places, rows, told

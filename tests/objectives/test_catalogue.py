@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rl_jax.objectives.base import Inputs
+from rl_jax.ops.metrics import results
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(7)
@@ -384,6 +385,42 @@ def test_dpo_family(loss):
       moved[index] += sign * 1e-6
       shifted.append(evaluate(build("dpo", loss=loss, beta=0.3, label_smoothing=0.1), inputs(), logp=moved)[0])
     np.testing.assert_allclose(gradient["logp"][index], (shifted[0] - shifted[1]) / 2e-6, rtol=1e-5, atol=1e-9)
+
+
+def _mean_logp():
+  return np.where(MASK, L, 0).sum(-1) / np.maximum(MASK.sum(-1), 1)
+
+
+@pytest.mark.parametrize(
+  ("name", "settings", "rewards"),
+  [
+    ("dpo", dict(beta=0.3), lambda: 0.3 * log_ratios()),
+    ("dpo", dict(loss="aot", beta=0.3), lambda: 0.3 * log_ratios()),
+    ("dpo", dict(loss="apo_zero", beta=0.3), lambda: 0.3 * log_ratios()),
+    ("simpo", dict(beta=2.0), lambda: 2.0 * _mean_logp()),
+    ("cpo", dict(beta=0.2), lambda: 0.2 * np.where(MASK, L, 0).sum(-1)),
+    ("orpo", dict(), lambda: _mean_logp() - np.log1p(-np.exp(_mean_logp()))),
+  ],
+)
+def test_preference_losses_report_the_rewards_of_both_sides(name, settings, rewards):
+  objective = build(name, **settings)
+  given = inputs()._replace(logp=jnp.asarray(L), batch_logp=jnp.asarray(L))
+  metrics = results(objective.loss(given, objective.weight(given))[1])
+  complete = MASK.any(-1).all(-1)
+  wanted = rewards()[complete]
+  np.testing.assert_allclose(metrics["reward_chosen"], wanted[:, 0].mean(), rtol=1e-6)
+  np.testing.assert_allclose(metrics["reward_rejected"], wanted[:, 1].mean(), rtol=1e-6)
+  np.testing.assert_allclose(metrics["margin"], (wanted[:, 0] - wanted[:, 1]).mean(), rtol=1e-6)
+  np.testing.assert_allclose(metrics["accuracy"], np.heaviside(wanted[:, 0] - wanted[:, 1], 0.5).mean())
+
+
+def test_kto_reports_the_rewards_of_desirable_and_other_sequences():
+  mask = jnp.ones((3, 1))
+  logp, signs = jnp.array([[-1.0], [-2.0], [-4.0]]), jnp.array([[1.0], [1.0], [-1.0]])
+  given = Inputs(mask, signs, logp=logp, ref_logp=jnp.full((3, 1), -2.0), kl_baseline=jnp.zeros(3))
+  objective = build("kto", beta=0.5)
+  metrics = results(objective.loss(given, objective.weight(given))[1])
+  assert (metrics["reward_chosen"], metrics["reward_rejected"]) == (0.25, -1.0)
 
 
 def test_aot_compares_sorted_margins():

@@ -16,7 +16,7 @@ TINY = Reader(presets.load("tiny").tokenizer, (1,))
 def encode(rows, max_tokens=99, reader=TINY):
   """Examples and problems of rows."""
   places = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-  found, problems = examples.encode_demonstrations(reader, places, max_tokens=max_tokens)
+  found, problems, _ = examples.encode_demonstrations(reader, places, max_tokens=max_tokens)
   return [demonstration.example for demonstration in found], problems
 
 
@@ -101,7 +101,7 @@ def test_a_row_of_several_forms_is_the_first_of_them(row, learned):
 
 def test_rows_of_one_prompt_are_about_the_same():
   rows = [("row 1", {"prompt": "1", "completion": "2"}), ("row 2", {"prompt": "1", "completion": "3"})]
-  found, _ = examples.encode_demonstrations(TINY, rows, max_tokens=9)
+  found, *_ = examples.encode_demonstrations(TINY, rows, max_tokens=9)
   assert len({demonstration.subject for demonstration in found}) == 1
 
 

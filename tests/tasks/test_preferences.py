@@ -43,7 +43,8 @@ def test_useless_rows_are_counted(tmp_path):
   rated = {"prompt": "a", "answers": ["b", "c"]}
   assert load(tmp_path, rated | {"ratings": [2, 1]}, rated | {"ratings": [1, 1]}).left_out == {"with equal ratings": 1}
   assert load(tmp_path, good, good | {"rejected": " \n"}).left_out == {"with an empty answer": 1}
-  assert found.describe() == "2 rankings of 2 answers; left out: 1 with equal answers, 2 with an empty answer"
+  read = "5 rows read as prompts with a chosen and a rejected answer"
+  assert found.describe() == f"{read}; 2 rankings of 2 answers; left out: 1 with equal answers, 2 with an empty answer"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_useless_rows_are_counted(tmp_path):
   [
     (
       {"prompt": "a", "chosen": "b"},
-      "no column answers, prompt and chosen and rejected or chosen and rejected; it has prompt, chosen",
+      "no column answers, prompt and chosen and rejected, chosen and rejected or prompt and completion and label; it",
     ),
     ({"chosen": "a", "rejected": "b"}, "no column 'prompt', which only lists of chat messages can do without"),
     ({"prompt": "", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
@@ -63,6 +64,8 @@ def test_useless_rows_are_counted(tmp_path):
     ({"prompt": "a", "answers": ["b", "c", "d"]}, "3 answers, but .*line 1 has 2"),
     ({"prompt": "a", "answers": ["b", "c"], "ratings": [2, 1]}, "ratings are given for some rows and not for others"),
     ({"chosen": [message("a", "user")], "rejected": [message("b", "user")]}, "do not begin with the same message"),
+    ({"prompt": "a", "completion": "b", "label": True}, "1 answer, but .*line 1 has 2"),
+    ({"prompt": "a", "completion": "b", "label": "good"}, "label must be true or false, got 'good'"),
   ],
 )
 def test_a_broken_row_is_named_by_its_place(tmp_path, row, reason):
@@ -71,7 +74,7 @@ def test_a_broken_row_is_named_by_its_place(tmp_path, row, reason):
 
 
 def test_nothing_usable_is_an_error(tmp_path):
-  with pytest.raises(ValueError, match="no usable preferences; 0 rankings .*1 with equal answers"):
+  with pytest.raises(ValueError, match="no usable preferences; 1 row read as .*; 0 rankings .*1 with equal answers"):
     load(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "b"})
   with pytest.raises(ValueError, match="does not exist"):
     preferences.load(tmp_path / "nowhere.jsonl")

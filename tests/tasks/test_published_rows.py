@@ -93,9 +93,67 @@ def test_preferences(row, prompt, answers):
   assert all(len(answer) == 1 for answer in found.answers)
 
 
-def test_single_answers_with_a_label_are_named():
-  with pytest.raises(ValueError, match=r"row 1: single answers with a label \(KTO's rows\) are not read here"):
-    preferences.from_rows([("row 1", {"prompt": "a", "completion": "b", "label": True})])
+def test_single_answers_have_a_label():
+  rows = [{"prompt": [USER], "completion": [REPLY], "label": label} for label in (True, False, 1, 0)]
+  found = preferences.from_rows((f"row {i}", row) for i, row in enumerate(rows))
+  assert found.read == "4 rows read as single answers with a label"
+  assert [ranking.answers for ranking in found.rankings] == [([REPLY],)] * 4
+  assert [ranking.ratings for ranking in found.rankings] == [(1.0,), (-1.0,), (1.0,), (-1.0,)]
+
+
+TURN = "\n\nHuman: Hi\n\nAssistant: "
+GOOD_AND_BAD = {
+  "prompts": ({"prompt": "Hi"}, {"prompt": ""}),
+  "a message says nothing": ({"prompt": [USER]}, {"prompt": [{"role": "user", "content": None}]}),
+  "images": ({"prompt": [USER]}, {"prompt": [{"role": "user", "content": [{"type": "image"}]}]}),
+  "ShareGPT": (
+    {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+    {"conversations": [{"from": "human", "value": "1 + 1?"}]},
+  ),
+  "ShareGPT, a stranger": (
+    {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+    {"conversations": [{"from": "alien", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+  ),
+  "HH-RLHF": (
+    {"chosen": f"{TURN}Yes", "rejected": f"{TURN}No"},
+    {"chosen": f"{TURN}Yes", "rejected": "\n\nHuman: Hello\n\nAssistant: No"},
+  ),
+  "UltraFeedback": (
+    {"prompt": "1 + 1?", "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]},
+    {"prompt": "another", "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]},
+  ),
+  "half a character": ({"text": "Hi"}, {"text": "\ud83d"}),
+}
+
+
+def read_by(name, rows):
+  """What one of the three readers makes of rows: how many are left, and what it tells."""
+  placed = [(f"line {i + 1}", row) for i, row in enumerate(rows)]
+  if "rejected" in rows[0]:
+    found = preferences.from_rows(placed)
+    return len(found.rankings), found.describe()
+  if "prompt" in rows[0]:
+    task = tasks.from_rows(name, [{**row, "number": i} for i, row in enumerate(rows)], [ONE], evaluation_size=1)
+    return len(task.rows), task.description
+  model = presets.load("tiny")
+  found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), placed, max_tokens=64)
+  return len(found.found), found.read
+
+
+@pytest.mark.parametrize("name", GOOD_AND_BAD)
+def test_few_rows_that_cannot_be_read_are_left_out_and_many_are_refused(name):
+  good, bad = GOOD_AND_BAD[name]
+  many = [good] * 199
+  if good.keys() == {"prompt"}:  # a task holds some prompts out
+    as_good = (lambda text: text) if isinstance(good["prompt"], str) else forms.user
+    many = [{"prompt": as_good(str(i))} for i in range(199)]
+  count, told = read_by(name, [*many[:60], bad, *many[60:]])
+  assert count == 199 and "; 1 row left out that cannot be read, such as " in told and " 61: " in told
+  with pytest.raises(ValueError, match=" 61: "):
+    read_by(name, [*many[:60], bad, *many[60:80]])
+
+
+def test_a_prompt_that_nobody_says_is_named():
   with pytest.raises(ValueError, match="conversations in which the prompt is not said"):
     preferences.from_rows([("row 1", {"prompt": "other", "chosen": [USER, REPLY], "rejected": [USER, REPLY]})])
 

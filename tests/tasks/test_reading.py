@@ -59,7 +59,7 @@ def learned(read, example):
 
 
 def demonstrations(read, *rows):
-  found, problems = examples.encode_demonstrations(read, [("row 1", row) for row in rows], max_tokens=999)
+  found, problems, _ = examples.encode_demonstrations(read, [("row 1", row) for row in rows], max_tokens=999)
   return [demonstration.example for demonstration in found], problems
 
 
@@ -203,10 +203,10 @@ def test_settings_that_a_table_fills_up_are_not_told():
 
 def test_rows_that_the_assistant_opens_are_about_what_is_asked():
   rows = [{"messages": chat("Hi", asked, "x", first="assistant")} for asked in ("q", "r")]
-  found, _ = examples.encode_demonstrations(reader(), [("row", row) for row in rows], max_tokens=99)
+  found, *_ = examples.encode_demonstrations(reader(), [("row", row) for row in rows], max_tokens=99)
   assert found[0].subject != found[1].subject
   weighed = [{**message, "weight": 1} for message in rows[0]["messages"]]
-  again, _ = examples.encode_demonstrations(reader(), [("row", {"messages": weighed})], max_tokens=99)
+  again, *_ = examples.encode_demonstrations(reader(), [("row", {"messages": weighed})], max_tokens=99)
   assert again[0].subject == found[0].subject
 
 
