@@ -10,7 +10,7 @@ Every variant starts, seed by seed, from the same parameters, after the same sup
 number of updates; each uses the defaults of its loss and its own advantages. There is no KL in the reward,
 also where a paper has one, and objectives without a ratio (rloo, reinforce, remax, gpg) take every minibatch of a
 rollout as fresh. Evaluation draws from the same distribution as training, so easy tasks repeat problems. All seeds and
-grid points of an objective train in one compiled program. Run the same command again with --resume to go on after an
+grid points of an objective train in one compiled program. `--resume RUN_DIR` goes on after an
 interruption.
 """
 
@@ -38,7 +38,7 @@ class Config(TaskConfig):
   objectives: str = "grpo,dr_grpo,dapo,gspo,rloo,ppo"  # names, or paths such as my_module:objective, with commas
   grid: tuple[str, ...] = ()  # values of a setting to sweep, such as clip_high=0.2,0.28,0.4, where an objective has it
   run_dir: str = "runs/compare"  # results, table and curves
-  resume: bool = False  # go on with the comparison in run_dir
+  resume: bool = False  # go on with the comparison in run_dir; as a flag, its folder, whose settings are taken
   rollouts: int = 400  # batches of completions
   minibatches: int = 2  # updates a rollout
   epochs: int = 1  # passes over a rollout

@@ -2,11 +2,11 @@
 
 import dataclasses
 import datetime
-import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import optax
@@ -16,8 +16,7 @@ from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.errors import reason
 from rl_jax.models import presets
-from rl_jax.rollouts import fixed
-from rl_jax.runs.directory import RunDirectory, read_config
+from rl_jax.runs.directory import RunDirectory, check_free, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
 from rl_jax.tasks import examples, preferences, reading, rewards, sources
 from rl_jax.tasks.held_out import Split, hold_out
@@ -42,7 +41,7 @@ class Checked:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
   run_dir: str  # configuration, metrics, samples, checkpoints, plots and the trained model
-  resume: bool = False  # go on with the run in run_dir
+  resume: bool = False  # go on with the run in run_dir; as a flag, the run's folder, whose settings are taken
   steps: int = 32  # rollouts, or updates where the data is fixed
   checkpoint_every: int = 16  # steps between checkpoints, besides one at the end; 0 for none
   evaluations: int = 2  # evaluations after the first one, evenly spaced, the last one at the end
@@ -93,12 +92,14 @@ class RunConfig(Checked):
     settings = {name: getattr(self, name) for name in names}
     if learner is not None:
       settings["save"] = lambda folder, state: learner.save_model(folder, state.policy.params)
+      settings["frozen"] = learner.frozen
     return settings | dict(put=devices.put, compiles=lambda: devices.compiles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
   model: str = "smollm2"  # smollm2, tiny, small, a folder in Hugging Face's format, a .gguf file, or a name on the hub
+  base: str = ""  # the model that the adapters in --model belong to; by default the one that their files name
   lora_rank: int = 0  # above 0: train adapters of this rank alone
   lora_alpha: float = 32.0  # the adapters' update is multiplied by alpha / rank
   remat: bool = False  # compute activations again in the backward pass, to save memory
@@ -117,7 +118,7 @@ class ModelConfig(Checked):
 
   def load_model(self, max_tokens: int) -> presets.Model:
     """Loads the model, which must read sequences of `max_tokens`."""
-    model = presets.load(pinned(self, self.model, "model_commit"), remat=self.remat)
+    model = presets.load(pinned(self, self.model, "model_commit"), base=self.base, remat=self.remat)
     presets.check_context(model, max_tokens)
     return model
 
@@ -127,7 +128,8 @@ class ModelConfig(Checked):
 
   def make_learner(self, model: presets.Model) -> Learner:
     """Returns the model as it is trained."""
-    return make_learner(model, base_model=self.model, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+    base_model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
+    return make_learner(model, base_model=base_model, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ class RolloutConfig(Checked):
   num_prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt
   max_prompt_tokens: int = 512  # longer prompts are passed over
-  max_new_tokens: int = 5  # longest completion
+  max_new_tokens: int = 0  # longest completion; 0 for the task's own: digits + 3 for arithmetic, 256 for all others
   stop: tuple[str, ...] = ()  # texts of one token that end a completion; they replace the task's own
   temperature: float = 1.0  # temperature of sampling and of every log-prob
   epochs: int = 1  # passes over a rollout
@@ -167,6 +169,11 @@ class RolloutConfig(Checked):
   warmup_steps: int = 3  # updates over which the learning rate rises
   mask_truncated: bool = False  # leave completions that were truncated out of the loss
   evaluation_samples: int = 16  # answers an evaluation samples to each of 64 held-out prompts, for pass@k; 0 for none
+  keep_special_tokens: bool = False  # rewards and samples have special tokens as text, such as <|im_end|>
+
+  def __post_init__(self):
+    if not self.max_new_tokens:
+      object.__setattr__(self, "max_new_tokens", tasks.longest_answer(self.task, self.task_options))
 
   def check(self) -> None:
     names = ("num_prompts", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches")
@@ -202,14 +209,20 @@ class RolloutConfig(Checked):
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""
     functions = rewards.from_paths(self.rewards, self.reward_weights)
-    task = tasks.load(pinned(self, self.task, "data"), self.task_options, rewards=functions, seed=seed)
+    task = tasks.load(pinned(self, self.task, "data_fingerprint"), self.task_options, rewards=functions, seed=seed)
     if task.description:
       print(f"{task.name}: {task.description}", flush=True)
     return task
 
   def make_prompts(self, task: tasks.Task, reader: reading.Reader) -> Prompts:
     """Returns the task's prompts for a model, and shows the first one as the model reads it."""
-    prompts = make_prompts(task, reader, stop=self.stop, max_prompt_tokens=self.max_prompt_tokens)
+    prompts = make_prompts(
+      task,
+      reader,
+      stop=self.stop,
+      max_prompt_tokens=self.max_prompt_tokens,
+      keep_special_tokens=self.keep_special_tokens,
+    )
     print(f"the first prompt reads {reader.tokenizer.decode(prompts.encode(task.row(0)))[:SHOWN]!r}", flush=True)
     return prompts
 
@@ -240,20 +253,22 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
   data: str  # a .jsonl, .json, .csv or .parquet file, or a data set's name on the hub
   data_options: tuple[str, ...] = ()  # config=, split= of a data set on the hub; rename=old:new,... of columns
   steps: int = 100  # updates; the learning rate falls to 0 over them along a cosine
+  epochs: float = 0.0  # above 0: passes over the data, in place of steps
   max_tokens: int = 512  # longer rows are left out
   held_out: float = 0.1  # share of the data to measure on, of prompts that are not trained on
   checkpoint_every: int = 50  # updates between checkpoints, besides one at the end; 0 for none
 
   def check(self) -> None:
     require_at_least(self, 1, ("max_tokens",))
+    require_at_least(self, 0, ("epochs",))
+    check_free(self.run_dir, resume=self.resume)
     if not 0 < self.held_out < 1:
       raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
     super().check()
 
-  @functools.cached_property
-  def rows(self) -> sources.Rows:
-    """The data's rows, read once."""
-    return sources.read(pinned(self, self.data, "data"), **self.source)
+  def read_rows(self) -> sources.Rows:
+    """Reads the data."""
+    return sources.read(pinned(self, self.data, "data_fingerprint"), **self.source)
 
   @property
   def source(self) -> dict[str, str]:
@@ -268,8 +283,28 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
     if rows % parts:
       raise ValueError(f"{name} must be a multiple of microbatches * devices = {parts}, got {rows}")
 
+  def for_rows(self, rows: int, name: str) -> Self:
+    """Returns the settings for so many rows to train on: batches that they fill, and epochs as steps.
+
+    Args:
+      rows: Rows.
+      name: The setting that says how many a batch has.
+
+    Raises:
+      ValueError: If there are fewer rows than micro-batches and devices.
+    """
+    parts = self.microbatches * jax.device_count()
+    wanted, whole = getattr(self, name), rows - rows % parts
+    if not whole:
+      raise ValueError(f"the data has {rows} rows for training, fewer than microbatches * devices = {parts}")
+    if whole < wanted:
+      print(f"{name} is {whole} in place of {wanted}: there are {rows} rows to train on", flush=True)
+    size = min(wanted, whole)
+    steps = math.ceil(self.epochs * rows / size) if self.epochs else self.steps
+    return dataclasses.replace(self, steps=steps, **{name: size})
+
   def directory(self, **settings: Any) -> RunDirectory:
-    settings = dataclasses.asdict(self) | _commit(self) | {"data": self.rows.fingerprint} | settings
+    settings = dataclasses.asdict(self) | _commit(self) | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",), wandb=self.wandb)
 
 
@@ -288,18 +323,23 @@ def pinned(config: Any, name: str, key: str) -> str:
 
 
 def load_rankings(
-  config: SupervisedConfig, model: presets.Model, batch_size: int, *, answers: Sequence[int] = (), whole: bool = False
+  config: SupervisedConfig,
+  rows: sources.Rows,
+  model: presets.Model,
+  *,
+  answers: Sequence[int] = (),
+  whole: bool = False,
 ) -> Split:
   """Returns preferences as the model reads them, some held out by prompt; says what was left out.
 
   Args:
     config: The settings.
+    rows: The data.
     model: The model.
-    batch_size: Rows an update.
     answers: How many answers a row may have; 2 or more by default.
     whole: As in `examples.encode_rankings`.
   """
-  data = preferences.from_rows(config.rows.placed)
+  data = preferences.from_rows(rows.placed)
   count = len(data.rankings[0].answers)
   if count not in (answers or (count,)) or (count == 1 and 1 not in answers):
     kind = "single answers with a label, which loss 'kto' learns from" if count == 1 else f"rankings of {count} answers"
@@ -310,7 +350,6 @@ def load_rankings(
   show_first(model, [*encoded[0].prompt, *encoded[0].answers[0].tokens])
   split = hold_out(encoded, config.held_out, seed=config.seed, key=lambda each: each.subject)
   print(split.describe(), flush=True)
-  fixed.check_size(len(split.training), batch_size)
   return split
 
 
@@ -347,7 +386,7 @@ def with_options(settings: dict[str, Any], options: Sequence[str]) -> dict[str, 
 
 def reward_model_settings(folder: str) -> dict[str, Any]:
   """Returns what a resumed run must share of its reward model; nothing where there is none."""
-  return {"reward_model": [folder, presets.fingerprint(folder)]} if folder else {}
+  return {"reward_model_fingerprint": presets.fingerprint(folder)} if folder else {}
 
 
 def load_reward(folder: str, model: presets.Model, *, max_tokens: int, remat: bool) -> LoadedReward | None:

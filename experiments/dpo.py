@@ -94,11 +94,12 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   objective = load_objective(config)
   config.check()
-  directory, model = config.directory(), config.load_model(config.max_tokens)
-  split = load_rankings(config, model, config.num_pairs, answers=(1, 2) if config.loss == "kto" else (2,))
+  rows, model = config.read_rows(), config.load_model(config.max_tokens)
+  split = load_rankings(config, rows, model, answers=(1, 2) if config.loss == "kto" else (2,))
   if config.loss == "kto" and min(split.prompts) < 2:
     raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
-  with directory as run:
+  config = config.for_rows(len(split.training), "num_pairs")
+  with config.directory(data_fingerprint=rows.fingerprint) as run:
     return train(config, objective, model, split.training, split.held_out, run)
 
 

@@ -6,7 +6,7 @@
     python -m experiments.grpo --objective my_module:objective     # an objective of yours
     python -m experiments.grpo --model path/to/folder --task reasoning_gym/chain_sum --max-new-tokens 64
     python -m experiments.grpo --task data.jsonl --rewards my_module:reward
-    python -m experiments.grpo --run-dir runs/grpo --resume        # go on with a run that was stopped
+    python -m experiments.grpo --resume runs/grpo                  # go on with a run that was stopped
 
 How it differs from the paper (arXiv:2402.03300): smaller batches, a larger learning rate and a smaller KL weight.
 """
@@ -89,7 +89,7 @@ def main(config: Config) -> Path:
   config.check()
   algorithm, task = load_algorithm(config), config.load_task(config.seed)
   rewards.check_any(task.rewards, reward_model=False)
-  directory = config.directory(data=task.fingerprint)
+  directory = config.directory(data_fingerprint=task.fingerprint)
   model = config.load_model(config.max_tokens)
   prompts = config.make_prompts(task, config.make_reader(model))
   with directory as run:

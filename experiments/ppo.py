@@ -14,7 +14,6 @@ filters they are those of the distribution that it samples from.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -44,9 +43,9 @@ def main(config: Config) -> Path:
   algorithm, task = load_algorithm(config), config.load_task(config.seed)
   if "target_mask" in algorithm.needs and not config.ptx_data and task.solved is None:
     raise ValueError(f"objective {config.objective!r} imitates solved completions; task {task.name!r} knows of none")
-  settings: dict[str, Any] = {"data": task.fingerprint, **reward_model_settings(config.reward_model)}
+  settings = {"data_fingerprint": task.fingerprint, **reward_model_settings(config.reward_model)}
   if config.ptx_data:
-    settings["ptx_data"] = files.fingerprint(Path(config.ptx_data))
+    settings["ptx_fingerprint"] = files.fingerprint(Path(config.ptx_data))
   directory = config.directory(**settings)
   model = config.load_model(max(config.max_tokens, config.ptx_tokens + 1))
   stream = config.make_stream(model, group_size=config.group_size, seed=config.seed)

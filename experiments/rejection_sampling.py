@@ -66,7 +66,11 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   task = config.load_task(config.seed)
-  settings = {"data": task.fingerprint, "above": str(config.above), **reward_model_settings(config.reward_model)}
+  settings = {
+    "data_fingerprint": task.fingerprint,
+    "above": str(config.above),
+    **reward_model_settings(config.reward_model),
+  }
   directory, model = config.directory(**settings), config.load_model(config.max_tokens)
   reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)

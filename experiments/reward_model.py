@@ -57,12 +57,13 @@ class Config(SupervisedConfig):
 def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
-  directory, model = config.directory(), config.load_model(config.max_tokens)
+  rows, model = config.read_rows(), config.load_model(config.max_tokens)
   weights.architecture(model.hf.model_type, scores=True)
-  split = load_rankings(config, model, config.num_rankings, whole=True)
+  split = load_rankings(config, rows, model, whole=True)
   if config.margins and not split.training[0].ratings:
     raise ValueError("margins need a column 'ratings', which the data does not have")
-  with directory as run:
+  config = config.for_rows(len(split.training), "num_rankings")
+  with config.directory(data_fingerprint=rows.fingerprint) as run:
     return train(config, model, split.training, split.held_out, run)
 
 

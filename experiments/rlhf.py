@@ -1,7 +1,7 @@
 """The whole of RLHF on data that the script makes: demonstrations, preferences, a reward model, PPO.
 
     python -m experiments.rlhf                          # a small model from scratch
-    python -m experiments.rlhf --resume                 # stages that are done are not done again
+    python -m experiments.rlhf --resume runs/rlhf       # stages that are done are not done again
     python -m experiments.rlhf --model smollm2 --sft-steps 25 --sft-rate 5e-5 --pairs 600 --reward-steps 30 \
       --reward-rate 2e-5 --ppo-steps 12 --ppo-prompts 16 --ppo-rate 5e-6 --critic-rate 2e-5    # from SmolLM2-135M
 
@@ -45,7 +45,7 @@ NEW_TOKENS = 28
 class Config:
   model: str = "small"  # small (from scratch), smollm2, tiny, a folder in Hugging Face's format, or a .gguf file
   run_dir: str = "runs/rlhf"  # data, the stages' runs, tables and figures
-  resume: bool = False  # go on in run_dir
+  resume: bool = False  # go on in run_dir; as a flag, the folder, whose settings are taken
   demonstrations: int = 10000  # prompts of SFT
   right: float = 0.7  # share of the demonstrations that are right
   sft_steps: int = 800  # updates of SFT
@@ -77,7 +77,9 @@ def main(config: Config) -> None:
   for settings in (of_sft, of_reward_model, of_ppo):
     settings.check()
   if folder.exists() and any(folder.iterdir()) and not config.resume:
-    raise ValueError(f"run directory {config.run_dir!r} is not empty; choose a new --run-dir or pass --resume")
+    raise ValueError(
+      f"run directory {config.run_dir!r} is not empty; choose a new --run-dir, or go on: --resume {folder}"
+    )
   folder.mkdir(parents=True, exist_ok=True)
   same_settings(folder / "config.json", config)
   rng = np.random.default_rng(config.seed)

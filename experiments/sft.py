@@ -59,17 +59,17 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   objective = sft.objective(loss=config.loss)  # pyright: ignore[reportArgumentType]
-  directory, model = config.directory(), config.load_model(config.max_tokens)
+  rows, model = config.read_rows(), config.load_model(config.max_tokens)
   reader = config.make_reader(model)
-  data, problems, read = examples.encode_demonstrations(reader, config.rows.placed, max_tokens=config.max_tokens)
+  data, problems, read = examples.encode_demonstrations(reader, rows.placed, max_tokens=config.max_tokens)
   print(f"{read}; {len(data)} demonstrations; {examples.describe(problems)}", flush=True)
   show_first(model, data[0].example.tokens)
   split = hold_out(data, config.held_out, seed=config.seed, key=lambda demonstration: demonstration.subject)
   print(split.describe(), flush=True)
   packing: Any = dict(length=config.max_tokens, pad_token=text.pad_token(model.tokenizer), together=config.packing)
-  packed, held_out = (pack([each.example for each in rows], **packing) for rows in (split.training, split.held_out))
-  fixed.check_size(len(packed[1]), config.num_rows)
-  with directory as run:
+  packed, held_out = (pack([each.example for each in part], **packing) for part in (split.training, split.held_out))
+  config = config.for_rows(len(packed[1]), "num_rows")
+  with config.directory(data_fingerprint=rows.fingerprint) as run:
     return train(config, objective, model, packed, held_out, run)
 
 

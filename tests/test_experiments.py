@@ -109,7 +109,7 @@ def test_a_run_is_not_resumed_on_changed_data(tmp_path):
   settings |= dict(run_dir=str(tmp_path / "run"), num_prompts=4, minibatches=1, group_size=2, steps=1, resume=True)
   grpo.main(grpo.Config(**settings))
   rows.write_text("".join(f'{{"prompt": "{a} + 1 =", "answer": "{a + 2}"}}\n' for a in range(4)))
-  with pytest.raises(ValueError, match="other settings: data was '"):
+  with pytest.raises(ValueError, match="other settings: data_fingerprint was '"):
     grpo.main(grpo.Config(**settings))
 
 
@@ -174,13 +174,15 @@ def test_killed_at_a_random_moment_and_resumed_the_result_is_bit_identical(tmp_p
   print("seed", seed)
   rng = random.Random(seed)
   for kill_after in (rng.randint(1, 4), rng.randint(5, 9)):
-    process = start(tmp_path, *arguments, "--run-dir", "killed", "--resume")
+    begun = (tmp_path / "killed" / "evaluation.jsonl").exists()
+    goes_on = ("--resume", "killed") if begun else (*arguments, "--run-dir", "killed")
+    process = start(tmp_path, *goes_on)
     wait_for_steps(tmp_path / "killed", kill_after, process)
     time.sleep(rng.random() * 0.3)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-  process, output = run(tmp_path, *arguments, "--run-dir", "killed", "--resume")
+  process, output = run(tmp_path, "--resume", "killed")
   assert process.returncode == 0, output
   weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
   assert weights[0] == weights[1]
@@ -194,11 +196,25 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
   wait_for_steps(tmp_path / "run", 2, process)
   process.send_signal(signal.SIGINT)
   output = process.communicate(timeout=60)[0]
-  assert process.returncode == 1 and "--resume" in output and "Traceback" not in output
+  assert process.returncode == 1 and "-m experiments.grpo --resume run\n" in output and "Traceback" not in output
   done = len(read_lines(tmp_path / "run", "metrics.jsonl"))
-  process, output = run(tmp_path, *SMALL, "--steps", str(done + 1), "--run-dir", "run", "--resume")
+  process, output = run(tmp_path, "--resume", "run", "--steps", str(done + 1), "--learning-rate", "1.0")
+  assert process.returncode == 1 and "other settings: learning_rate was 8e-06, is 1.0" in output
+  process, output = run(tmp_path, "--resume", "run", "--steps", str(done + 1))
   assert process.returncode == 0, output
   assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == done + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
+def test_ctrl_c_in_the_first_seconds_shows_no_traceback_and_promises_no_checkpoint(tmp_path, seconds):
+  process = start(tmp_path, *SMALL, "--steps", "100000", "--run-dir", "run")
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  output = process.communicate(timeout=60)[0]
+  assert process.returncode != 0 and "Traceback" not in output
+  if not (tmp_path / "run" / "metrics.jsonl").exists():
+    assert "--resume" not in output
 
 
 TOY = ["--width", "32", "--seeds", "2", "--warmup-steps", "2", "--seed", "1"]
@@ -210,15 +226,18 @@ def test_objectives_are_compared_resumed_and_shown_again(tmp_path):
   toy = ["--task", "sorting", "--task-options", "length=2", *sizes.split(), "--run-dir", "cmp", *TOY]
 
   def compare(*arguments):
-    command = [sys.executable, "-m", "experiments.compare_objectives", *toy, *arguments]
+    command = [sys.executable, "-m", "experiments.compare_objectives", *arguments]
     return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
 
-  first = compare("--objectives", "ppo")
+  first = compare(*toy, "--objectives", "ppo")
   assert first.returncode == 0, first.stderr
-  again = compare("--objectives", "ppo")
-  assert again.returncode == 1 and "holds another run; choose a new --run-dir or pass --resume" in again.stderr
+  again = compare(*toy, "--objectives", "ppo")
+  assert (
+    again.returncode == 1
+    and "holds another run; choose a new --run-dir, or go on with it: --resume cmp" in again.stderr
+  )
   written = (tmp_path / "cmp" / "results" / "ppo.npz").stat().st_mtime_ns
-  resumed = compare("--objectives", "ppo", "--resume")
+  resumed = compare("--resume", "cmp")
   assert resumed.returncode == 0 and (tmp_path / "cmp" / "results" / "ppo.npz").stat().st_mtime_ns == written
   shown = subprocess.run(
     [sys.executable, "-m", "rl_jax.analysis.comparison", "cmp"],

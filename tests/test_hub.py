@@ -137,20 +137,20 @@ def test_a_run_by_names_alone_keeps_the_commits(repositories, tmp_path):
   )
   env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
-  def train(url, *more):
+  def train(url, *arguments):
     return subprocess.run(
-      [sys.executable, "-m", "experiments.grpo", *arguments.split(), *more],
+      [sys.executable, "-m", "experiments.grpo", *arguments],
       env=env | {"HF_ENDPOINT": url}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
 
   with serve(repositories) as (url, _):
-    done = train(url)
+    done = train(url, *arguments.split())
   assert done.returncode == 0, done.stdout + done.stderr
   assert "24 rows read as questions, as chat" in done.stdout and "the first prompt reads 'user: " in done.stdout
   config = json.loads((tmp_path / "run" / "config.json").read_text())
-  assert config["model_commit"] == COMMIT and config["data"] == f"{COMMIT} train"
+  assert config["model_commit"] == COMMIT and config["data_fingerprint"] == f"{COMMIT} train"
   assert json.loads((tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()[0])["solved"] == 0
   with serve(repositories, commit="d" * 40) as (url, _):  # the hub has moved on; the run stays with what it began with
-    done = train(url, "--resume", "--steps", "2")
+    done = train(url, "--resume", "run", "--steps", "2")
   assert done.returncode == 0, done.stdout + done.stderr
   assert json.loads((tmp_path / "run" / "config.json").read_text())["model_commit"] == COMMIT

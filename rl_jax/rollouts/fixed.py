@@ -26,7 +26,8 @@ def make_collect(
   Raises:
     ValueError: If there are fewer rows than a batch has.
   """
-  check_size(rows, batch_size)
+  if rows < batch_size:
+    raise ValueError(f"the data has {rows} rows for training, fewer than a batch of {batch_size}")
   row = shuffled(rows, seed)
 
   def collect(state: RLState) -> Collected:
@@ -38,18 +39,6 @@ def make_collect(
     return Collected(state._replace(running=running), batch, metrics)
 
   return collect
-
-
-def check_size(rows: int, batch_size: int) -> None:
-  """Raises ValueError if there are fewer rows than a batch has.
-
-  >>> check_size(3, 4)
-  Traceback (most recent call last):
-  ...
-  ValueError: the data has 3 rows for training, fewer than a batch of 4
-  """
-  if rows < batch_size:
-    raise ValueError(f"the data has {rows} rows for training, fewer than a batch of {batch_size}")
 
 
 def fixed_size_batches(rows: int, size: int) -> list[np.ndarray]:

@@ -104,6 +104,6 @@ def make_judge(prompts: Prompts) -> Judge:
   """Returns `judge(sampled) -> (judgment, records)`, which calls the task's reward functions on decoded completions."""
 
   def judge(sampled: Sampled) -> tuple[Judgment, Sequence[dict[str, Any]]]:
-    return judging.judge(prompts.task, prompts.tokenizer, sampled.problems, sampled.rollout.sequences)
+    return judging.judge(prompts.task, prompts.decode, sampled.problems, sampled.rollout.sequences)
 
   return judge

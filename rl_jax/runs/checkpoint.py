@@ -1,4 +1,5 @@
-"""Checkpoints: the whole `RLState`, written atomically by orbax, and in the background on accelerators.
+"""Checkpoints: the `RLState` but for what is frozen in it, written by orbax: atomically, in the background on
+accelerators.
 
 On CPU they are written before the run goes on: a background write would hold on to the buffers that the next update
 wants to reuse, so that the state would exist twice, while it competes for the same cores.
@@ -6,22 +7,26 @@ wants to reuse, so that the state would exist twice, while it competes for the s
 A run that is killed at any instant, also while a checkpoint is being written, resumes from the last finished one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rl_jax.errors import reason
+from rl_jax.state import join, split
 
 
 class Checkpoints:
   """The checkpoints of one run. Open them with `open_checkpoints`, which waits for writes to finish on leaving."""
 
-  def __init__(self, manager: ocp.CheckpointManager):
+  def __init__(self, manager: ocp.CheckpointManager, frozen: Sequence[str] = ()):
     self._manager = manager
+    self._frozen = frozen
 
   def latest(self) -> int | None:
     """Returns the step of the newest finished checkpoint, or None."""
@@ -35,25 +40,44 @@ class Checkpoints:
   def save(self, step: int, state: Any) -> None:
     """Writes `state` as checkpoint `step`, unless there is one already."""
     if step != self.latest():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+      items = {name: ocp.args.StandardSave(item) for name, item in self._items(state).items()}
+      self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(self, step: int, like: Any) -> Any:
     """Returns checkpoint `step`, with the structure, types and devices of `like`.
 
+    What is frozen is `like`'s own.
+
     Raises:
       ValueError: If the checkpoint does not fit, because another model or optimizer wrote it.
     """
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    own, where = self._items(like), f"checkpoint {step} in {self._manager.directory}"
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, own)
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-    except (ValueError, KeyError, TypeError) as error:
-      where = f"checkpoint {step} in {self._manager.directory}"
+      items = {name: ocp.args.StandardRestore(item) for name, item in target.items()}
+      found = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
       raise ValueError(f"{where} is damaged, or of another model or optimizer: {reason(error)}") from error
+    if not self._frozen:
+      return found["state"]
+    if not np.allclose(found["frozen"]["sum"], own["frozen"]["sum"], rtol=1e-5):
+      raise ValueError(f"{where} is of adapters on another model: the base is not the one that the run began with")
+    policy = found["state"].policy
+    whole = join(policy.params, split(like.policy.params, self._frozen)[1])
+    return found["state"]._replace(policy=policy._replace(params=whole))
+
+  def _items(self, state: Any) -> dict[str, Any]:
+    """What a checkpoint holds: all of the state but what is frozen, of which it has a sum."""
+    if not self._frozen:
+      return {"state": state}
+    trained, constant = split(state.policy.params, self._frozen)
+    total = sum(jnp.sum(jnp.abs(leaf), dtype=jnp.float32) for leaf in jax.tree.leaves(constant))
+    return {"state": state._replace(policy=state.policy._replace(params=trained)), "frozen": {"sum": total}}
 
 
 @contextmanager
-def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Iterator[Checkpoints]:
-  """Opens the checkpoints of a folder, keeping the newest `keep`.
+def open_checkpoints(folder: str | Path, *, keep: int = 2, frozen: Sequence[str] = ()) -> Iterator[Checkpoints]:
+  """Opens the checkpoints of a folder, keeping the newest `keep`; the parameters that are frozen are not written.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder, open_checkpoints(folder) as checkpoints:
@@ -64,5 +88,5 @@ def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Iterator[Checkpoin
   background = jax.default_backend() != "cpu"
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=background)
   with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
-    yield Checkpoints(manager)
+    yield Checkpoints(manager, frozen)
     manager.wait_until_finished()

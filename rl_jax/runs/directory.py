@@ -13,7 +13,7 @@ from rl_jax.runs import provenance, tracking
 from rl_jax.runs.results import Result
 
 # What may change when a run is resumed.
-_FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every", "evaluations", "snapshots", "wandb"})
+_FREE = frozenset({"run_dir", "resume", "steps", "checkpoint_every", "evaluations", "snapshots", "wandb", "data"})
 _LOCK = ".lock"
 
 
@@ -33,7 +33,8 @@ class RunDirectory:
 
     Args:
       folder: The folder, made where it does not exist.
-      config: JSON values, saved, and compared on resuming; how long, where and how closely watched may differ.
+      config: JSON values, saved, and compared on resuming; how long, where and how closely watched may differ, and
+        where the data lies, whose fingerprint may not.
       resume: Whether a run that is there goes on. Where there is none, it starts.
       fixed: Those of the free ones that may not differ, such as `steps` where the learning rate falls over them.
       wandb: A project of Weights & Biases that is written to as well; empty for none.
@@ -41,20 +42,13 @@ class RunDirectory:
     Raises:
       ValueError: If the folder holds another run or other files, or one with more steps; nothing is changed then.
     """
-    if not str(folder):
-      raise ValueError("run directory must have a name, got ''")
+    check_free(folder, resume=resume)
     self.folder = Path(folder)
     self.config = dict(config)
     path = self.folder / "config.json"
-    if self.folder.exists() and not self.folder.is_dir():
-      raise ValueError(f"run directory {str(folder)!r} is a file")
     if path.exists() and _has_begun(self.folder):
-      if not resume:
-        raise ValueError(f"run directory {str(folder)!r} holds another run; choose a new --run-dir or pass --resume")
-      _check_same(_parse_config(path), json.loads(json.dumps(config)), str(folder), _FREE - set(fixed))
+      _check_same(_parse_config(path), json.loads(json.dumps(config)), self.folder, _FREE - set(fixed))
       _check_steps(self.folder, config.get("steps"))
-    elif not path.exists() and self.folder.exists() and any(file.name != _LOCK for file in self.folder.iterdir()):
-      raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
     if wandb:
       tracking.check_wandb()
     self._wandb = wandb
@@ -135,6 +129,25 @@ class RunDirectory:
         file.write(lines)
 
 
+def check_free(folder: str | Path, *, resume: bool) -> None:
+  """Raises ValueError if a folder holds other files, or a run that is not to be resumed.
+
+  >>> check_free("no-such-folder", resume=False)
+  """
+  if not str(folder):
+    raise ValueError("run directory must have a name, got ''")
+  path = Path(folder)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"run directory {str(folder)!r} is a file")
+  if (path / "config.json").exists():
+    if _has_begun(path) and not resume:
+      raise ValueError(
+        f"run directory {str(folder)!r} holds another run; choose a new --run-dir, or go on with it: --resume {folder}"
+      )
+  elif path.exists() and any(file.name != _LOCK for file in path.iterdir()):
+    raise ValueError(f"run directory {str(folder)!r} is not empty and holds no run; choose a new --run-dir")
+
+
 def read_lines(folder: str | Path, name: str) -> list[dict[str, Any]]:
   """Returns the rows of one of a run's JSONL files; none where there is no such file.
 
@@ -209,14 +222,15 @@ def _step(line: str) -> float:
     return math.inf
 
 
-def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: str, free: frozenset[str]) -> None:
+def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: Path, free: frozenset[str]) -> None:
   changed = [
     f"{key} was {saved.get(key)!r}, is {config.get(key)!r}"
     for key in sorted(set(saved) | set(config))
     if key not in free and saved.get(key) != config.get(key)
   ]
   if changed:
-    raise ValueError(f"run directory {folder!r} holds a run with other settings: {'; '.join(changed)}")
+    other = f"; a new run may start from its model: --model {folder}" if (folder / "model").is_dir() else ""
+    raise ValueError(f"run directory {str(folder)!r} holds a run with other settings: {'; '.join(changed)}{other}")
 
 
 def _check_steps(folder: Path, steps: int | None) -> None:

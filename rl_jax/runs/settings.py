@@ -1,26 +1,25 @@
 """Settings of an experiment, which are a frozen dataclass: from a command line, checks, and back to a command line."""
 
+import argparse
 import dataclasses
 import inspect
 import math
 import re
 import shlex
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from rl_jax.runs.directory import read_config
+
 
 def run_script(
-  main: Callable[[Any], Any],
-  config: type,
-  *,
-  module: str,
-  description: str | None,
-  default: Any = None,
-  kept: str = "finished checkpoints are kept, and --resume goes on from the last one",
+  main: Callable[[Any], Any], config: type, *, module: str, description: str | None, default: Any = None, kept: str = ""
 ) -> None:
   """Runs `main` with settings from the command line; a ValueError and Ctrl-C end the process with one line.
 
@@ -30,15 +29,26 @@ def run_script(
     module: The script's module, such as "experiments.grpo".
     description: What `--help` begins with.
     default: A configuration whose values stand for those that are not given; by default the dataclass's own.
-    kept: What Ctrl-C leaves behind.
+    kept: What Ctrl-C leaves behind; by default what there is of checkpoints.
   """
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  settings = None
   try:
     title = module.rpartition(".")[2]
-    main(parse(config, default, title=title, prog=f"python -m {module}", description=description))
+    settings = parse(config, default, title=title, prog=f"python -m {module}", description=description)
+    main(settings)
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"interrupted; {kept}")
+    sys.exit(f"interrupted; {kept or _left(module, settings)}")
+
+
+def _left(module: str, config: Any) -> str:
+  """What an interrupted run can go on from."""
+  folder = Path(getattr(config, "run_dir", "")) / "checkpoints"
+  if not any(path.name.isdigit() for path in folder.glob("*")):
+    return "there is no checkpoint yet to go on from"
+  return f"go on from the last checkpoint with\n  {command_line(module, config, resume=True)}"
 
 
 def parse(
@@ -47,11 +57,15 @@ def parse(
   """Returns the settings of a command line; `--help` has a group for each class that they are inherited from.
 
   Args:
-    config: A dataclass whose fields become flags, each explained by the comment behind it.
+    config: A dataclass whose fields become flags, each explained by the comment behind it. One with `resume` takes
+      `--resume FOLDER`, by which a run's own settings stand for those that are not given.
     default: A configuration whose values stand for those that are not given; by default the dataclass's own.
     title: The group of the fields that are not inherited.
     args: Arguments to parse; by default the process's.
     **options: Other arguments of `tyro.cli`.
+
+  Raises:
+    ValueError: If there is no run in the folder.
 
   >>> @dataclasses.dataclass(frozen=True, kw_only=True)
   ... class RunConfig:
@@ -63,6 +77,9 @@ def parse(
   Config(steps=3, clip=0.2)
   """
   types, fields = typing.get_type_hints(config), {field.name: field for field in dataclasses.fields(config)}
+  args, folder = _resumed(sys.argv[1:] if args is None else args) if "resume" in fields else (args, "")
+  if folder:
+    default = of_run(config, folder)
   groups = {}
   for base in config.__mro__:  # a field stands in the group of the class that declares it first
     names = [name for name in getattr(base, "__annotations__", {}) if name in fields]
@@ -75,13 +92,56 @@ def parse(
   whole = dataclasses.make_dataclass("Settings", [(title, tyro.conf.OmitArgPrefixes[g]) for title, g in groups.items()])
   parsed = tyro.cli(whole, args=args, **options)
   values = {name: value for title in groups for name, value in vars(getattr(parsed, title)).items()}
-  return config(**values)
+  if folder and Path(values["run_dir"]) != Path(folder):
+    raise ValueError(f"run_dir is that of the run which goes on, {folder!r}; got {values['run_dir']!r}")
+  return config(**values | ({"resume": bool(folder)} if "resume" in fields else {}))
+
+
+def of_run(config: type, folder: str) -> Any:
+  """Returns the settings that a run was started with, to go on with it.
+
+  Raises:
+    ValueError: If there is no run, or it is one of other settings.
+
+  >>> of_run(type("Config", (), {}), "nowhere")
+  Traceback (most recent call last):
+  ...
+  ValueError: no run to go on with in 'nowhere': it has no config.json
+  """
+  saved, types = read_config(folder), typing.get_type_hints(config)
+  if not saved:
+    raise ValueError(f"no run to go on with in {folder!r}: it has no config.json")
+  own = {name: _restored(value, types[name]) for name, value in saved.items() if name in types}
+  try:
+    return config(**own | {"run_dir": folder, "resume": True})
+  except TypeError as error:
+    raise ValueError(f"the run in {folder!r} is one of another script ({error})") from None
+
+
+def _restored(value: Any, kind: Any) -> Any:
+  """A setting as it was before it was JSON."""
+  if isinstance(value, list):
+    return tuple(value)
+  return float(value) if kind is float else value
+
+
+def _resumed(args: Sequence[str]) -> tuple[list[str], str]:
+  """A command line without `--resume FOLDER`, and the folder; "" without."""
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+  parser.add_argument("--resume", default="")
+  try:
+    found, others = parser.parse_known_args(list(args))
+  except argparse.ArgumentError:
+    raise ValueError("--resume takes the folder of the run to go on with") from None
+  return others, found.resume
 
 
 def _flag(config: type, field: dataclasses.Field, kind: Any, default: Any) -> tuple:
   """A field with its help as tyro wants it."""
-  explained = Annotated[kind, tyro.conf.arg(help=_comment(config, field.name))]
+  resumes = field.name == "resume"  # whose folder `parse` has read
+  explained = Annotated[str if resumes else kind, tyro.conf.arg(help=_comment(config, field.name))]
   value = field.default if default is None else getattr(default, field.name)
+  value = "" if resumes else value
   missing = value is dataclasses.MISSING
   return (field.name, explained) if missing else (field.name, explained, dataclasses.field(default=value))
 
@@ -180,7 +240,7 @@ def exit_if_stopped(module: str, config: Any, done: int) -> None:
 
 
 def command_line(module: str, config: Any, **changes: Any) -> str:
-  """Returns the command that runs a module with a configuration: what differs from its defaults.
+  """Returns the command that runs a module with a configuration: what differs from its defaults, or what resumes it.
 
   Args:
     module: The script's module, such as "experiments.grpo".
@@ -192,11 +252,16 @@ def command_line(module: str, config: Any, **changes: Any) -> str:
   ...   steps: int = 8
   ...   stop: tuple[str, ...] = ()
   ...   resume: bool = False
-  >>> command_line("my.module", Config(stop=("a", "b c")), resume=True).partition(" -m ")[2]
-  "my.module --stop a 'b c' --resume"
+  ...   run_dir: str = "runs/a"
+  >>> command_line("my.module", Config(stop=("a", "b c"))).partition(" -m ")[2]
+  "my.module --stop a 'b c'"
+  >>> command_line("my.module", Config(), resume=True).partition(" -m ")[2]
+  'my.module --resume runs/a'
   """
   config = dataclasses.replace(config, **changes)
   words = [sys.executable, "-m", module]
+  if getattr(config, "resume", False):
+    return shlex.join([*words, "--resume", str(config.run_dir)])
   for field in dataclasses.fields(config):
     value, flag = getattr(config, field.name), field.name.replace("_", "-")
     if value == field.default:

@@ -7,8 +7,8 @@ name. `load` finds one by name: "arithmetic", "reasoning_gym/<dataset>", a file 
 
 from rl_jax import lazy
 from rl_jax.tasks.base import Task
-from rl_jax.tasks.load import load
+from rl_jax.tasks.load import load, longest_answer
 from rl_jax.tasks.rows import from_rows
 
-__all__ = ["Task", "from_rows", "load"]
+__all__ = ["Task", "from_rows", "load", "longest_answer"]
 __getattr__ = lazy.submodules(__name__, __path__)

@@ -1,6 +1,6 @@
 """From completions to texts and what is said of them: the same for training, greedy baselines and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from rl_jax.tasks.base import Row, Task, columns
 Record = dict[str, Any]
 
 
-def judge(task: Task, tokenizer: Any, rows: Sequence[Row], sequences: Sequences) -> tuple[Judgment, list[Record]]:
+def judge(
+  task: Task, decode: Callable[[np.ndarray, np.ndarray], list[str]], rows: Sequence[Row], sequences: Sequences
+) -> tuple[Judgment, list[Record]]:
   """Decodes completions, calls the task's reward functions on them, and asks which ones are solved.
 
   Args:
     task: Its reward functions are called; where it has none, nothing is scored.
-    tokenizer: A `transformers` tokenizer.
+    decode: `(tokens [N, T], mask) -> texts`.
     rows: The row of each prompt, P of them.
     sequences: Sequences with completions `[P, G, T]`.
 
@@ -27,19 +29,20 @@ def judge(task: Task, tokenizer: Any, rows: Sequence[Row], sequences: Sequences)
   Raises:
     ValueError: As `tasks.rewards.judge`.
 
+  >>> import functools
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> tokenizer = character_tokenizer("0123456789")
+  >>> decode = functools.partial(text.decode, character_tokenizer("0123456789"))
   >>> length = rewards.Reward(lambda completions, **_: [len(text) for text in completions], 1.0, "length")
   >>> task = Task("lengths", lambda index: {"prompt": "1"}, [], (length,))
   >>> tokens, mask = np.array([[[3, 4, 0]]]), np.array([[[True, True, False]]])
-  >>> judgment, records = judge(task, tokenizer, [task.row(0)], Sequences(None, None, tokens, mask))
+  >>> judgment, records = judge(task, decode, [task.row(0)], Sequences(None, None, tokens, mask))
   >>> judgment.scores["length"].tolist(), records
   ([[2.0]], [{'prompt': '1', 'completion': '01', 'tokens': 2}])
   """
   tokens, mask = np.asarray(sequences.completions), np.asarray(sequences.completion_mask) != 0
   shape, rows = tokens.shape[:2], [row for row in rows for _ in range(tokens.shape[1])]
   tokens, mask = tokens.reshape(len(rows), -1), mask.reshape(len(rows), -1)
-  texts = text.decode(tokenizer, tokens, mask)
+  texts = decode(tokens, mask)
   keywords: dict[str, Any] = dict(
     prompts=[row["prompt"] for row in rows],
     completions=text.as_replies(rows, texts),

@@ -11,6 +11,8 @@ from rl_jax.tasks.base import Task, columns
 from rl_jax.tasks.rewards import Reward, check_arguments
 from rl_jax.tasks.verifiers import VERIFIERS, final_answer
 
+LONGEST = 256  # tokens of an answer
+
 
 def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = (), seed: int = 0) -> Task:
   """Returns a task.
@@ -52,6 +54,18 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     return task
   check_arguments(rewards, list(columns([task.row(0)])))
   return with_verifier(task._replace(rewards=tuple(rewards)))
+
+
+def longest_answer(name: str, options: Sequence[str] = ()) -> int:
+  """Returns how many tokens an answer to a task may have, where nobody says: few for sums, 256 for all others.
+
+  >>> longest_answer("arithmetic", ["digits=3"]), longest_answer("rows.jsonl")
+  (6, 256)
+  """
+  if name != "arithmetic":
+    return LONGEST
+  digits = parse_options(options).get("digits", 2)
+  return digits + 3 if isinstance(digits, int) else LONGEST
 
 
 def with_verifier(task: Task) -> Task:

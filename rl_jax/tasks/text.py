@@ -64,12 +64,14 @@ class Prompts(NamedTuple):
     reader: How the model reads.
     stop_tokens: `[S]`, those that end a completion.
     max_prompt_tokens: Longer prompts are passed over, and counted.
+    keep_special_tokens: Whether rewards and samples have special tokens as text.
   """
 
   task: Task
   reader: Reader
   stop_tokens: np.ndarray
   max_prompt_tokens: int
+  keep_special_tokens: bool = False
 
   @property
   def tokenizer(self) -> Any:
@@ -82,6 +84,10 @@ class Prompts(NamedTuple):
       ValueError: If the model cannot read it.
     """
     return prompt_tokens(self.reader, row["prompt"], row_options(row))
+
+  def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+    """Returns the texts of `[N, T]` completions, as rewards read them."""
+    return decode(self.tokenizer, tokens, mask, keep_special_tokens=self.keep_special_tokens)
 
   @property
   def closing(self) -> list[int]:
@@ -124,7 +130,14 @@ class Prompts(NamedTuple):
     return PromptBatch([row for row, _ in kept], *tokens, 0, len(encoded) - len(kept))
 
 
-def make_prompts(task: Task, reader: Reader, *, stop: Sequence[str] = (), max_prompt_tokens: int = 512) -> Prompts:
+def make_prompts(
+  task: Task,
+  reader: Reader,
+  *,
+  stop: Sequence[str] = (),
+  max_prompt_tokens: int = 512,
+  keep_special_tokens: bool = False,
+) -> Prompts:
   """Returns a task's prompts for a model. Where the rows have an end, all of them are read, and refused here or never.
 
   Args:
@@ -132,6 +145,7 @@ def make_prompts(task: Task, reader: Reader, *, stop: Sequence[str] = (), max_pr
     reader: How the model reads.
     stop: Texts of one token that end a completion; the task's own by default.
     max_prompt_tokens: Longer prompts are passed over.
+    keep_special_tokens: Whether rewards and samples have special tokens as text.
 
   Raises:
     ValueError: As `stop_tokens`, or for a prompt that the model cannot read, by its place.
@@ -143,7 +157,7 @@ def make_prompts(task: Task, reader: Reader, *, stop: Sequence[str] = (), max_pr
   >>> drawn.tokens.shape[0], drawn.position, drawn.skipped
   (2, 2, 0)
   """
-  prompts = Prompts(task, reader, stop_tokens(reader, stop or task.stop), max_prompt_tokens)
+  prompts = Prompts(task, reader, stop_tokens(reader, stop or task.stop), max_prompt_tokens, keep_special_tokens)
   for place, row in track(task.rows, description="reading prompts", transient=True, disable=not task.rows):
     try:
       prompts.encode(row)
@@ -200,15 +214,15 @@ def stop_tokens(reader: Reader, texts: Sequence[str] = ()) -> np.ndarray:
   return np.asarray(sorted(tokens), np.int32)
 
 
-def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-  """Returns the texts of `[N, T]` completions, without special tokens.
+def decode(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray, *, keep_special_tokens: bool = False) -> list[str]:
+  """Returns the texts of `[N, T]` completions, without special tokens unless they are to be kept.
 
   >>> from rl_jax.models.presets import character_tokenizer
   >>> decode(character_tokenizer("abc"), np.array([[3, 5, 1, 0]]), np.array([[True, True, True, False]]))
   ['ac']
   """
   return [
-    tokenizer.decode(row[real], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokenizer.decode(row[real], skip_special_tokens=not keep_special_tokens, clean_up_tokenization_spaces=False)
     for row, real in zip(tokens, mask, strict=True)
   ]
 

@@ -41,6 +41,7 @@ def train(
   evaluations: int = 1,
   snapshots: int = 0,
   save: Callable[[Path, RLState], Any] | None = None,
+  frozen: Sequence[str] = (),
   **settings: Any,
 ) -> tuple[RLState, int]:
   """Does a whole run: resumes where there is a checkpoint, evaluates, fits, and evaluates again.
@@ -54,6 +55,7 @@ def train(
     snapshots: Models that are kept on the way, evenly spaced, each in a folder of `snapshots/` named by its step, and
       evaluated.
     save: `(folder, state)`, writes one; needed for snapshots.
+    frozen: Entries of the parameters that are not trained: checkpoints do without them.
     **settings: The other arguments of `fit`.
 
   Returns:
@@ -74,7 +76,7 @@ def train(
     if step in kept and save is not None and not folder.exists():
       save(folder, state)
 
-  with open_checkpoints(run.folder / "checkpoints") as checkpoints:
+  with open_checkpoints(run.folder / "checkpoints", frozen=frozen) as checkpoints:
     resumed = checkpoints.latest()
     state = checkpoints.resume(state)
     if resumed is not None:

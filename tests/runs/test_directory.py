@@ -172,3 +172,36 @@ def test_a_result_is_read_back_as_what_it_was(tmp_path, result):
     assert run.has_evaluation(3) and not run.has_evaluation(2)
   assert from_row(read_lines(run.folder, "evaluation.jsonl")[0]) == result._replace(samples=())
   assert len(read_lines(run.folder, "evaluation_samples.jsonl")) == len(result.samples)
+
+
+def adapted_state(base, adapters):
+  params = {
+    "base": {"w": base * jax.random.normal(jax.random.key(1), (1 << 16,))},
+    "adapters": {"a": jnp.full(3, adapters)},
+  }
+  return RLState.create(params, optax.adam(1e-3), jax.random.key(0), keep_reference=False, frozen=("base",))
+
+
+def test_a_checkpoint_of_adapters_does_without_the_base(tmp_path):
+  with open_checkpoints(tmp_path / "checkpoints", frozen=("base",)) as checkpoints:
+    checkpoints.save(1, adapted_state(2.0, 5.0))
+  size = sum(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+  assert size < 4 * (1 << 16) / 5
+  with open_checkpoints(tmp_path / "checkpoints", frozen=("base",)) as checkpoints:
+    resumed = checkpoints.resume(adapted_state(2.0, 0.0))
+    for one, other in zip(leaves(resumed), leaves(adapted_state(2.0, 5.0)), strict=True):
+      np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="is of adapters on another model"):
+      checkpoints.resume(adapted_state(2.5, 0.0))
+
+
+def test_a_run_may_go_on_when_its_data_has_moved_but_not_when_it_has_changed(tmp_path):
+  def begin(**settings):
+    return RunDirectory(tmp_path / "run", {"data": "a.jsonl", "data_fingerprint": "1", **settings}, resume=True)
+
+  with begin() as run:
+    run.write_metrics(1, {"loss": 1.0})
+  begin(data="b.jsonl")
+  (tmp_path / "run" / "model").mkdir()
+  with pytest.raises(ValueError, match="data_fingerprint was '1', is '2'; a new run may start from its model: --model"):
+    begin(data_fingerprint="2")
