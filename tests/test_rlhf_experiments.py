@@ -14,6 +14,7 @@ from rl_jax.objectives import kl_cov
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import results
 from rl_jax.runs.directory import read_lines
+from rl_jax.runs.settings import of_run
 
 SMALL = dict(model="tiny", steps=2)
 ROLLOUTS = dict(num_prompts=8, group_size=2, task_options=("evaluation_size=4",), checkpoint_every=0)
@@ -169,6 +170,20 @@ def test_dpo_widens_the_margin(tmp_path, pairs, settings):
     assert before["margin"] == pytest.approx(0, abs=1e-3)
 
 
+def test_few_rows_fill_a_batch_and_epochs_are_steps(tmp_path, capsys):
+  rows = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(30)]
+  settings = dict(data=write(tmp_path / "rows.jsonl", rows), model="tiny", max_tokens=32, run_dir=str(tmp_path / "run"))
+  sft.main(sft.Config(**settings, epochs=2.5))
+  told = capsys.readouterr().out
+  # 27 rows of ten to fourteen tokens are trained on, two or three of them in one; there are four devices here.
+  assert "num_rows is 12 in place of 16: there are 12 rows to train on" in told
+  steps = [row["epoch"] for row in read_lines(tmp_path / "run", "metrics.jsonl")]
+  assert len(steps) == 3 and steps[-1] == 3  # the third pass is a whole one
+  saved = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert (saved["num_rows"], saved["steps"], saved["epochs"]) == (12, 3, 2.5)
+  assert sft.main(of_run(sft.Config, str(tmp_path / "run"))).is_dir()  # goes on, and is done
+
+
 def test_kto_learns_from_single_answers_with_labels(tmp_path):
   rows = [{"prompt": f"{i}:", "completion": "ab"[bad] * 4, "label": not bad} for i in range(24) for bad in (0, 1)]
   data, settings = write(tmp_path / "answers.jsonl", rows), dict(learning_rate=1e-2, num_pairs=8)
@@ -314,7 +329,7 @@ def test_mistakes_in_data_are_named(tmp_path, pairs):
   with pytest.raises(ValueError, match="loss 'kto' makes no use of label_smoothing"):
     dpo.main(dpo.Config(data=pairs, **SMALL, loss="kto", label_smoothing=0.1, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="the data has 36 rows for training, fewer than microbatches . devices = 64"):
-    dpo.main(dpo.Config(data=pairs, **SMALL, num_pairs=64, microbatches=64, run_dir=str(tmp_path / "run")))
+    dpo.main(dpo.Config(data=pairs, **SMALL, num_pairs=64, microbatches=16, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="held_out must be between 0 and 1, got 1"):
     dpo.main(dpo.Config(data=pairs, **SMALL, held_out=1.0, run_dir=str(tmp_path / "run")))
   ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "a", "answers": ["b", "c", "d"]}] * 4)

@@ -1,7 +1,9 @@
 """GGUF in: configuration, weights (dequantized with NumPy) and a byte-level BPE tokenizer from one file."""
 
 import os
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -17,35 +19,74 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How a tokenizer cuts text before its merges, by the name that GGUF gives it.
 _GPT2 = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-_QWEN2 = Regex(_WORDS + r"|\p{N}" + _REST)
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def _cut(*patterns: str) -> list:
+  return [*(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns), _BYTES]
+
+
+_LLAMA3 = _cut(_WORDS + r"|\p{N}{1,3}" + _REST)
+_QWEN2 = _cut(_WORDS + r"|\p{N}" + _REST)
 _PRE_TOKENIZERS = {
   "gpt-2": _GPT2,
   "smollm": [pre_tokenizers.Digits(individual_digits=True), *_GPT2],
-  "qwen2": [
-    pre_tokenizers.Split(_QWEN2, behavior="isolated"),
-    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ],
+  "llama-bpe": _LLAMA3,
+  "llama3": _LLAMA3,
+  "qwen2": _QWEN2,
+  "deepseek-r1-qwen": _QWEN2,
+  "deepseek-v3": _cut(
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+  ),
 }
+WHOLE_WORDS = ("llama-bpe", "llama3")  # a piece that is a token needs no merges to become it
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _CONTROL, _USER_DEFINED = 3, 4
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # whose metadata and tensors are read here
 
 
-def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
-  """Opens a GGUF file and checks that every tensor lies inside it.
+class Gguf(NamedTuple):
+  """A GGUF file, or several that belong together: metadata of the first, and the tensors of all.
+
+  Attributes:
+    get_field: `name -> field`, or None.
+    tensors: In no order.
+  """
+
+  get_field: Callable[[str], gguf.ReaderField | None]
+  tensors: list[gguf.ReaderTensor]
+
+
+def open_gguf(path: str | os.PathLike) -> Gguf:
+  """Opens a GGUF file, or all parts of one whose first part is given, and checks that every tensor lies inside it.
 
   Raises:
-    ValueError: If the file does not exist, is no GGUF, or was cut short.
+    ValueError: If a file does not exist, is no GGUF, or was cut short.
 
   >>> open_gguf("nowhere.gguf")
   Traceback (most recent call last):
   ...
   ValueError: no GGUF file at 'nowhere.gguf'
   """
+  if (part := PART.fullmatch(str(path))) is None:
+    reader = _open_one(path)
+    return Gguf(reader.get_field, list(reader.tensors))
+  whole, number, count = part.groups()
+  if int(number) != 1:
+    raise ValueError(f"{str(path)!r} is part {int(number)} of {int(count)}: give the first one")
+  readers = [_open_one(f"{whole}-{place:05d}-of-{count}.gguf") for place in range(1, int(count) + 1)]
+  return Gguf(readers[0].get_field, [tensor for reader in readers for tensor in reader.tensors])
+
+
+def _open_one(path: str | os.PathLike) -> gguf.GGUFReader:
   if not os.path.isfile(path):
     raise ValueError(f"no GGUF file at {str(path)!r}")
   try:
     reader = gguf.GGUFReader(path)
-    end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
+    end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)  # a first part may have none
   except (ValueError, IndexError, KeyError, OSError) as error:
     raise ValueError(f"{str(path)!r} is no GGUF file, or was cut short ({reason(error)})") from None
   if end > os.path.getsize(path):
@@ -53,19 +94,19 @@ def open_gguf(path: str | os.PathLike) -> gguf.GGUFReader:
   return reader
 
 
-def _field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
+def _field(reader: Gguf, name: str, default: Any = None) -> Any:
   field = reader.get_field(name)
   return default if field is None else field.contents()
 
 
-def _required(reader: gguf.GGUFReader, name: str) -> Any:
+def _required(reader: Gguf, name: str) -> Any:
   value = _field(reader, name)
   if value is None:
     raise ValueError(f"GGUF file lacks the field {name!r}")
   return value
 
 
-def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
+def read_config(reader: Gguf) -> PretrainedConfig:
   """Returns the Hugging Face configuration that a GGUF file's metadata describes.
 
   Raises:
@@ -107,7 +148,7 @@ def read_config(reader: gguf.GGUFReader) -> PretrainedConfig:
   )
 
 
-def load_weights(reader: gguf.GGUFReader, config: TransformerConfig, *, where: str, dtype: Any = np.float32) -> dict:
+def load_weights(reader: Gguf, config: TransformerConfig, *, where: str, dtype: Any = np.float32) -> dict:
   """Dequantizes the weights of a GGUF file into parameters. Raises ValueError as `weights.assemble`."""
   kind = _field(reader, "general.architecture")
   architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
@@ -141,7 +182,7 @@ def _half_split(array: np.ndarray, heads: int) -> np.ndarray:
   return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
-def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
+def read_tokenizer(reader: Gguf) -> PreTrainedTokenizerFast:
   """Builds the tokenizer that a GGUF file describes, chat template included.
 
   Raises:
@@ -153,7 +194,8 @@ def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
     raise ValueError(f"GGUF tokenizer {model!r} with pre-tokenizer {pre!r} is not supported (gpt2 with one of {known})")
   tokens = _required(reader, "tokenizer.ggml.tokens")
   merges = [tuple(merge.split(" ")) for merge in _required(reader, "tokenizer.ggml.merges")]
-  tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
   if pre == "qwen2":
     tokenizer.normalizer = normalizers.NFC()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_jax.models import families, presets, weights
+from rl_jax.models import families, gguf_file, presets, weights
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import SamplingParams
 
@@ -21,12 +21,12 @@ def interleave(array, heads):
   return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
-def write(path, architecture="llama", pre="gpt-2", drop=()):
+def write(path, architecture="llama", pre="gpt-2", drop=(), split=0):
   """Writes the family `llama` of the parity data as a GGUF file with a tokenizer of 48 tokens."""
   hf = families.read(str(PARITY / "llama"))
   config = families.transformer_config(hf)
   params = weights.load_safetensors(PARITY / "llama", config, hf)
-  writer = gguf.GGUFWriter(path, architecture)
+  writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
   writer.add_block_count(config.num_layers)
   writer.add_context_length(64)
   writer.add_embedding_length(config.embed_dim)
@@ -38,7 +38,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=()):
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre(pre)
   letters = [chr(ord("a") + i) for i in range(26)]
-  tokens = ["<end>", *letters, "ab", "abc", "Ġ"]
+  tokens = ["<end>", *letters, "ab", "abc", "Ġ", "xyz"]
   tokens += [f"<{i}>" for i in range(48 - len(tokens))]
   writer.add_token_list(tokens)
   writer.add_token_types([3] + [1] * 47)
@@ -67,6 +67,43 @@ def test_weights_and_tokenizer_of_a_small_file(tmp_path):
   assert model.tokenizer("abcd<end>")["input_ids"] == [28, 4, 0]
   assert model.tokenizer.decode([28, 29, 4]) == "abc d"
   assert model.tokenizer.eos_token_id == 0
+
+
+def test_a_file_in_parts(tmp_path):
+  write(tmp_path / "small.gguf", split=5)
+  parts = sorted(path.name for path in tmp_path.iterdir())
+  assert len(parts) > 2 and parts[0].startswith("small-00001-of-")
+  expected = presets.load(str(write(tmp_path / "whole.gguf")[0])).params
+  jax.tree.map(np.testing.assert_array_equal, presets.load(str(tmp_path / parts[0])).params, expected)
+  with pytest.raises(ValueError, match="is part 2 of . *: give the first one"):
+    presets.load(str(tmp_path / parts[1]))
+  (tmp_path / parts[2]).unlink()
+  with pytest.raises(ValueError, match="no GGUF file at .*-00003-of-"):
+    presets.load(str(tmp_path / parts[0]))
+
+
+# What the tokenizer files of these models cut text into, by hand.
+TEXT = "It's 12345 men,\n\n  isn't it? x=7"
+PIECES = {
+  "llama-bpe": ["It", "'s", " ", "123", "45", " men", ",\n\n", " ", " isn", "'t", " it", "?", " x", "=", "7"],
+  "qwen2": ["It", "'s", " ", *"12345", " men", ",\n\n", " ", " isn", "'t", " it", "?", " x", "=", "7"],
+  "deepseek-v3": ["It", "'s", " ", "123", "45", " men", ",\n\n", " ", " isn", "'t", " it", "?", " x", "=", "7"],
+}
+PIECES |= {"llama3": PIECES["llama-bpe"], "deepseek-r1-qwen": PIECES["qwen2"]}
+
+
+@pytest.mark.parametrize("pre", PIECES)
+def test_text_is_cut_as_the_file_says(tmp_path, pre):
+  reader = gguf_file.open_gguf(write(tmp_path / "small.gguf", pre=pre)[0])
+  cut = gguf_file.read_tokenizer(reader).backend_tokenizer.pre_tokenizer.pre_tokenize_str(TEXT)
+  assert [TEXT[start:end] for _, (start, end) in cut] == PIECES[pre]
+
+
+@pytest.mark.parametrize(("pre", "tokens"), [("llama-bpe", [30]), ("qwen2", [24, 25, 26])])
+def test_llama3s_words_need_no_merges(tmp_path, pre, tokens):
+  """No merges lead to "xyz", which is a token."""
+  tokenizer = gguf_file.read_tokenizer(gguf_file.open_gguf(write(tmp_path / "small.gguf", pre=pre)[0]))
+  assert tokenizer("xyz")["input_ids"] == tokens
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.99])
