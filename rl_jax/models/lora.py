@@ -242,8 +242,10 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     kind = config.get("peft_type", "LORA")
   except (OSError, ValueError, AttributeError) as error:
     raise ValueError(f"adapters in {str(folder)!r}: no readable adapter_config.json ({reason(error)})") from None
-  if kind != "LORA" or config.get("bias", "none") not in ("none", None):
-    raise ValueError(f"adapters in {str(folder)!r} are {kind} with bias {config.get('bias')!r}, not LORA without")
+  if kind != "LORA":
+    raise ValueError(f"adapters in {str(folder)!r} are of the kind {kind!r}; LoRA, rsLoRA and DoRA are read")
+  if config.get("bias", "none") not in ("none", None):
+    raise ValueError(f"adapters in {str(folder)!r} have biases (bias {config['bias']!r}), which is not supported")
   for name in UNSUPPORTED:
     if (value := config.get(name)) or (value == 0 and value is not False):  # a layer may have the number 0
       raise ValueError(f"adapters in {str(folder)!r} use {name}, which is not supported")
@@ -251,19 +253,20 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     raise ValueError(
       f"adapters in {str(folder)!r} use init_lora_weights {start!r}, which is not supported: it changes the base"
     )
+  where = f"adapters in {str(folder)!r}"
+  _check_settings(config, where)
   try:
     tensors = load_file(folder / "adapter_model.safetensors")
-    alpha = float(config["lora_alpha"])
-    scales = _Scales(alpha, int(config["r"]), config)
-  except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-    raise ValueError(f"adapters in {str(folder)!r}: no readable PEFT files ({reason(error)})") from None
+  except (OSError, SafetensorError) as error:
+    raise ValueError(f"{where}: no readable adapter_model.safetensors ({reason(error)})") from None
+  alpha = float(config["lora_alpha"])
+  scales = _Scales(alpha, config["r"], config)
   adapters, magnitudes = {}, {}
   for name in MODULES:
     layers = 0
     while all(_name(layers, name, f"{side}.weight") in tensors for side in ("lora_A", "lora_B")):
       layers += 1
     if layers:
-      where = f"adapters in {str(folder)!r}"
       adapters[name] = _stacked(tensors, name, layers, scales, where)
       if _name(0, name, MAGNITUDE) in tensors:
         magnitudes[name] = jnp.stack([tensors.pop(_name(i, name, MAGNITUDE)) for i in range(layers)])
@@ -277,6 +280,26 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   if config.get("revision") and hub.is_name(base):
     base = f"{base}@{config['revision']}"
   return Peft(adapters, alpha, base, magnitudes, replaced)
+
+
+def _check_settings(config: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError for settings that are not there, or of other types than PEFT writes."""
+
+  def check(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+      raise ValueError(f"{where}: {name} in adapter_config.json must be {wanted}, got {value!r}")
+
+  check("r", config.get("r"), int, "an integer")
+  check("lora_alpha", config.get("lora_alpha"), (int, float), "a number")
+  check("modules_to_save", config.get("modules_to_save") or [], list, "a list of names")
+  for name in ("rank_pattern", "alpha_pattern"):
+    check(name, config.get(name) or {}, dict, "numbers by modules")
+    for key, value in (config.get(name) or {}).items():
+      check(f"{name} of {key!r}", value, (int, float), "a number")
+      try:
+        re.compile(key)
+      except re.error as error:
+        raise ValueError(f"{where}: {name} has {key!r}, which is no regular expression ({error})") from None
 
 
 PREFIX, MAGNITUDE = "base_model.model.", "lora_magnitude_vector"

@@ -244,6 +244,14 @@ def _configuration(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
 
 
 def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
+  try:
+    return _read_folder(folder, overrides)
+  except ValueError as error:
+    where = str(folder)
+    raise (error if where in str(error) else ValueError(f"model folder {where!r}: {error}")) from None
+
+
+def _read_folder(folder: Path, overrides: dict[str, Any]) -> Model:
   hf, given = _configuration(folder)
   params = weights.load_safetensors(folder, config := families.transformer_config(hf, **overrides), hf)
   if config.tie_embeddings and "unembedding" in params:
@@ -260,8 +268,8 @@ def _json(path: Path) -> dict[str, Any]:
     return {}
   try:
     settings = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error})") from None
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{path}: no readable JSON ({reason(error)})") from None
   if not isinstance(settings, dict):
     raise ValueError(f"{path}: must hold settings by name, got {type(settings).__name__}")
   return settings
@@ -271,7 +279,11 @@ def _tokenizer(folder: Path) -> Any:
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
-    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({reason(error)})") from None
+    why = reason(error)
+    if not (folder / "tokenizer.json").exists():
+      only = (folder / "tokenizer.model").exists()
+      why = "tokenizer.model alone takes: pip install sentencepiece" if only else "there is no tokenizer.json"
+    raise ValueError(f"model folder {str(folder)!r}: no readable tokenizer ({why})") from None
   words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens, "\u2581"}
   if not words or not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
     raise ValueError(f"model folder {str(folder)!r}: its tokenizer has no words; is tokenizer.json missing?")
@@ -325,7 +337,7 @@ def _model(
     raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
   named = (tokenizer.eos_token_id, hf.eos_token_id, generation.get("eos_token_id"))
   ends = set[int]().union(*map(families.named_ends, named))
-  if strange := [end for end in ends if not isinstance(end, int) or not 0 <= end < config.vocab_size]:
+  if strange := [end for end in ends if not 0 <= end < config.vocab_size]:
     raise ValueError(f"eos_token_id {strange[0]!r} is no token of a vocabulary of {config.vocab_size}")
   if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
     if not ends:

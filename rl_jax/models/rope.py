@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from rl_jax.errors import reason
+
 
 class Frequencies(NamedTuple):
   """Angular speeds, one a pair of channels, and the factor that cos and sin are multiplied by."""
@@ -52,12 +54,16 @@ def frequencies(parameters: Mapping[str, Any] | None, head_dim: int) -> Frequenc
   rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
   if not 2 <= rotated <= head_dim or rotated % 2:
     raise ValueError(f"partial_rotary_factor must leave an even number of {head_dim} channels, got {rotated}")
+  factor = parameters.get("factor", 1.0)
+  if isinstance(factor, int | float) and not 0 < factor < math.inf:
+    raise ValueError(f"factor of rope_parameters must be positive and finite, got {factor}")
   try:
     return stretch(parameters, parameters["rope_theta"] ** (-np.arange(0, rotated, 2) / rotated))
   except KeyError as missing:
     raise ValueError(f"rope_parameters of type {kind!r} lack {missing}") from None
   except TypeError as error:
-    raise ValueError(f"rope_parameters of type {kind!r} hold what is no number ({error})") from None
+    shown = ", ".join(f"{name} {value!r}" for name, value in parameters.items())
+    raise ValueError(f"rope_parameters hold what is no number: {shown[:200]} ({reason(error)})") from None
 
 
 def longest(parameters: Mapping[str, Any] | None) -> int | None:

@@ -70,6 +70,13 @@ class TransformerConfig:
   remat: bool = False  # compute a layer's activations again in the backward pass instead of keeping them
 
   def __post_init__(self):
+    for name in ("vocab_size", "num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):
+      if not isinstance(value := getattr(self, name), int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if wrong := [
+      window for window in self.windows if window is not None and not (isinstance(window, int) and window > 0)
+    ]:
+      raise ValueError(f"windows must be positive integers or None, got {wrong[0]!r}")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
     for name, each in (("rope_of", self.rope_of), ("windows", self.windows)):

@@ -275,9 +275,15 @@ def _files(folder: Path) -> list[Path]:
   if not (folder / INDEX).exists():
     raise ValueError(f"model folder {str(folder)!r} holds no {SINGLE} and no {INDEX}")
   try:
-    return [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{folder / INDEX}: no readable index of shards ({reason(error)})") from None
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{folder / INDEX}: not JSON ({reason(error)})") from None
+  where = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(where, dict) or not where:
+    raise ValueError(f"{folder / INDEX}: weight_map must name each tensor's file, got {where!r:.80}")
+  if wrong := [name for name in where.values() if not isinstance(name, str) or Path(name).name != name]:
+    raise ValueError(f"{folder / INDEX}: weight_map must name files of this folder, got {wrong[0]!r}")
+  return [folder / name for name in sorted(set(where.values()))]
 
 
 def _names(path: Path) -> list[str]:

@@ -32,6 +32,8 @@ def fingerprint(path: Path) -> str:
   ...
   ValueError: data file 'nowhere.jsonl' does not exist
   """
+  if path.is_dir():
+    raise ValueError(f"data file {str(path)!r} is a folder; a file in it may be meant")
   if not path.is_file():
     raise ValueError(f"data file {str(path)!r} does not exist")
   return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -56,8 +58,6 @@ def read(path: Path) -> list[tuple[str, Any]]:
   ...   read(Path(file.name))
   [('line 1', {'text': 'Hi'})]
   """
-  if path.is_dir():
-    raise ValueError(f"data file {str(path)!r} is a folder; a file in it may be meant")
   if path.suffix == ".parquet":
     return _read_parquet(path)
   readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}

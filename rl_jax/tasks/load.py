@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rl_jax import hub
@@ -43,7 +44,7 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     task = _call(arithmetic.load, name, settings, seed=seed)
   elif name.startswith("reasoning_gym/"):
     task = reasoning.load(name.removeprefix("reasoning_gym/"), seed=seed, **settings)
-  elif name.endswith(hub.ROWS) or hub.is_name(name):
+  elif name.endswith(hub.ROWS) or hub.is_name(name) or Path(name).is_dir():
     task = _call(rows.load, name, settings, path=name, rewards=rewards, seed=seed)
   else:
     raise ValueError(

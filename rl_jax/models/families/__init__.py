@@ -78,7 +78,10 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
   >>> transformer_config(Qwen2Config(num_hidden_layers=3)).num_layers
   3
   """
-  found = find(hf.model_type).settings(hf)
+  try:
+    found = find(hf.model_type).settings(hf)
+  except (TypeError, ZeroDivisionError, KeyError, AttributeError) as error:
+    raise ValueError(f"the configuration of {hf.model_type} cannot be read ({reason(error)})") from None
   if found["activation"] not in ACTIVATIONS:
     known = ", ".join(map(repr, ACTIVATIONS))
     raise ValueError(f"hidden_act of {hf.model_type} must be one of {known}, got {found['activation']!r}")
@@ -132,7 +135,13 @@ def check_adaptable(model_type: str) -> None:
 def named_ends(values: Any) -> set[int]:
   """Returns the ends of sequence that a file names: one, a list of them, or none.
 
+  Raises:
+    ValueError: If they are no integers.
+
   >>> named_ends([2, 5]), named_ends(2), named_ends(None)
   ({2, 5}, {2}, set())
   """
-  return {token for token in (values if isinstance(values, list) else [values]) if token is not None}
+  found = [token for token in (values if isinstance(values, list) else [values]) if token is not None]
+  if wrong := [token for token in found if not isinstance(token, int) or isinstance(token, bool)]:
+    raise ValueError(f"eos_token_id must be a token's number or a list of them, got {wrong[0]!r}")
+  return set(found)
