@@ -9,13 +9,55 @@ import shlex
 import signal
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from rl_jax.runs.directory import read_config
+
+# What TRL and verl call a setting, and what it is called here; docs/from_trl.md says how they differ.
+ELSEWHERE = {
+  "num_generations": "group_size",
+  "rollout_n": "group_size",
+  "max_completion_length": "max_new_tokens",
+  "max_response_length": "max_new_tokens",
+  "max_prompt_length": "max_prompt_tokens",
+  "max_length": "max_tokens",
+  "max_seq_length": "max_tokens",
+  "per_device_train_batch_size": "num_prompts",
+  "train_batch_size": "num_prompts",
+  "gradient_accumulation_steps": "microbatches",
+  "num_iterations": "epochs",
+  "ppo_epochs": "epochs",
+  "num_ppo_epochs": "epochs",
+  "num_mini_batches": "minibatches",
+  "max_steps": "steps",
+  "save_steps": "checkpoint_every",
+  "eval_steps": "evaluations",
+  "beta": "kl_coef",
+  "epsilon": "clip_low",
+  "epsilon_high": "clip_high",
+  "cliprange": "clip_low",
+  "clip_ratio_low": "clip_low",
+  "clip_ratio_high": "clip_high",
+  "kl_loss_coef": "kl_coef",
+  "mask_truncated_completions": "mask_truncated",
+  "reward_funcs": "rewards",
+  "loss_type": "objective",
+  "adv_estimator": "objective",
+  "model_name_or_path": "model",
+  "dataset_name": "task",
+  "output_dir": "run_dir",
+  "resume_from_checkpoint": "resume",
+  "lr": "learning_rate",
+  "vf_coef": "value_coef",
+  "cliprange_value": "value_clip",
+  "gradient_checkpointing": "remat",
+  "lora_r": "lora_rank",
+  "report_to": "wandb",
+}
 
 
 def run_script(
@@ -80,6 +122,7 @@ def parse(
   args, folder = _resumed(sys.argv[1:] if args is None else args) if "resume" in fields else (args, "")
   if folder:
     default = of_run(config, folder)
+  check_names(args or (), fields)
   groups = {}
   for base in config.__mro__:  # a field stands in the group of the class that declares it first
     names = [name for name in getattr(base, "__annotations__", {}) if name in fields]
@@ -95,6 +138,24 @@ def parse(
   if folder and Path(values["run_dir"]) != Path(folder):
     raise ValueError(f"run_dir is that of the run which goes on, {folder!r}; got {values['run_dir']!r}")
   return config(**values | ({"resume": bool(folder)} if "resume" in fields else {}))
+
+
+def check_names(args: Sequence[str], known: Collection[str]) -> None:
+  """Raises ValueError for a flag that another system has, if it is known under another name.
+
+  >>> check_names(["--num-generations", "8"], ["group_size"])
+  Traceback (most recent call last):
+  ...
+  ValueError: --num-generations is called --group-size here; docs/from_trl.md has the others, and how they differ
+  """
+  for word in args:
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    here = ELSEWHERE.get(name)
+    if here is not None and word.startswith("--") and name not in known and here in known:
+      flag = here.replace("_", "-")
+      raise ValueError(
+        f"{word.partition('=')[0]} is called --{flag} here; docs/from_trl.md has the others, and how they differ"
+      )
 
 
 def of_run(config: type, folder: str) -> Any:
@@ -139,11 +200,19 @@ def _resumed(args: Sequence[str]) -> tuple[list[str], str]:
 def _flag(config: type, field: dataclasses.Field, kind: Any, default: Any) -> tuple:
   """A field with its help as tyro wants it."""
   resumes = field.name == "resume"  # whose folder `parse` has read
-  explained = Annotated[str if resumes else kind, tyro.conf.arg(help=_comment(config, field.name))]
   value = field.default if default is None else getattr(default, field.name)
   value = "" if resumes else value
+  nothing = value is None or value is False or value in ("", ())
+  explained = _explained(str if resumes else kind, _comment(config, field.name), nothing)
   missing = value is dataclasses.MISSING
   return (field.name, explained) if missing else (field.name, explained, dataclasses.field(default=value))
+
+
+def _explained(kind: Any, text: str, nothing: bool) -> Any:
+  """A type with its help; a default of nothing is not shown."""
+  if nothing:
+    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint="")]
+  return Annotated[kind, tyro.conf.arg(help=text)]
 
 
 def _comment(config: type, name: str) -> str:

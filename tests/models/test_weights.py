@@ -211,7 +211,7 @@ def test_unsupported_architectures_are_named(config, message):
     ({"rope_type": "proportional"}, "rope_type must be one of default, .* longrope; got 'proportional'"),
     ({"rope_type": "longrope", "short_factor": [1.0], "factor": 2.0}, "short_factor must have 4 numbers, got 1"),
     ({"rope_type": "linear"}, "rope_parameters of type 'linear' lack 'factor'"),
-    ({"rope_type": "linear", "factor": None}, "rope_parameters of type 'linear' hold what is no number"),
+    ({"rope_type": "linear", "factor": None}, "rope_parameters hold what is no number: .*factor None"),
     ({"partial_rotary_factor": 0.1}, "partial_rotary_factor must leave an even number of 8 channels, got 0"),
   ],
 )
@@ -346,16 +346,6 @@ def test_a_tokenizer_without_words_is_refused(tmp_path):
   whole["model"]["vocab"] = {word: number for word, number in whole["model"]["vocab"].items() if number < 3}
   (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
   with pytest.raises(ValueError, match="its tokenizer has no words"):
-    presets.load(str(tmp_path))
-
-
-@pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": 3}}, {}])
-def test_an_index_of_another_form_is_refused(tmp_path, index):
-  model = presets.load("tiny")
-  presets.save(tmp_path, model, model.params)
-  (tmp_path / "model.safetensors").unlink()
-  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-  with pytest.raises(ValueError, match="no readable index of shards"):
     presets.load(str(tmp_path))
 
 
