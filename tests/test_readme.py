@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import grpo
+from rl_jax import tasks
 from rl_jax.objectives.base import Inputs
+from rl_jax.runs.directory import read_lines
 from tests.run_page import blocks, run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -59,6 +62,48 @@ def test_the_guides_new_objective_is_what_it_says():
 def test_the_walking_pages_environment_is_learned():
   before, after = run(*blocks(DOCS / "walking.md"), path=DOCS / "walking.md")["history"].evaluation["return"]
   assert before < -5 and after > -3
+
+
+def test_a_task_on_the_host_is_loaded_by_its_path(tmp_path):
+  (tmp_path / "reversing.py").write_text(blocks(DOCS / "task_on_the_host.md")[0])
+  task = tasks.load(f"{tmp_path / 'reversing.py'}:load", ["length=4"])
+  row = task.row(3)
+  assert row == task.row(3) != task.row(4) and row["answer"][::-1] in row["prompt"] and len(row["answer"]) == 4
+  assert {row["prompt"][0] for row in task.evaluation} <= set("aeiou") and row["prompt"][0] not in "aeiou"
+  given = dict(
+    completions=[row["answer"], row["answer"][0] + "?"], answer=[row["answer"]] * 2, completion_ids=[[1], []]
+  )
+  values = {reward.name: reward.function(**given) for reward in task.rewards}
+  assert values == {"letters": [1.0, 0.25], "tokens": [1.0, 0.0]} and task.solved(**given) == [True, False]
+  with pytest.raises(ValueError, match="has no option 'size'; it has length, evaluation_size"):
+    tasks.load(f"{tmp_path / 'reversing.py'}:load", ["size=4"])
+  (tmp_path / "other.py").write_text("def load(*, seed):\n  return 3\ndef bare():\n  return 3\n")
+  with pytest.raises(ValueError, match="must return a rl_jax.tasks.Task, got int"):
+    tasks.load(f"{tmp_path / 'other.py'}:load")
+  with pytest.raises(ValueError, match="must take seed: the run sets it"):
+    tasks.load(f"{tmp_path / 'other.py'}:bare")
+  with pytest.raises(ValueError, match="cannot be imported: FileNotFoundError"):
+    tasks.load("nowhere.py:load")
+
+
+@pytest.mark.slow
+def test_a_task_on_the_host_is_trained_on_by_a_script(tmp_path):
+  (tmp_path / "reversing.py").write_text(blocks(DOCS / "task_on_the_host.md")[0])
+  sizes = dict(
+    model="tiny", steps=1, num_prompts=4, minibatches=1, group_size=2, max_new_tokens=8, evaluation_samples=0
+  )
+  grpo.main(grpo.Config(task=f"{tmp_path / 'reversing.py'}:load", **sizes, run_dir=str(tmp_path / "run")))
+  assert "reward/letters" in read_lines(tmp_path / "run", "metrics.jsonl")[0]
+
+
+def test_a_task_on_the_device_is_right_and_trains(tmp_path, monkeypatch):
+  page = DOCS / "task_on_the_device.md"
+  (tmp_path / "counting.py").write_text(blocks(page)[0])
+  monkeypatch.chdir(tmp_path)
+  scope = run(*blocks(page), path=page)
+  assert scope["history"].train["reward"].shape == (2, 4)
+  with pytest.raises(ValueError, match="has no option 'size'; it has length"):
+    tasks.on_device.load("counting.py:load", size=3)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_jax import hub
+from rl_jax import dotted, hub
+from rl_jax import options as options_lib
 from rl_jax.tasks import arithmetic, reasoning, rows
 from rl_jax.tasks.base import Task, columns
 from rl_jax.tasks.rewards import Reward, check_arguments
@@ -19,8 +20,8 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   """Returns a task.
 
   Args:
-    name: "arithmetic", "reasoning_gym/<dataset>", a .jsonl, .json, .csv (or one of them with .gz) or .parquet file, or
-      a data set's name on the hub.
+    name: "arithmetic", "reasoning_gym/<dataset>", a .jsonl, .json, .csv (or one of them with .gz) or .parquet file, a
+      data set's name on the hub, or the path of a function of one's own that returns a task, `my_module:load`.
     options: The task's own settings, each `"key=value"`, such as `"digits=3"`.
     rewards: Reward functions; they replace the task's own. A file has none of its own.
     seed: Seed of the order of the rows.
@@ -34,7 +35,7 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
   Traceback (most recent call last):
   ...
   ValueError: unknown task 'arithmetics'; there are arithmetic, reasoning_gym/<dataset>, files (.parquet, .jsonl, .json,
-  .csv, .jsonl.gz, .json.gz, .csv.gz) and data sets on the hub
+  .csv, .jsonl.gz, .json.gz, .csv.gz), data sets on the hub and paths such as my_module:load
   """
   settings = parse_options(options)
   for reserved in ("seed", "name", "path", "rewards"):
@@ -44,12 +45,14 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     task = _call(arithmetic.load, name, settings, seed=seed)
   elif name.startswith("reasoning_gym/"):
     task = reasoning.load(name.removeprefix("reasoning_gym/"), seed=seed, **settings)
+  elif ":" in name:
+    task = _call(dotted.load(name, "task"), name, settings, seed=seed)
   elif name.endswith(hub.ROWS) or hub.is_name(name) or Path(name).is_dir():
     task = _call(rows.load, name, settings, path=name, rewards=rewards, seed=seed)
   else:
     raise ValueError(
-      f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, files ({', '.join(hub.ROWS)})"
-      " and data sets on the hub"
+      f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, files ({', '.join(hub.ROWS)}),"
+      " data sets on the hub and paths such as my_module:load"
     )
   if not rewards:
     return task
@@ -95,17 +98,16 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fixed: Any) -> Task:
-  known = [key for key in inspect.signature(loader).parameters if key not in fixed]
-  for key, value in settings.items():
-    if key not in known:
-      raise ValueError(f"task {name!r} has no option {key!r}; it has {', '.join(known)}")
-    default = inspect.signature(loader).parameters[key].default
-    if isinstance(default, str):
-      settings[key] = value = str(value)  # config=2021
-    kind = int if default is None else type(default)
-    if type(value) is not kind:
-      raise ValueError(f"option {key} of task {name!r} must be {kind.__name__}, got {value!r}")
-  return loader(**fixed, **settings)
+  parameters = inspect.signature(loader).parameters
+  texts = [key for key in settings if key in parameters and isinstance(parameters[key].default, str)]
+  settings = settings | {key: str(settings[key]) for key in texts}  # config=2021
+  options_lib.check(loader, settings, f"task {name!r}", fixed=fixed)
+  if unknown := [key for key in fixed if key not in parameters]:
+    raise ValueError(f"task {name!r} must take {unknown[0]}: the run sets it")
+  task = loader(**fixed, **settings)
+  if not isinstance(task, Task):
+    raise ValueError(f"task {name!r} must return a rl_jax.tasks.Task, got {type(task).__name__}")
+  return task
 
 
 def _option(text: str) -> tuple[str, Any]:

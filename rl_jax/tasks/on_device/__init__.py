@@ -3,10 +3,10 @@
 The modules are the registry: a new file with a function `load(...) -> Task` is a new task.
 """
 
-import importlib
 import pkgutil
 from typing import Any
 
+from rl_jax import dotted
 from rl_jax import options as options_lib
 from rl_jax.tasks.on_device.base import Task
 
@@ -21,10 +21,10 @@ def names() -> list[str]:
 
 
 def load(name: str, **options: Any) -> Task:
-  """Returns a task by its module's name.
+  """Returns a task by its module's name, or by the path of a function of one's own.
 
   Args:
-    name: One of `names()`.
+    name: One of `names()`, or such as `my_module:load` or `folder/file.py:load`.
     **options: Arguments of the task's `load`.
 
   Raises:
@@ -33,8 +33,13 @@ def load(name: str, **options: Any) -> Task:
   >>> load("addition", digits=3).name
   'addition-3'
   """
-  if name not in names():
-    raise ValueError(f"unknown on-device task {name!r}; there are {', '.join(names())}")
-  module = importlib.import_module(f"rl_jax.tasks.on_device.{name}")
-  options_lib.check(module.load, options, f"task {name!r}")
-  return module.load(**options)
+  if ":" not in name and name not in names():
+    raise ValueError(
+      f"unknown on-device task {name!r}; there are {', '.join(names())}, and paths such as my_module:load"
+    )
+  loader = dotted.load(name if ":" in name else f"rl_jax.tasks.on_device.{name}:load", "task")
+  options_lib.check(loader, options, f"task {name!r}")
+  task = loader(**options)
+  if not isinstance(task, Task):
+    raise ValueError(f"task {name!r} must return a rl_jax.tasks.on_device.base.Task, got {type(task).__name__}")
+  return task
