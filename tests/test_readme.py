@@ -1,15 +1,18 @@
 """The examples of README and docs run as they are printed."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import grpo
+from experiments import dpo, grpo, ppo, sft
 from rl_jax import tasks
 from rl_jax.objectives.base import Inputs
 from rl_jax.runs.directory import read_lines
+from rl_jax.runs.settings import ELSEWHERE
 from tests.run_page import blocks, run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -35,6 +38,11 @@ def test_the_compiled_run_trains_one_policy_a_key():
 def test_the_reward_function_gives_what_it_says():
   reward = run(blocks(README)[2], path=README)["reward"]
   assert reward(completions=["so 42", "41"], answer=[42, 42], prompts=None) == [1.0, 0.0]
+
+
+def test_a_model_answers_in_a_few_lines(capsys):
+  scope = run(blocks(README)[3], path=README)
+  assert scope["found"].tokens.shape == (1, 2, 8) and capsys.readouterr().out.startswith("['")
 
 
 GUIDE = DOCS / "objectives.md"
@@ -104,6 +112,17 @@ def test_a_task_on_the_device_is_right_and_trains(tmp_path, monkeypatch):
   assert scope["history"].train["reward"].shape == (2, 4)
   with pytest.raises(ValueError, match="has no option 'size'; it has length"):
     tasks.on_device.load("counting.py:load", size=3)
+
+
+def test_every_name_that_is_known_from_elsewhere_is_on_its_page():
+  page = (DOCS / "from_trl.md").read_text()
+  fields = {field.name for each in (grpo, ppo, sft, dpo) for field in dataclasses.fields(each.Config)}
+  for there, here in ELSEWHERE.items():
+    assert here in fields and f"`{here}`" in page or here == "resume", here
+    assert there not in fields - {"beta", "epochs"}, there
+  rows = [line.split("|")[3] for line in page.partition("## Settings")[2].splitlines() if line.startswith("| `")]
+  named = {word for row in rows for word in re.findall(r"`([a-z_]+)`", row)} - {"config", "split", "rename", "dr_grpo"}
+  assert named <= fields, named - fields
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ class TestFiles:
       tasks.load("absent.jsonl", rewards=[ONE])
     with pytest.raises(ValueError, match="has no option 'digit'; it has digits"):
       tasks.load("arithmetic", ["digit=3"])
-    with pytest.raises(ValueError, match="must be int, got 'x'"):
+    with pytest.raises(ValueError, match="must be like 2, got 'x'"):
       tasks.load("arithmetic", ["digits=x"])
     with pytest.raises(ValueError, match="must read key=value"):
       tasks.load("arithmetic", ["digits"])
