@@ -155,7 +155,7 @@ class OptimizerConfig(Checked):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig(Checked):
   task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, a .jsonl, .json, .csv or .parquet file, or a hub name
-  task_options: tuple[str, ...] = ()  # the task's settings, such as digits=3, or config=main rename=q:prompt of rows
+  task_options: tuple[str, ...] = ()  # its settings: digits=3; of rows config=main rename=q:prompt evaluation_size=99
   rewards: tuple[str, ...] = ()  # math, gsm8k, format, length, json, module:function or file.py:function
   reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
   num_prompts: int = 16  # prompts a rollout
@@ -268,14 +268,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
 
   def read_rows(self) -> sources.Rows:
     """Reads the data."""
-    return sources.read(pinned(self, self.data, "data_fingerprint"), **self.source)
-
-  @property
-  def source(self) -> dict[str, str]:
-    """How the data is read."""
-    found = {name: str(value) for name, value in parse_options(self.data_options).items()}
-    options.check(sources.read, found, "data")
-    return found
+    return sources.read(pinned(self, self.data, "data_fingerprint"), **source_options(self.data_options, "data"))
 
   def check_parts(self, rows: int, name: str) -> None:
     """Raises ValueError if a batch's rows do not divide into micro-batches and over the devices."""
@@ -306,6 +299,13 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
   def directory(self, **settings: Any) -> RunDirectory:
     settings = dataclasses.asdict(self) | _commit(self) | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",), wandb=self.wandb)
+
+
+def source_options(given: Sequence[str], who: str) -> dict[str, str]:
+  """Returns how data is read, from `key=value` texts."""
+  found = {name: str(value) for name, value in parse_options(given).items()}
+  options.check(sources.read, found, who)
+  return found
 
 
 def _commit(config: Any) -> dict[str, str]:

@@ -27,7 +27,7 @@ from rl_jax.rollouts.experience import check_needs
 from rl_jax.runs.directory import RunDirectory
 from rl_jax.runs.settings import run_script
 from rl_jax.sampling.samplers import SamplingParams
-from rl_jax.tasks import files, rewards
+from rl_jax.tasks import rewards
 from rl_jax.tasks.text import Prompts
 from rl_jax.train import control, loop
 from rl_jax.train.actors import Actors, Learner, LoadedReward, create_state, make_actors
@@ -44,11 +44,11 @@ def main(config: Config) -> Path:
   if "target_mask" in algorithm.needs and not config.ptx_data and task.solved is None:
     raise ValueError(f"objective {config.objective!r} imitates solved completions; task {task.name!r} knows of none")
   settings = {"data_fingerprint": task.fingerprint, **reward_model_settings(config.reward_model)}
-  if config.ptx_data:
-    settings["ptx_fingerprint"] = files.fingerprint(Path(config.ptx_data))
+  if (texts := config.read_texts()) is not None:
+    settings["ptx_fingerprint"] = texts.fingerprint
   directory = config.directory(**settings)
   model = config.load_model(max(config.max_tokens, config.ptx_tokens + 1))
-  stream = config.make_stream(model, group_size=config.group_size, seed=config.seed)
+  stream = config.make_stream(texts, model, group_size=config.group_size, seed=config.seed)
   reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
   prompts = config.make_prompts(task, config.make_reader(model))

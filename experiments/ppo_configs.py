@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ from experiments.configs import (
   OptimizerConfig,
   RolloutConfig,
   RunConfig,
+  pinned,
   settings_given,
+  source_options,
   with_options,
 )
 from rl_jax import objectives
@@ -28,7 +29,7 @@ from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import pretraining
 from rl_jax.runs.settings import refuse, require_at_least, require_one_of, require_positive
 from rl_jax.state import RewardModel
-from rl_jax.tasks import files, text
+from rl_jax.tasks import forms, sources, text
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
 from rl_jax.train.schedule import check_algorithm
@@ -138,7 +139,8 @@ class RewardConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingConfig(Checked):
-  ptx_data: str = ""  # .jsonl or .parquet with a column text, for objective instruct_gpt
+  ptx_data: str = ""  # rows with a column text, a file or a data set's name on the hub, for objective instruct_gpt
+  ptx_options: tuple[str, ...] = ()  # config=, split= of a data set on the hub; rename=old:new,... of columns
   ptx_prompts: int = 4  # rows of group_size pieces of that text a rollout
   ptx_tokens: int = 64  # longest piece; completions are padded to it
   ptx_start: str = ""  # text of one token before every piece; by default the tokenizer's beginning of sequence, or end
@@ -146,20 +148,25 @@ class PretrainingConfig(Checked):
   def check(self) -> None:
     require_at_least(self, 1, ("ptx_prompts", "ptx_tokens"))
     if not self.ptx_data:
-      refuse(self, ("ptx_prompts", "ptx_tokens", "ptx_start"), "a run without ptx_data")
+      refuse(self, ("ptx_options", "ptx_prompts", "ptx_tokens", "ptx_start"), "a run without ptx_data")
     super().check()
 
-  def make_stream(self, model: presets.Model, *, group_size: int, seed: int) -> pretraining.Stream | None:
-    """Pieces of the pretraining text; None where there is none."""
+  def read_texts(self) -> sources.Rows | None:
+    """Reads the pretraining text; None where there is none."""
     if not self.ptx_data:
       return None
-    rows = files.read(Path(self.ptx_data))
-    for place, row in rows:
-      files.check_text(row, f"{self.ptx_data}, {place}")
-      if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise ValueError(f"{self.ptx_data}, {place}: no column 'text'")
+    return sources.read(pinned(self, self.ptx_data, "ptx_fingerprint"), **source_options(self.ptx_options, "ptx_data"))
+
+  def make_stream(
+    self, texts: sources.Rows | None, model: presets.Model, *, group_size: int, seed: int
+  ) -> pretraining.Stream | None:
+    """Pieces of the pretraining text; None where there is none."""
+    if texts is None:
+      return None
+    read = sources.as_form(texts, forms.TEXTS, forms.text_of)
+    print(f"pretraining: {read.description}", flush=True)
     return pretraining.make_stream(
-      [row["text"] for _, row in rows],
+      read.rows,
       model.tokenizer,
       num_prompts=self.ptx_prompts,
       group_size=group_size,

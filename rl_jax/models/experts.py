@@ -53,7 +53,7 @@ class Grouped(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Float[Array, "M D"], expert: Int[Array, "M"], sizes: Int[Array, "E"]) -> Float[Array, "M F"]:
+  def __call__(self, x: Float[Array, "M D"], expert: Int[Array, " M"], sizes: Int[Array, " E"]) -> Float[Array, "M F"]:
     shape = (self.experts.count, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape)
     y = jax.lax.ragged_dot(x.astype(self.dtype), kernel.astype(self.dtype), sizes)

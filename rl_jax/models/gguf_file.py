@@ -35,6 +35,7 @@ _PRE_TOKENIZERS = {
   "llama3": _LLAMA3,
   "qwen2": _QWEN2,
   "deepseek-r1-qwen": _QWEN2,
+  "deepseek-coder": _cut(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}"),
   "deepseek-v3": _cut(
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",

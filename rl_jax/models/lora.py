@@ -72,7 +72,7 @@ def wide(x: Any) -> Any:
 class Adapter(NamedTuple):
   """The adapter of one matrix `[layers, in, out]`, of all layers."""
 
-  a: Float[Array, "layers in rank"]
+  a: Float[Array, "layers D rank"]
   b: Float[Array, "layers rank out"]
 
 

@@ -167,7 +167,7 @@ def _group_baseline(returns: Array, norm: Array, chosen: Array, *, zero_tail: bo
 
 def step_level(
   advantages: Float[Array, "*batch T"],
-  step_rewards: Float[Array, "steps"],
+  step_rewards: Float[Array, " steps"],
   states: Array,
   steps: Array,
   mask: Array,

@@ -42,6 +42,17 @@ def assistant(text: Any) -> list[dict[str, Any]]:
   return [{"role": "assistant", "content": text}]
 
 
+def text_of(row: Row, place: str) -> str:
+  """Returns a row's text.
+
+  >>> text_of({"text": "Hi"}, "line 1")
+  'Hi'
+  """
+  if not isinstance(row["text"], str):
+    raise ValueError(f"{place}: text must be text, got {type(row['text']).__name__}")
+  return row["text"]
+
+
 def without(row: Row, *names: str) -> dict[str, Any]:
   """Returns a row's other columns."""
   return {name: value for name, value in row.items() if name not in names}
@@ -141,6 +152,7 @@ PROMPTS = (
     lambda row: {**without(row, "instruction", "input"), "prompt": user(instruction(row))},
   ),
 )
+TEXTS = (Form("plain text", ("text",), dict),)
 DEMONSTRATIONS = (
   Form("conversations", ("messages",), dict),
   Form("prompts and completions", ("prompt", "completion"), dict),
@@ -160,7 +172,7 @@ DEMONSTRATIONS = (
     ("problem", "solution"),
     lambda row: {**row, "prompt": user(row["problem"]), "completion": assistant(row["solution"])},
   ),
-  Form("plain text", ("text",), dict),
+  *TEXTS,
 )
 PREFERENCES = (
   Form("rankings", ("answers",), dict),

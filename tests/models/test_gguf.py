@@ -89,6 +89,26 @@ PIECES = {
   "qwen2": ["It", "'s", " ", *"12345", " men", ",\n\n", " ", " isn", "'t", " it", "?", " x", "=", "7"],
   "deepseek-v3": ["It", "'s", " ", "123", "45", " men", ",\n\n", " ", " isn", "'t", " it", "?", " x", "=", "7"],
 }
+PIECES["deepseek-coder"] = [
+  "It",
+  "'",
+  "s",
+  " ",
+  *"12345",
+  " men",
+  ",",
+  "\n",
+  "\n",
+  " ",
+  " isn",
+  "'",
+  "t",
+  " it",
+  "?",
+  " x",
+  "=",
+  "7",
+]
 PIECES |= {"llama3": PIECES["llama-bpe"], "deepseek-r1-qwen": PIECES["qwen2"]}
 
 
