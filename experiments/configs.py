@@ -18,6 +18,7 @@ from rl_jax.errors import reason
 from rl_jax.models import presets
 from rl_jax.runs.directory import RunDirectory, check_free, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
+from rl_jax.state import RLState
 from rl_jax.tasks import examples, preferences, reading, rewards, sources
 from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
@@ -86,12 +87,14 @@ class RunConfig(Checked):
     show_run(run.folder)
     return run.folder / "model"
 
-  def loop_settings(self, devices: Devices, learner: Learner | None = None) -> dict[str, Any]:
+  def loop_settings(
+    self, devices: Devices, learner: Learner | None = None, save: Callable[[Path, RLState], None] | None = None
+  ) -> dict[str, Any]:
     """How long the loop goes on, how often it evaluates and saves, and how it saves a learner's model."""
     names = ("steps", "checkpoint_every", "evaluations", "snapshots")
     settings = {name: getattr(self, name) for name in names}
     if learner is not None:
-      settings["save"] = lambda folder, state: learner.save_model(folder, state.policy.params)
+      settings["save"] = save or (lambda folder, state: learner.save_model(folder, state.policy.params))
       settings["frozen"] = learner.frozen
     return settings | dict(put=devices.put, compiles=lambda: devices.compiles)
 
@@ -110,6 +113,8 @@ class ModelConfig(Checked):
     require_positive(self, ("lora_alpha",))
     if not self.lora_rank:
       refuse(self, ("lora_alpha",), "lora_rank 0")
+    if self.lora_rank and self.base:
+      raise ValueError("lora_rank with base: new adapters would name a base that is not theirs")
     try:
       datetime.date.fromisoformat(self.date)
     except ValueError:
@@ -304,7 +309,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
 def source_options(given: Sequence[str], who: str) -> dict[str, str]:
   """Returns how data is read, from `key=value` texts."""
   found = {name: str(value) for name, value in parse_options(given).items()}
-  options.check(sources.read, found, who)
+  options.check(sources.read, found, who, fixed=("source",))
   return found
 
 

@@ -119,8 +119,7 @@ class RewardConfig(Checked):
   def make_reward_model(self, prompts: text.Prompts, reward: LoadedReward, devices: Devices) -> RewardModel:
     """The reward model's scores, of completions or of the steps in them."""
     end = text.one_token(prompts.tokenizer, self.process, "process") if self.process else None
-    stops = prompts.stop_tokens.tolist()
-    return reward.make_reward_model(devices, step_end=end, stop_tokens=stops, closing=prompts.closing)
+    return reward.make_reward_model(devices, step_end=end, ending=prompts.ending)
 
   @property
   def reward_moments(self) -> Moments | None:

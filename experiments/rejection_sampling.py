@@ -92,8 +92,7 @@ def train(
     devices,
     sampling=SamplingParams(config.temperature),
     schedule=config.schedule,
-    reward_model=reward
-    and reward.make_reward_model(devices, stop_tokens=prompts.stop_tokens.tolist(), closing=prompts.closing),
+    reward_model=reward and reward.make_reward_model(devices, ending=prompts.ending),
     mask_truncated=config.mask_truncated,
     **config.sizes,
   )

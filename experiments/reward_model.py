@@ -106,6 +106,9 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
   def init(start: Any, keys: Keys) -> dict[str, Any]:
     return learner.init(start, keys) | {"head": heads.init_head(keys.head, width, bias=False)}
 
+  def save(folder: Path, state: RLState) -> None:
+    learner.save_scorer(folder, state.policy.params)
+
   create = create_state(learner, optimizer, init=init, keep_reference=False)
   state, model = devices.build(create, model.params, jax.random.key(config.seed)), model._replace(params=None)
   state, done = loop.train(
@@ -114,12 +117,9 @@ def train(config: Config, model: presets.Model, training: Rankings, held_out: Ra
     evaluate=measure,
     collect=fixed.make_collect(make_batch, rows=len(training), batch_size=config.num_rankings, seed=config.seed),
     update=devices.step(step),
-    **config.loop_settings(devices),
+    **config.loop_settings(devices, learner, save),
   )
-  return config.finish(
-    MODULE, run, learner, state.policy.params, done,
-    save=lambda folder: learner.save_scorer(folder, state.policy.params),
-  )  # fmt: skip
+  return config.finish(MODULE, run, learner, state.policy.params, done, save=lambda folder: save(folder, state))
 
 
 if __name__ == "__main__":

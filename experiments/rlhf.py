@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     raise ValueError(f"right must be above 0 and at most 1, got {config.right}")
   if config.demonstrations + config.pairs + config.ppo_data > 50_000:  # few prompts have a small right answer
     raise ValueError("demonstrations, pairs and ppo_data must be at most 50000 together")
-  folder = Path(config.run_dir)
+  folder = Path(config.run_dir).resolve()  # by which the stages name each other's models
   of_sft, of_reward_model, of_ppo = stages(folder, config)
   for settings in (of_sft, of_reward_model, of_ppo):
     settings.check()

@@ -85,7 +85,17 @@ def test_a_task_on_the_host_is_loaded_by_its_path(tmp_path):
   assert values == {"letters": [1.0, 0.25], "tokens": [1.0, 0.0]} and task.solved(**given) == [True, False]
   with pytest.raises(ValueError, match="has no option 'size'; it has length, evaluation_size"):
     tasks.load(f"{tmp_path / 'reversing.py'}:load", ["size=4"])
-  (tmp_path / "other.py").write_text("def load(*, seed):\n  return 3\ndef bare():\n  return 3\n")
+  (tmp_path / "other.py").write_text(
+    "from rl_jax import tasks\ndef load(*, seed):\n  return 3\ndef bare():\n  return 3\n"
+    "def needy(size, *, seed=0, which: str | None = None, of=(1, 2)):\n"
+    "  return tasks.load('arithmetic')._replace(name=f'{size} {which} {of}')\n"
+  )
+  options = ["size=3", "which=x", "of=[3]"]
+  assert tasks.load(f"{tmp_path / 'other.py'}:needy", options).name == "3 x (3,)"
+  with pytest.raises(ValueError, match="needs the option 'size'"):
+    tasks.load(f"{tmp_path / 'other.py'}:needy")
+  with pytest.raises(ValueError, match="option which of .* must be str, got 3"):
+    tasks.load(f"{tmp_path / 'other.py'}:needy", ["size=3", "which=3"])
   with pytest.raises(ValueError, match="must return a rl_jax.tasks.Task, got int"):
     tasks.load(f"{tmp_path / 'other.py'}:load")
   with pytest.raises(ValueError, match="must take seed: the run sets it"):

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rl_jax.errors import reason
-from rl_jax.models import families
+from rl_jax.models import families, rope
 from rl_jax.models.transformer import TransformerConfig
 from rl_jax.models.weights import Source, assemble, entries
 
@@ -42,6 +42,13 @@ _PRE_TOKENIZERS = {
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
   ),
+}
+ROPE_FACTORS = "rope_freqs.weight"
+LLAMA3 = {
+  "rope_type": "llama3",
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
 }
 WHOLE_WORDS = ("llama-bpe", "llama3")  # a piece that is a token needs no merges to become it
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -120,10 +127,12 @@ def read_config(reader: Gguf) -> PretrainedConfig:
   def get(name: str, default: Any = None) -> Any:
     return _field(reader, f"{kind}.{name}", default)
 
-  rope = {"rope_type": "default", "rope_theta": float(get("rope.freq_base", 10000.0))}
+  turns = {"rope_type": "default", "rope_theta": float(get("rope.freq_base", 10000.0))}
   if get("rope.scaling.type", "none") != "none":
-    rope |= {"rope_type": get("rope.scaling.type"), "factor": float(get("rope.scaling.factor", 1.0))}
-    rope |= {"original_max_position_embeddings": get("rope.scaling.original_context_length")}
+    turns |= {"rope_type": get("rope.scaling.type"), "factor": float(get("rope.scaling.factor", 1.0))}
+    turns |= {"original_max_position_embeddings": get("rope.scaling.original_context_length")}
+  if (factors := next((t for t in reader.tensors if t.name == ROPE_FACTORS), None)) is not None:
+    turns |= _llama3(_dequantize(factors), turns["rope_theta"])
 
   def need(name: str) -> Any:
     return _required(reader, f"{kind}.{name}")
@@ -140,13 +149,22 @@ def read_config(reader: Gguf) -> PretrainedConfig:
     head_dim=get("attention.key_length", need("embedding_length") // heads),
     rms_norm_eps=float(need("attention.layer_norm_rms_epsilon")),
     max_position_embeddings=need("context_length"),
-    rope_parameters=rope,
+    rope_parameters=turns,
     tie_word_embeddings="output.weight" not in tensors,
     attention_bias=kind == "llama" and "blk.0.attn_q.bias" in tensors,
     bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
     eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
     pad_token_id=_field(reader, "tokenizer.ggml.padding_token_id"),
   )
+
+
+def _llama3(factors: np.ndarray, theta: float) -> dict[str, Any]:
+  """Llama 3's scaling of RoPE, of which a file holds what each frequency is divided by."""
+  found = LLAMA3 | {"factor": float(factors.max())}
+  plain, scaled = (rope.frequencies({**each, "rope_theta": theta}, 2 * factors.size) for each in (rope.DEFAULT, found))
+  if not np.allclose(plain.inverse / scaled.inverse, factors.reshape(-1), rtol=1e-3):
+    raise ValueError(f"GGUF tensor {ROPE_FACTORS!r} is not Llama 3's scaling of RoPE, which alone is known here")
+  return found
 
 
 def load_weights(reader: Gguf, config: TransformerConfig, *, where: str, dtype: Any = np.float32) -> dict:
@@ -156,7 +174,7 @@ def load_weights(reader: Gguf, config: TransformerConfig, *, where: str, dtype: 
   names, tensors_of = gguf.get_tensor_name_map(architecture, config.num_layers), families.tensors(kind)
   theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in entries(config, tensors_of)}
   ours = {gguf_name: name for name, gguf_name in theirs.items()}
-  tensors = {ours.get(t.name, t.name): t for t in reader.tensors}
+  tensors = {ours.get(t.name, t.name): t for t in reader.tensors if t.name != ROPE_FACTORS}
 
   def read(name: str) -> np.ndarray:
     array = _dequantize(tensors[name])
@@ -209,7 +227,7 @@ def read_tokenizer(reader: Gguf) -> PreTrainedTokenizerFast:
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
     if (number := _field(reader, f"tokenizer.ggml.{key}_token_id")) is not None
   }
-  if _field(reader, "tokenizer.ggml.add_bos_token", False):
+  if _field(reader, "tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS):
     bos = tokens[_required(reader, "tokenizer.ggml.bos_token_id")]
     tokenizer.post_processor = processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]

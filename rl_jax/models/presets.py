@@ -150,12 +150,19 @@ def save_scorer(folder: str | os.PathLike, model: Model, params: Any, head: Any)
   ...   load_scorer(folder)[1]["out"]["kernel"].shape
   (64, 1)
   """
-  hf = copy.deepcopy(model.hf)
-  if hf.pad_token_id is None:  # by which a classifier knows where a sequence ends
-    hf.pad_token_id = model.tokenizer.pad_token_id
+  hf, tokenizer = copy.deepcopy(model.hf), copy.deepcopy(model.tokenizer)
+  hf.pad_token_id = _padding(model)
+  tokenizer.pad_token = tokenizer.convert_ids_to_tokens(hf.pad_token_id)
   weights.save_safetensors(
-    folder, params, model.config, hf, model.tokenizer, eos_tokens=model.eos_tokens, score=head["out"]["kernel"]
+    folder, params, model.config, hf, tokenizer, eos_tokens=model.eos_tokens, score=head["out"]["kernel"]
   )
+
+
+def _padding(model: Model) -> int:
+  """A padding token that no sequence ends with: a classifier reads its score off the last token that is another one."""
+  own = model.tokenizer
+  special = [own.pad_token_id, own.unk_token_id, own.bos_token_id, *own.all_special_ids]
+  return next(token for token in [*special, 0, 1] if token is not None and token not in model.eos_tokens)
 
 
 def save(folder: str | os.PathLike, model: Model, params: Any) -> None:
@@ -292,13 +299,15 @@ def _tokenizer(folder: Path) -> Any:
 
 def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = (), base: str = "") -> Model:
   """The base that an adapter's configuration names, or another one, with the adapters merged into it."""
-  found = lora.load_peft(folder)
-  base = base or found.base_model
+  found, other = lora.load_peft(folder), base
+  base = found.base_model
+  if not (Path(base) / "adapter_config.json").exists():  # else it is what those adapters belong to
+    base, other = other or base, ""
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
     if (Path(base) / "adapter_config.json").exists():
-      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()))
+      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), other)
     else:
       model = load(base, **overrides)
     params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from rl_jax.errors import reason
@@ -60,19 +59,30 @@ class Checkpoints:
       raise ValueError(f"{where} is damaged, or of another model or optimizer: {reason(error)}") from error
     if not self._frozen:
       return found["state"]
-    if not np.allclose(found["frozen"]["sum"], own["frozen"]["sum"], rtol=1e-5):
+    if int(found["frozen"]["fingerprint"]) != int(own["frozen"]["fingerprint"]):
       raise ValueError(f"{where} is of adapters on another model: the base is not the one that the run began with")
     policy = found["state"].policy
     whole = join(policy.params, split(like.policy.params, self._frozen)[1])
     return found["state"]._replace(policy=policy._replace(params=whole))
 
   def _items(self, state: Any) -> dict[str, Any]:
-    """What a checkpoint holds: all of the state but what is frozen, of which it has a sum."""
+    """What a checkpoint holds: all of the state but what is frozen, of which it has a fingerprint."""
     if not self._frozen:
       return {"state": state}
     trained, constant = split(state.policy.params, self._frozen)
-    total = sum(jnp.sum(jnp.abs(leaf), dtype=jnp.float32) for leaf in jax.tree.leaves(constant))
-    return {"state": state._replace(policy=state.policy._replace(params=trained)), "frozen": {"sum": total}}
+    own = state._replace(policy=state.policy._replace(params=trained))
+    return {"state": own, "frozen": {"fingerprint": jax.jit(_fingerprint)(constant)}}
+
+
+def _fingerprint(tree: Any) -> jax.Array:
+  """A number of all bits and their places, the same on every device: integers are added, which wrap around."""
+  total = jnp.uint32(0)
+  for number, leaf in enumerate(jax.tree.leaves(tree)):
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32)
+    flat = bits.reshape(-1).astype(jnp.uint32)
+    weights = (jax.lax.iota(jnp.uint32, flat.size) + jnp.uint32(number + 1)) * jnp.uint32(2654435761) | jnp.uint32(1)
+    total += jnp.sum((flat ^ (flat >> 15)) * weights, dtype=jnp.uint32)
+  return total
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def _parse_config(path: Path) -> dict[str, Any]:
 
 def _has_begun(folder: Path) -> bool:
   """A run that ended before its first evaluation or step left nothing that a new one could harm."""
-  return any((folder / name).exists() for name in ("evaluation.jsonl", "metrics.jsonl", "results"))
+  return any((folder / name).exists() for name in ("evaluation.jsonl", "metrics.jsonl", "results", "results.npz"))
 
 
 def _step(line: str) -> float:
@@ -229,7 +229,9 @@ def _check_same(saved: Mapping[str, Any], config: Mapping[str, Any], folder: Pat
     if key not in free and saved.get(key) != config.get(key)
   ]
   if changed:
-    other = f"; a new run may start from its model: --model {folder}" if (folder / "model").is_dir() else ""
+    policy = folder / "model" / "config.json"
+    starts = policy.is_file() and "SequenceClassification" not in policy.read_text(encoding="utf-8")
+    other = f"; a new run may start from its model: --model {folder}" if starts else ""
     raise ValueError(f"run directory {str(folder)!r} holds a run with other settings: {'; '.join(changed)}{other}")
 
 

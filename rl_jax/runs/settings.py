@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def run_script(
     kept: What Ctrl-C leaves behind; by default what there is of checkpoints.
   """
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  settings = None
+  settings, began = None, time.time()
   try:
     title = module.rpartition(".")[2]
     settings = parse(config, default, title=title, prog=f"python -m {module}", description=description)
@@ -82,13 +83,14 @@ def run_script(
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"interrupted; {kept or _left(module, settings)}")
+    sys.exit(f"interrupted; {kept or _left(module, settings, began)}")
 
 
-def _left(module: str, config: Any) -> str:
-  """What an interrupted run can go on from."""
-  folder = Path(getattr(config, "run_dir", "")) / "checkpoints"
-  if not any(path.name.isdigit() for path in folder.glob("*")):
+def _left(module: str, config: Any, began: float) -> str:
+  """What an interrupted run, which began at that time, can go on from: another one may lie in its folder."""
+  folder = Path(getattr(config, "run_dir", "nowhere")) / "checkpoints"
+  saved = [path for path in folder.glob("*") if path.name.isdigit()]
+  if not any(getattr(config, "resume", False) or path.stat().st_mtime >= began for path in saved):
     return "there is no checkpoint yet to go on from"
   return f"go on from the last checkpoint with\n  {command_line(module, config, resume=True)}"
 
@@ -119,8 +121,8 @@ def parse(
   Config(steps=3, clip=0.2)
   """
   types, fields = typing.get_type_hints(config), {field.name: field for field in dataclasses.fields(config)}
-  args, folder = _resumed(sys.argv[1:] if args is None else args) if "resume" in fields else (args, "")
-  if folder:
+  args, folder = _resumed(sys.argv[1:] if args is None else args) if "resume" in fields else (args, None)
+  if folder is not None:
     default = of_run(config, folder)
   check_names(args or (), fields)
   groups = {}
@@ -135,9 +137,9 @@ def parse(
   whole = dataclasses.make_dataclass("Settings", [(title, tyro.conf.OmitArgPrefixes[g]) for title, g in groups.items()])
   parsed = tyro.cli(whole, args=args, **options)
   values = {name: value for title in groups for name, value in vars(getattr(parsed, title)).items()}
-  if folder and Path(values["run_dir"]) != Path(folder):
+  if folder is not None and Path(values["run_dir"]) != Path(folder):
     raise ValueError(f"run_dir is that of the run which goes on, {folder!r}; got {values['run_dir']!r}")
-  return config(**values | ({"resume": bool(folder)} if "resume" in fields else {}))
+  return config(**values | ({"resume": folder is not None} if "resume" in fields else {}))
 
 
 def check_names(args: Sequence[str], known: Collection[str]) -> None:
@@ -169,11 +171,13 @@ def of_run(config: type, folder: str) -> Any:
   ...
   ValueError: no run to go on with in 'nowhere': it has no config.json
   """
+  if not folder:
+    raise ValueError("--resume takes the folder of the run to go on with, got ''")
   saved, types = read_config(folder), typing.get_type_hints(config)
-  if not saved:
+  if not saved or not isinstance(saved, dict):
     raise ValueError(f"no run to go on with in {folder!r}: it has no config.json")
-  own = {name: _restored(value, types[name]) for name, value in saved.items() if name in types}
   try:
+    own = {name: _restored(value, types[name]) for name, value in saved.items() if name in types}
     return config(**own | {"run_dir": folder, "resume": True})
   except TypeError as error:
     raise ValueError(f"the run in {folder!r} is one of another script ({error})") from None
@@ -186,10 +190,10 @@ def _restored(value: Any, kind: Any) -> Any:
   return float(value) if kind is float else value
 
 
-def _resumed(args: Sequence[str]) -> tuple[list[str], str]:
-  """A command line without `--resume FOLDER`, and the folder; "" without."""
+def _resumed(args: Sequence[str]) -> tuple[list[str], str | None]:
+  """A command line without `--resume FOLDER`, and the folder; None without."""
   parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-  parser.add_argument("--resume", default="")
+  parser.add_argument("--resume", default=None)
   try:
     found, others = parser.parse_known_args(list(args))
   except argparse.ArgumentError:

@@ -82,7 +82,7 @@ def encode_rankings(
   >>> [answer.tokens for answer in found[0].answers]
   [[10, 1], [10, 10, 1]]
   """
-  encoded, problems, behind = [], Counter(), reading.closing(reader) if whole else []
+  encoded, problems = [], Counter()
 
   def answered(ranking: Ranking, place: str) -> tuple[Ranking, list[reading.Answered]]:
     try:
@@ -100,7 +100,8 @@ def encode_rankings(
     if CHANGED in wrong:
       continue
     start, answers = _shared_prompt(parts)
-    if not isinstance(ranking.prompt, str):
+    if whole and not isinstance(ranking.prompt, str):
+      behind = reading.closing(reader, ranking.prompt, ranking.options)
       answers = [Example(tokens + behind, labels + [False] * len(behind)) for tokens, labels in answers]
     if len(start) + max(len(answer.tokens) for answer in answers) > max_tokens:
       problems[LONG] += 1

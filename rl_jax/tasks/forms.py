@@ -176,9 +176,17 @@ DEMONSTRATIONS = (
 )
 PREFERENCES = (
   Form("rankings", ("answers",), dict),
-  Form("prompts with a chosen and a rejected answer", ("prompt", "chosen", "rejected"), _asked_in_text),
-  Form("a chosen and a rejected conversation", ("chosen", "rejected"), _dialogues),
-  Form("single answers with a label", ("prompt", "completion", "label"), dict),
+  Form(
+    "prompts with a chosen and a rejected answer",
+    ("prompt", "chosen", "rejected"),
+    lambda row: _asked_in_text(without(row, "answers")),
+  ),
+  Form("a chosen and a rejected conversation", ("chosen", "rejected"), lambda row: _dialogues(without(row, "answers"))),
+  Form(
+    "single answers with a label",
+    ("prompt", "completion", "label"),
+    lambda row: {**without(row, "answers", "completion"), "single": row["completion"]},
+  ),
 )
 
 

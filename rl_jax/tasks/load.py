@@ -45,10 +45,10 @@ def load(name: str, options: Sequence[str] = (), *, rewards: Sequence[Reward] = 
     task = _call(arithmetic.load, name, settings, seed=seed)
   elif name.startswith("reasoning_gym/"):
     task = reasoning.load(name.removeprefix("reasoning_gym/"), seed=seed, **settings)
-  elif ":" in name:
-    task = _call(dotted.load(name, "task"), name, settings, seed=seed)
   elif name.endswith(hub.ROWS) or hub.is_name(name) or Path(name).is_dir():
     task = _call(rows.load, name, settings, path=name, rewards=rewards, seed=seed)
+  elif ":" in name:
+    task = _call(dotted.load(name, "task"), name, settings, seed=seed)
   else:
     raise ValueError(
       f"unknown task {name!r}; there are arithmetic, reasoning_gym/<dataset>, files ({', '.join(hub.ROWS)}),"
@@ -101,8 +101,11 @@ def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fi
   parameters = inspect.signature(loader).parameters
   texts = [key for key in settings if key in parameters and isinstance(parameters[key].default, str)]
   settings = settings | {key: str(settings[key]) for key in texts}  # config=2021
+  lists = [key for key in settings if isinstance(settings[key], list)]
+  settings = settings | {key: tuple(settings[key]) for key in lists}
   options_lib.check(loader, settings, f"task {name!r}", fixed=fixed)
-  if unknown := [key for key in fixed if key not in parameters]:
+  takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+  if not takes_any and (unknown := [key for key in fixed if key not in parameters]):
     raise ValueError(f"task {name!r} must take {unknown[0]}: the run sets it")
   task = loader(**fixed, **settings)
   if not isinstance(task, Task):

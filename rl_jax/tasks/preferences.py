@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 from rl_jax.tasks import files, forms, sources
 from rl_jax.tasks.reading import row_options
 
+LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": -1.0, "0": -1.0, "0.0": -1.0}
+
 
 class Ranking(NamedTuple):
   """Answers to one prompt, best first; texts, or lists of chat messages.
@@ -112,8 +114,8 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
 
 
 def _ranking(row: Mapping[str, Any], place: str) -> Ranking:
-  if "label" in row and "answers" not in row:
-    answers = [row["completion"]]
+  if "single" in row:
+    answers = [row["single"]]
   elif "answers" in row:
     answers = _list(row["answers"])
     if answers is None or len(answers) < 2:
@@ -151,9 +153,10 @@ def _implicit_prompt(answers: Sequence[Any], place: str) -> tuple[Any, list[Any]
 
 def _ratings(row: Mapping[str, Any], count: int, place: str) -> tuple[float, ...]:
   if count == 1:
-    if (label := row["label"]) not in (True, False, 0, 1):
-      raise ValueError(f"{place}: label must be true or false, got {label!r}")
-    return (1.0 if label else -1.0,)
+    label = LABELS.get(str(row["label"]).lower())  # a .csv has texts
+    if label is None:
+      raise ValueError(f"{place}: label must be true or false, got {row['label']!r}")
+    return (label,)
   if row.get("ratings") is None:
     return ()
   ratings = _list(row["ratings"]) or []

@@ -142,17 +142,18 @@ def prompt_tokens(reader: Reader, prompt: Any, options: Mapping[str, Any] = {}) 
   return tokens
 
 
-def closing(reader: Reader) -> list[int]:
-  """Returns the tokens that the chat template writes behind the end of a reply, such as a line break.
+def closing(reader: Reader, prompt: Sequence[Any], options: Mapping[str, Any] = {}) -> list[int]:
+  """Returns the tokens that the chat template writes behind the end of a reply to a chat, such as a line break.
 
   >>> from rl_jax.models.presets import load
-  >>> closing(Reader(load("tiny").tokenizer, (1,)))
+  >>> closing(Reader(load("tiny").tokenizer, (1,)), [{"role": "user", "content": "Hi"}])
   []
   """
-  if reader.tokenizer.chat_template is None:
+  said = [message for message in prompt if not (_is_reply(message) and message is prompt[-1])]
+  text = _render(reader, [*said, {"role": "assistant", "content": _MARK}], False, options)
+  if _MARK not in text:
     return []
-  said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _MARK}]
-  tokens = _inner(reader, _render(reader, said, False, {}).rpartition(_MARK)[2])
+  tokens = _inner(reader, text.rpartition(_MARK)[2])
   return tokens[len(until_end(tokens, reader)) :]
 
 

@@ -56,6 +56,25 @@ def pad(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[np.ndarray,
   return padded, mask
 
 
+class Ending(NamedTuple):
+  """How completions end, and what a reward model reads there, as in the answers that it has learned from.
+
+  Attributes:
+    stops: Tokens that end a completion.
+    own: Those of them that are no end of sequence, such as a task's line break.
+    end: The end of sequence, which is read in their place; None where there is none.
+    closing: What the chat template writes behind it.
+  """
+
+  stops: Sequence[int] = ()
+  own: Sequence[int] = ()
+  end: int | None = None
+  closing: Sequence[int] = ()
+
+
+NO_ENDING = Ending()
+
+
 class Prompts(NamedTuple):
   """Where a run's prompts come from, as a model reads them, and what ends an answer; for rollouts and evaluation alike.
 
@@ -90,9 +109,11 @@ class Prompts(NamedTuple):
     return decode(self.tokenizer, tokens, mask, keep_special_tokens=self.keep_special_tokens)
 
   @property
-  def closing(self) -> list[int]:
-    """What follows the end of a completion where prompts are chats: a reward model reads on to the end."""
-    return closing(self.reader) if is_chat(self.task.row(0)["prompt"]) else []
+  def ending(self) -> Ending:
+    """How completions end, for a reward model."""
+    row, stops = self.task.row(0), self.stop_tokens.tolist()
+    behind = closing(self.reader, row["prompt"], row_options(row)) if is_chat(row["prompt"]) else []
+    return Ending(stops, [stop for stop in stops if stop not in self.reader.eos_tokens], self.reader.end, behind)
 
   def draw(self, position: int, count: int) -> PromptBatch:
     """Takes the next `count` rows of the task from `position` on.

@@ -15,6 +15,7 @@ from rl_jax.models import families, heads, lora, presets
 from rl_jax.models.transformer import Policy
 from rl_jax.ops.moments import Moments
 from rl_jax.state import Forward, Keys, ModelOutputs, RewardModel, RLState, Sequences, Values
+from rl_jax.tasks.text import NO_ENDING, Ending
 from rl_jax.train.forward import make_forward, make_last_value, make_step_values, make_values
 
 
@@ -157,25 +158,31 @@ def create_state(
 
 
 class LoadedReward(NamedTuple):
-  """A reward model's functions and parameters."""
+  """A reward model's functions and parameters.
+
+  Attributes:
+    model: Its functions.
+    params: Its parameters.
+    unread: Its padding token where that is an end of sequence too, off which `transformers` reads no score; else None.
+  """
 
   model: Policy
   params: Any
+  unread: int | None = None
 
   def make_reward_model(
-    self, devices: Devices, *, step_end: int | None = None, stop_tokens: Sequence[int] = (), closing: Sequence[int] = ()
+    self, devices: Devices, *, step_end: int | None = None, ending: Ending = NO_ENDING
   ) -> RewardModel:
     """Returns `sequences -> scores`, of completions; or of the steps in them, which the token `step_end` ends.
 
     Args:
       devices: Where it runs.
       step_end: A token, where steps are scored.
-      stop_tokens: Those that end a completion.
-      closing: What the chat template writes behind them: a completion's score is read off its last token.
+      ending: How completions end.
     """
-    read = make_last_value(self.model, stop_tokens=stop_tokens, closing=closing)
+    read = make_last_value(self.model, ending=ending, unread=self.unread)
     if step_end is not None:
-      read = make_step_values(self.model, end=step_end, stop_tokens=stop_tokens)
+      read = make_step_values(self.model, end=step_end, stop_tokens=ending.stops)
     return partial(devices.jit(read), devices.replicate(self.params))
 
 
@@ -191,7 +198,9 @@ def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bo
   if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
     raise ValueError(f"reward model {folder!r} has another tokenizer than the policy: it reads the policy's tokens")
   params = {"backbone": backbone.params, "head": head}
-  return LoadedReward(heads.scalar_model(backbone.policy, backbone.config.embed_dim), params)
+  padding = backbone.hf.pad_token_id
+  unread = padding if padding in backbone.eos_tokens else None
+  return LoadedReward(heads.scalar_model(backbone.policy, backbone.config.embed_dim), params, unread)
 
 
 class Actors(NamedTuple):

@@ -12,6 +12,7 @@ from rl_jax.ops.log_probs import predictors, token_log_probs
 from rl_jax.sampling.generate import last_real, prompt_positions
 from rl_jax.state import Forward, ModelOutputs, Sequences, Values
 from rl_jax.tasks.packing import Packed
+from rl_jax.tasks.text import NO_ENDING, Ending
 
 
 def make_forward(model: Policy, *, temperature: float | Array = 1.0, chunk_size: int = 1024) -> Forward:
@@ -104,7 +105,7 @@ def make_values(critic: Policy, *, with_last: bool = False) -> Callable[[Any, Se
 
 
 def make_last_value(
-  model: Policy, *, stop_tokens: Sequence[int] = (), closing: Sequence[int] = ()
+  model: Policy, *, ending: Ending = NO_ENDING, unread: int | None = None
 ) -> Callable[[Any, Sequences], Float[Array, "P G"]]:
   """Returns `last_value(params, sequences) -> [P, G]`, read off the last real token: a reward model's score.
 
@@ -112,8 +113,8 @@ def make_last_value(
 
   Args:
     model: A model with a scalar head.
-    stop_tokens: Those that end a completion.
-    closing: Tokens that follow where one of them was the last one, such as a line break that a chat template writes.
+    ending: How completions end.
+    unread: A token that the score is not read off, but off the one before: a padding token that is an end too.
 
   >>> from types import SimpleNamespace
   >>> def apply(params, tokens, positions, **_):
@@ -127,32 +128,46 @@ def make_last_value(
   value = _value_of(model)
 
   def last_value(params: Any, sequences: Sequences) -> Float[Array, "P G"]:
-    sequences = closed(sequences, stop_tokens, closing) if closing else sequences
-    return value(params, _after_all(*_run(model, params, sequences, sequences.completions.shape[-1]), sequences))
+    sequences = closed(sequences, ending)
+    states = _run(model, params, sequences, sequences.completions.shape[-1])
+    if unread is not None:
+      mask = (sequences.completion_mask != 0) & (sequences.completions != unread)
+      sequences = sequences._replace(completion_mask=mask)
+    return value(params, _after_all(*states, sequences))
 
   return last_value
 
 
-def closed(sequences: Sequences, stop_tokens: Sequence[int], closing: Sequence[int]) -> Sequences:
-  """Returns sequences whose completions, where a stop token ended them, go on with the tokens `closing`.
+def closed(sequences: Sequences, ending: Ending) -> Sequences:
+  """Returns sequences with completions as a reward model reads them: where a stop token ended one, the end of sequence
+  stands in its place, and what the chat template writes behind it.
 
-  >>> sequences = Sequences(jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([[[3, 9, 0], [3, 4, 0]]]), None)
+  >>> sequences = Sequences(jnp.array([[1]]), jnp.ones((1, 1)), jnp.array([[[3, 8, 0], [3, 4, 0]]]), None)
   >>> sequences = sequences._replace(completion_mask=sequences.completions != 0)
-  >>> closed(sequences, [9], [7]).completions.tolist()
+  >>> closed(sequences, Ending(stops=[8, 9], own=[8], end=9, closing=[7])).completions.tolist()
   [[[3, 9, 7, 0], [3, 4, 0, 0]]]
   """
+  if not ending.closing and not ending.own:
+    return sequences
   mask = sequences.completion_mask != 0
   place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 2)
-  last = jnp.max(jnp.where(mask, place + 1, 0), axis=-1, keepdims=True)
-  final = jnp.take_along_axis(sequences.completions, jnp.maximum(last - 1, 0), axis=-1)
-  ended = (last > 0) & jnp.isin(final, jnp.asarray(stop_tokens, jnp.int32))
-  wider = [(0, 0), (0, 0), (0, len(closing))]
-  completions, mask = jnp.pad(sequences.completions, wider), jnp.pad(mask, wider)
-  behind = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 2) - last
-  for number, token in enumerate(closing):
+  length = jnp.max(jnp.where(mask, place + 1, 0), axis=-1, keepdims=True)
+  final = jnp.take_along_axis(sequences.completions, jnp.maximum(length - 1, 0), axis=-1)
+  ended = (length > 0) & _is_in(final, ending.stops)
+  completions = sequences.completions
+  if ending.end is not None:
+    completions = jnp.where(ended & _is_in(final, ending.own) & (place == length - 1), ending.end, completions)
+  wider = [(0, 0), (0, 0), (0, len(ending.closing))]
+  completions, mask = jnp.pad(completions, wider), jnp.pad(mask, wider)
+  behind = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 2) - length
+  for number, token in enumerate(ending.closing):
     here = ended & (behind == number)
     completions, mask = jnp.where(here, token, completions), mask | here
   return sequences._replace(completions=completions, completion_mask=mask)
+
+
+def _is_in(tokens: Array, among: Sequence[int]) -> Array:
+  return jnp.isin(tokens, jnp.asarray(among, jnp.int32))
 
 
 def make_step_values(

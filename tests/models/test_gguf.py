@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rl_jax.models import families, gguf_file, presets, weights
+from rl_jax.models.rope import frequencies
 from rl_jax.sampling.generate import make_generate
 from rl_jax.sampling.samplers import SamplingParams
 
@@ -21,7 +22,7 @@ def interleave(array, heads):
   return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
-def write(path, architecture="llama", pre="gpt-2", drop=(), split=0):
+def write(path, architecture="llama", pre="gpt-2", drop=(), split=0, factors=None, theta=None):
   """Writes the family `llama` of the parity data as a GGUF file with a tokenizer of 48 tokens."""
   hf = families.read(str(PARITY / "llama"))
   config = families.transformer_config(hf)
@@ -34,7 +35,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=(), split=0):
   writer.add_head_count(config.num_heads)
   writer.add_head_count_kv(config.num_kv_heads)
   writer.add_layer_norm_rms_eps(config.norm_eps)
-  writer.add_rope_freq_base(config.ropes[0]["rope_theta"])
+  writer.add_rope_freq_base(theta or config.ropes[0]["rope_theta"])
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre(pre)
   letters = [chr(ord("a") + i) for i in range(26)]
@@ -44,6 +45,7 @@ def write(path, architecture="llama", pre="gpt-2", drop=(), split=0):
   writer.add_token_types([3] + [1] * 47)
   writer.add_token_merges(["a b", "ab c"])
   writer.add_eos_token_id(0)
+  writer.add_bos_token_id(0)
   names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
   for name, tensor in weights.named_tensors(params, config, families.tensors("llama")):
     if ".q_proj." in name:
@@ -53,6 +55,8 @@ def write(path, architecture="llama", pre="gpt-2", drop=(), split=0):
     stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if stored not in drop:
       writer.add_tensor(stored, np.ascontiguousarray(tensor, np.float32))
+  if factors is not None:
+    writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -119,11 +123,30 @@ def test_text_is_cut_as_the_file_says(tmp_path, pre):
   assert [TEXT[start:end] for _, (start, end) in cut] == PIECES[pre]
 
 
-@pytest.mark.parametrize(("pre", "tokens"), [("llama-bpe", [30]), ("qwen2", [24, 25, 26])])
+@pytest.mark.parametrize(("pre", "tokens"), [("llama-bpe", [0, 30]), ("qwen2", [24, 25, 26])])
 def test_llama3s_words_need_no_merges(tmp_path, pre, tokens):
   """No merges lead to "xyz", which is a token."""
   tokenizer = gguf_file.read_tokenizer(gguf_file.open_gguf(write(tmp_path / "small.gguf", pre=pre)[0]))
   assert tokenizer("xyz")["input_ids"] == tokens
+
+
+def test_llama3s_scaling_of_rope_is_read_from_its_factors(tmp_path):
+  theta = 5e5  # by which, as in Llama 3, the slowest frequency has the whole factor
+  wanted = dict(gguf_file.LLAMA3, factor=8.0, rope_theta=theta)
+  inverse = [frequencies(each, 8).inverse for each in ({"rope_theta": theta}, wanted)]
+  path, _ = write(tmp_path / "scaled.gguf", factors=inverse[0] / inverse[1], theta=theta)
+  (found,) = presets.load(str(path)).config.ropes
+  assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+  with pytest.raises(ValueError, match="'rope_freqs.weight' is not Llama 3's scaling"):
+    presets.load(str(write(tmp_path / "other.gguf", factors=[1.0, 2.0, 3.0, 4.0])[0]))
+
+
+def test_llama3s_text_begins_as_the_model_has_learned(tmp_path):
+  """Files of it often leave out that a beginning of sequence is added."""
+  for pre, begins in (("llama-bpe", True), ("qwen2", False)):
+    path, _ = write(tmp_path / f"{pre}.gguf", pre=pre)
+    tokens = gguf_file.read_tokenizer(gguf_file.open_gguf(path))("ab")["input_ids"]
+    assert (tokens[0] == 0) == begins, pre
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.99])

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rl_jax import tasks
 from rl_jax.devices import Devices, make_mesh
 from rl_jax.models import families, gguf_file, presets, weights
 from rl_jax.state import Sequences
 from rl_jax.tasks import examples, reading
 from rl_jax.tasks.preferences import Preferences, Ranking
+from rl_jax.tasks.text import Ending, make_prompts
 from rl_jax.train.actors import load_reward_model
 from rl_jax.train.forward import make_last_value
 
@@ -58,7 +60,7 @@ def test_what_is_saved_scores_alike(folder):
     np.testing.assert_array_equal(saved[name], made[name])
   settings = json.loads((folder / "again" / "config.json").read_text())
   assert settings["architectures"] == ["Qwen2ForSequenceClassification"] and len(settings["id2label"]) == 1
-  assert settings["pad_token_id"] == 47
+  assert settings["pad_token_id"] == 0 and presets.load_scorer(str(folder / "again"))[0].tokenizer.pad_token_id == 0
 
 
 def test_a_model_that_is_not_tied_loses_its_words_to_choose(tmp_path):
@@ -115,7 +117,7 @@ def smollm2():
 
 def test_a_reward_model_reads_a_chat_to_the_end_of_what_the_template_writes():
   reader = smollm2()
-  behind = reading.closing(reader)
+  behind = reading.closing(reader, [{"role": "user", "content": "Hi"}])
   assert reader.tokenizer.decode(behind) == "\n"
   said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
   answers = tuple([{"role": "assistant", "content": words}] for words in ("Hello", "Bye"))
@@ -128,8 +130,23 @@ def test_a_reward_model_reads_a_chat_to_the_end_of_what_the_template_writes():
   assert whole.answers[0].labels == cut.answers[0].labels + [False] * len(behind)
 
 
-def test_a_finished_completion_is_read_to_the_end_and_a_cut_one_as_it_is():
-  """The score is the last token itself here."""
+def test_templates_of_other_kinds_close_as_they_do():
+  """One that demands a system message, and one that does not write a message's words as they are."""
+  reader = smollm2()
+  reader.tokenizer.chat_template = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] }}<|im_end|>!{% endfor %}"
+  )
+  said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+  assert reader.tokenizer.decode(reading.closing(reader, said)) == "!"
+  text = Preferences([Ranking("1 + 1 =", (" 2", " 3"))], Counter())
+  assert len(examples.encode_rankings(reader, text, max_tokens=100, whole=True)[0]) == 1  # no template is asked
+  reader.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] | length }}{% endfor %}"
+  assert reading.closing(reader, said) == []
+
+
+def scored(ending, unread=None):
+  """Scores that are the last token that is read."""
 
   def apply(params, tokens, positions, **_):
     return SimpleNamespace(hidden=1.0 * tokens[..., None], kv=())
@@ -138,5 +155,41 @@ def test_a_finished_completion_is_read_to_the_end_and_a_cut_one_as_it_is():
   completions = jnp.array([[[5, 9, 0], [5, 6, 7], [9, 0, 0], [0, 0, 0]]])
   mask = jnp.array([[[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]]])
   sequences = Sequences(jnp.array([[9]]), jnp.ones((1, 1), bool), completions, mask == 1)
-  scores = make_last_value(model, stop_tokens=[9], closing=[3, 4])({}, sequences)
-  assert scores.tolist() == [[4, 7, 4, 9]]
+  return make_last_value(model, ending=ending, unread=unread)({}, sequences)[0].tolist()
+
+
+def test_a_finished_completion_is_read_to_the_end_and_a_cut_one_as_it_is():
+  assert scored(Ending([9], closing=[3, 4])) == [4, 7, 4, 9]  # the last one is empty: its prompt's last token
+  assert scored(Ending([9])) == [9, 7, 9, 9]
+
+
+def test_where_a_tasks_own_stop_ended_it_the_end_of_sequence_is_read():
+  assert scored(Ending([9, 7], own=[9, 7], end=8)) == [8, 8, 8, 9]
+  assert scored(Ending([9, 7], own=[7], end=8, closing=[3])) == [3, 3, 3, 9]
+  assert scored(Ending([9, 7], own=[9, 7], end=None)) == [9, 7, 9, 9]
+
+
+def test_a_padding_token_that_is_an_end_is_not_read():
+  assert scored(Ending([9]), unread=9)[:2] == [5, 7]
+
+
+def test_reward_models_are_padded_with_what_ends_nothing(tmp_path):
+  model = presets.load("tiny")
+  model.hf.pad_token_id = model.eos_tokens[0]
+  model.tokenizer.pad_token = model.tokenizer.eos_token
+  presets.save_scorer(tmp_path, model, model.params, {"out": {"kernel": jnp.ones((64, 1))}})
+  again, _ = presets.load_scorer(str(tmp_path))
+  assert again.hf.pad_token_id == again.tokenizer.pad_token_id == 2 not in again.eos_tokens
+  assert load_reward_model(str(tmp_path), again.tokenizer, max_tokens=9).unread is None
+  settings = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": 1}
+  (tmp_path / "config.json").write_text(json.dumps(settings))  # as others have trained
+  assert load_reward_model(str(tmp_path), again.tokenizer, max_tokens=9).unread == 1
+
+
+def test_prompts_say_how_their_completions_end():
+  reader = smollm2()
+  prompts = make_prompts(tasks.load("arithmetic"), reader)
+  stop = reader.tokenizer("\n")["input_ids"][0]
+  assert prompts.ending == ([*sorted({stop, reader.end})], [stop], reader.end, [])
+  chat = tasks.from_rows("hi", [{"prompt": [{"role": "user", "content": str(i)}]} for i in range(3)], [len])
+  assert reader.tokenizer.decode(make_prompts(chat, reader).ending.closing) == "\n"

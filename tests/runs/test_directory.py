@@ -191,8 +191,12 @@ def test_a_checkpoint_of_adapters_does_without_the_base(tmp_path):
     resumed = checkpoints.resume(adapted_state(2.0, 0.0))
     for one, other in zip(leaves(resumed), leaves(adapted_state(2.0, 5.0)), strict=True):
       np.testing.assert_array_equal(one, other)
-    with pytest.raises(ValueError, match="is of adapters on another model"):
-      checkpoints.resume(adapted_state(2.5, 0.0))
+    changed = adapted_state(2.0, 0.0)
+    base = changed.policy.params["base"]
+    for other in (-base["w"], base["w"].at[7].add(1e-6), base["w"][::-1], 1.0000001 * base["w"]):
+      policy = changed.policy._replace(params={**changed.policy.params, "base": {"w": other}})
+      with pytest.raises(ValueError, match="is of adapters on another model"):
+        checkpoints.resume(changed._replace(policy=policy))
 
 
 def test_a_run_may_go_on_when_its_data_has_moved_but_not_when_it_has_changed(tmp_path):
@@ -203,5 +207,9 @@ def test_a_run_may_go_on_when_its_data_has_moved_but_not_when_it_has_changed(tmp
     run.write_metrics(1, {"loss": 1.0})
   begin(data="b.jsonl")
   (tmp_path / "run" / "model").mkdir()
+  (tmp_path / "run" / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
   with pytest.raises(ValueError, match="data_fingerprint was '1', is '2'; a new run may start from its model: --model"):
+    begin(data_fingerprint="2")
+  (tmp_path / "run" / "model" / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+  with pytest.raises(ValueError, match="is '2'$"):  # a reward model is no start
     begin(data_fingerprint="2")

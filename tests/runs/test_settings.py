@@ -58,6 +58,7 @@ def test_without_a_run_to_resume_nothing_changes(folder):
     (["--resume"], "--resume takes the folder of the run"),
     (["--steps", "3", "--resume"], "--resume takes the folder of the run"),
     (["--resume", "nowhere"], "no run to go on with in 'nowhere': it has no config.json"),
+    (["--resume", ""], "--resume takes the folder of the run to go on with, got ''"),
   ],
 )
 def test_what_cannot_be_resumed_is_named(arguments, message):
@@ -71,3 +72,7 @@ def test_a_run_goes_on_where_it_is_and_in_its_own_script(folder, tmp_path):
   (tmp_path / "config.json").write_text('{"steps": 3}')
   with pytest.raises(ValueError, match="is one of another script"):
     of_run(Config, folder)
+  for content in ("[1]", '{"data": "x", "rate": null}'):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="no run to go on with|is one of another script"):
+      of_run(Config, folder)

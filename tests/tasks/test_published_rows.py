@@ -99,6 +99,17 @@ def test_single_answers_have_a_label():
   assert found.read == "4 rows read as single answers with a label"
   assert [ranking.answers for ranking in found.rankings] == [([REPLY],)] * 4
   assert [ranking.ratings for ranking in found.rankings] == [(1.0,), (-1.0,), (1.0,), (-1.0,)]
+  texts = [{"prompt": "a", "completion": "b", "label": label} for label in ("True", "false", "1", "0")]  # of a .csv
+  found = preferences.from_rows((f"row {i}", row) for i, row in enumerate(texts))
+  assert [ranking.ratings for ranking in found.rankings] == [(1.0,), (-1.0,), (1.0,), (-1.0,)]
+
+
+@pytest.mark.parametrize("more", [{"label": True}, {"label": None}, {"answers": None}, {"label": 1, "completion": "d"}])
+def test_columns_of_other_forms_do_not_change_what_a_pair_is(more):
+  (found,) = preferences.from_rows([("row 1", {"prompt": "a", "chosen": "b", "rejected": "c", **more})]).rankings
+  assert found.answers == ("b", "c") and found.ratings == ()
+  single = {"prompt": "a", "completion": "b", "label": True, "answers": None}
+  assert preferences.from_rows([("row 1", single)]).rankings[0].answers == ("b",)
 
 
 TURN = "\n\nHuman: Hi\n\nAssistant: "
