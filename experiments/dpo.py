@@ -50,7 +50,7 @@ Rankings = Sequence[examples.EncodedRanking]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SupervisedConfig):
-  data: str  # .jsonl or .parquet with prompt, chosen and rejected
+  data: str  # a file or a name on the hub: rows with prompt, chosen and rejected; or completion and label, for kto
   num_pairs: int = 8  # pairs an update
   loss: str = "sigmoid"  # DPO's, robust, hinge, ipo, exo, nca, bco, sppo, aot, apo_*, discopop; simpo, orpo, cpo, kto
   beta: float | None = None  # beta of the loss, such as DPO's pull towards the reference; its paper's by default

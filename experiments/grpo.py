@@ -22,7 +22,7 @@ from rl_jax import objectives
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.runs.directory import RunDirectory
-from rl_jax.runs.settings import command_line, refuse, require_at_least, run_script
+from rl_jax.runs.settings import command_line, refuse, require_at_least, require_positive, run_script
 from rl_jax.sampling import samplers
 from rl_jax.tasks import rewards
 from rl_jax.tasks.load import parse_options
@@ -56,6 +56,7 @@ class Config(RunConfig, ModelConfig, OptimizerConfig, RolloutConfig):
     require_at_least(self, 1, ("max_draws",))
     if self.kl_coef is not None:
       require_at_least(self, 0, ("kl_coef",))
+    require_positive(self, [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None])
     samplers.check(self.sampling)
     super().check()
     self.check_parts(self.microbatches)
@@ -144,7 +145,7 @@ def train(
   if config.task == "arithmetic":
     digits = min(parse_options(config.task_options).get("digits", 2) + 1, 9)
     harder = dict(task_options=(f"digits={digits}",), max_new_tokens=digits + 3)
-  further = dict(model=str(folder), run_dir=f"{run.folder}-next", resume=False)
+  further = dict(model=str(folder), base="", run_dir=f"{run.folder}-next", resume=False)
   print(f"next:\n  {command_line(MODULE, config, **further, **harder)}")
   return folder
 

@@ -40,7 +40,7 @@ Rankings = Sequence[examples.EncodedRanking]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SupervisedConfig):
-  data: str  # .jsonl or .parquet with prompt, chosen and rejected, or prompt and answers, best first
+  data: str  # a file or a name on the hub: rows with prompt, chosen and rejected, or prompt and answers, best first
   num_rankings: int = 16  # pairs or rankings an update
   margins: bool = False  # answers must differ by as much as their ratings do
   centering: float = 0.01  # weight of the squared sum of two scores, which keeps them around 0

@@ -41,7 +41,7 @@ Data = tuple[Packed, np.ndarray]  # rows, and which of their tokens are labels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SupervisedConfig):
-  data: str  # .jsonl or .parquet with prompt and completion, messages, or text
+  data: str  # a file or a name on the hub: rows with prompt and completion, messages, or text
   num_rows: int = 16  # packed rows an update
   max_tokens: int = 256  # tokens a row; longer examples are left out
   packing: bool = True  # put several examples into a row

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import math
+import os
 import re
 import shlex
 import signal
@@ -18,7 +19,8 @@ import tyro
 
 from rl_jax.runs.directory import read_config
 
-# What TRL and verl call a setting, and what it is called here; docs/from_trl.md says how they differ.
+# What TRL and verl call a setting, and what it is called here, in one script or another; docs/from_trl.md says how they
+# differ.
 ELSEWHERE = {
   "num_generations": "group_size",
   "rollout_n": "group_size",
@@ -27,8 +29,8 @@ ELSEWHERE = {
   "max_prompt_length": "max_prompt_tokens",
   "max_length": "max_tokens",
   "max_seq_length": "max_tokens",
-  "per_device_train_batch_size": "num_prompts",
-  "train_batch_size": "num_prompts",
+  "per_device_train_batch_size": "num_prompts num_pairs num_rankings num_rows",
+  "train_batch_size": "num_prompts num_pairs num_rankings num_rows",
   "gradient_accumulation_steps": "microbatches",
   "num_iterations": "epochs",
   "ppo_epochs": "epochs",
@@ -46,10 +48,10 @@ ELSEWHERE = {
   "kl_loss_coef": "kl_coef",
   "mask_truncated_completions": "mask_truncated",
   "reward_funcs": "rewards",
-  "loss_type": "objective",
+  "loss_type": "objective loss",
   "adv_estimator": "objective",
   "model_name_or_path": "model",
-  "dataset_name": "task",
+  "dataset_name": "task data",
   "output_dir": "run_dir",
   "resume_from_checkpoint": "resume",
   "lr": "learning_rate",
@@ -58,6 +60,17 @@ ELSEWHERE = {
   "gradient_checkpointing": "remat",
   "lora_r": "lora_rank",
   "report_to": "wandb",
+  "logger": "wandb",
+  "steps_per_generation": "minibatches",
+  "ppo_mini_batch_size": "minibatches",
+  "ppo_micro_batch_size": "microbatches",
+  "loss_agg_mode": "objective",
+  "enable_gradient_checkpointing": "remat",
+  "save_freq": "checkpoint_every",
+  "test_freq": "evaluations",
+  "default_local_dir": "run_dir",
+  "resume_mode": "resume",
+  "n": "group_size",
 }
 
 
@@ -83,7 +96,10 @@ def run_script(
   except ValueError as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"interrupted; {kept or _left(module, settings, began)}")
+    print(f"interrupted; {kept or _left(module, settings, began)}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # all is closed by now; threads that still compile would crash on the interpreter's way out
 
 
 def _left(module: str, config: Any, began: float) -> str:
@@ -91,7 +107,7 @@ def _left(module: str, config: Any, began: float) -> str:
   folder = Path(getattr(config, "run_dir", "nowhere")) / "checkpoints"
   saved = [path for path in folder.glob("*") if path.name.isdigit()]
   if not any(getattr(config, "resume", False) or path.stat().st_mtime >= began for path in saved):
-    return "there is no checkpoint yet to go on from"
+    return "there is no checkpoint yet to go on from: the same command starts again"
   return f"go on from the last checkpoint with\n  {command_line(module, config, resume=True)}"
 
 
@@ -151,9 +167,9 @@ def check_names(args: Sequence[str], known: Collection[str]) -> None:
   ValueError: --num-generations is called --group-size here; docs/from_trl.md has the others, and how they differ
   """
   for word in args:
-    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-    here = ELSEWHERE.get(name)
-    if here is not None and word.startswith("--") and name not in known and here in known:
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_").rpartition(".")[2]  # verl's have dots
+    here = next((each for each in ELSEWHERE.get(name, "").split() if each in known), None)
+    if here is not None and word.startswith("--") and name not in known:
       flag = here.replace("_", "-")
       raise ValueError(
         f"{word.partition('=')[0]} is called --{flag} here; docs/from_trl.md has the others, and how they differ"
@@ -176,11 +192,13 @@ def of_run(config: type, folder: str) -> Any:
   saved, types = read_config(folder), typing.get_type_hints(config)
   if not saved or not isinstance(saved, dict):
     raise ValueError(f"no run to go on with in {folder!r}: it has no config.json")
+  if missing := [field.name for field in dataclasses.fields(config) if field.name not in saved]:
+    raise ValueError(f"{folder!r} holds no run of this script: its config.json has no {missing[0]!r}")
   try:
     own = {name: _restored(value, types[name]) for name, value in saved.items() if name in types}
     return config(**own | {"run_dir": folder, "resume": True})
   except TypeError as error:
-    raise ValueError(f"the run in {folder!r} is one of another script ({error})") from None
+    raise ValueError(f"{folder!r} holds no run of this script ({error})") from None
 
 
 def _restored(value: Any, kind: Any) -> Any:

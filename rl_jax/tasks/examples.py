@@ -10,12 +10,13 @@ from jaxtyping import Array, Bool
 
 from rl_jax.state import Sequences
 from rl_jax.tasks import files, forms, reading, sources, text
-from rl_jax.tasks.preferences import Preferences, Ranking
+from rl_jax.tasks.preferences import LABELS, Preferences, Ranking
 from rl_jax.tasks.reading import CHANGED, LAST, Example, Reader
 
 LONG = "over the limit of tokens: left out"
 SAME = "whose answers are the same tokens: left out"
 EMPTY = "with no words to learn: left out"
+BAD = "with the label false: left out"
 UNLEARNED = "whose messages all have the weight 0: left out"
 
 
@@ -234,6 +235,8 @@ def _demonstration(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Ex
     return _messages(reader, row)
   if row.get("prompt") is None or "completion" not in row:
     return _plain_text(reader, row)
+  if LABELS.get(str(row.get("label")).lower()) == -1:
+    return "", [], BAD
   prompt, completion = row["prompt"], row["completion"]
   sides = (prompt, completion)
   if not all(isinstance(side, str) for side in sides) and not all(files.is_chat(side) for side in sides):

@@ -211,6 +211,10 @@ def recognise(row: Any, forms: Sequence[Form], where: str) -> Form:
       return form
   *first, last = [" and ".join(form.columns) for form in forms]
   has = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
+  if {"chosen", "rejected"} <= row.keys() and forms is not PREFERENCES:
+    raise ValueError(
+      f"{where}: preferences, which DPO and reward models learn from; no column {', '.join(first)} or {last}"
+    )
   hint = f". Rename one, such as rename={next(iter(row))}:{forms[0].columns[0]}" if row else ""
   raise ValueError(f"{where}: no column {', '.join(first)} or {last}; it has {has}{hint}")
 

@@ -40,7 +40,7 @@ def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
   >>> check_any([], reward_model=True)
   """
   if not reward_model and not any(reward.weight for reward in rewards):
-    raise ValueError("there is nothing to learn from: give rewards with a weight (--rewards), or a reward model")
+    raise ValueError("there is nothing to learn from: give rewards with a weight (--rewards), or to PPO a reward model")
 
 
 def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, ...]:

@@ -170,7 +170,8 @@ def readable(placed: Sequence[tuple[str, Any]], make: Callable[[Any, str], Any])
     except ValueError as error:
       errors.append(error)
   if len(errors) > UNREADABLE * len(placed):
-    raise errors[0]
+    more = f" ({len(errors)} of {len(placed)} rows cannot be read; up to one in a hundred is left out)"
+    raise ValueError(f"{errors[0]}{more if len(placed) > 1 else ''}")
   count = len(errors)
   told = f"{count} row{'s' * (count > 1)} left out that cannot be read, such as {errors[0]}" if errors else ""
   return places, rows, told

@@ -70,9 +70,9 @@ def test_a_run_goes_on_where_it_is_and_in_its_own_script(folder, tmp_path):
   with pytest.raises(ValueError, match="run_dir is that of the run which goes on"):
     parse(Config, args=["--resume", folder, "--run-dir", "elsewhere"])
   (tmp_path / "config.json").write_text('{"steps": 3}')
-  with pytest.raises(ValueError, match="is one of another script"):
+  with pytest.raises(ValueError, match="holds no run of this script"):
     of_run(Config, folder)
   for content in ("[1]", '{"data": "x", "rate": null}'):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="no run to go on with|is one of another script"):
+    with pytest.raises(ValueError, match="no run to go on with|holds no run of this script"):
       of_run(Config, folder)
