@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import dpo, grpo, ppo, sft
+from experiments import dpo, grpo, ppo, reward_model, sft
 from rl_jax import tasks
 from rl_jax.objectives.base import Inputs
 from rl_jax.runs.directory import read_lines
@@ -126,9 +126,10 @@ def test_a_task_on_the_device_is_right_and_trains(tmp_path, monkeypatch):
 
 def test_every_name_that_is_known_from_elsewhere_is_on_its_page():
   page = (DOCS / "from_trl.md").read_text()
-  fields = {field.name for each in (grpo, ppo, sft, dpo) for field in dataclasses.fields(each.Config)}
-  for there, here in ELSEWHERE.items():
-    assert here in fields and f"`{here}`" in page or here == "resume", here
+  fields = {field.name for each in (grpo, ppo, sft, dpo, reward_model) for field in dataclasses.fields(each.Config)}
+  for there, names in ELSEWHERE.items():
+    for here in names.split():
+      assert here in fields and (f"`{here}`" in page or here in ("resume", "loss")), here
     assert there not in fields - {"beta", "epochs"}, there
   rows = [line.split("|")[3] for line in page.partition("## Settings")[2].splitlines() if line.startswith("| `")]
   named = {word for row in rows for word in re.findall(r"`([a-z_]+)`", row)} - {"config", "split", "rename", "dr_grpo"}

@@ -181,7 +181,12 @@ def test_few_rows_fill_a_batch_and_epochs_are_steps(tmp_path, capsys):
   assert len(steps) == 3 and steps[-1] == 3  # the third pass is a whole one
   saved = json.loads((tmp_path / "run" / "config.json").read_text())
   assert (saved["num_rows"], saved["steps"], saved["epochs"]) == (12, 3, 2.5)
-  assert sft.main(of_run(sft.Config, str(tmp_path / "run"))).is_dir()  # goes on, and is done
+  again = of_run(sft.Config, str(tmp_path / "run"))
+  assert sft.main(again).is_dir()  # goes on, and is done
+  with pytest.raises(ValueError, match="steps is given beside epochs, which make 3"):
+    sft.main(dataclasses.replace(again, steps=9))
+  with pytest.raises(ValueError, match="holds no run of this script: its config.json has no 'loss'|has no 'num_pairs'"):
+    of_run(dpo.Config, str(tmp_path / "run"))
 
 
 def test_kto_learns_from_single_answers_with_labels(tmp_path):

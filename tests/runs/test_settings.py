@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rl_jax.runs.settings import command_line, of_run, parse
+from rl_jax.runs.settings import check_names, command_line, of_run, parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,18 @@ def test_a_resumed_run_needs_no_other_flag(folder):
 def test_flags_that_are_given_take_the_place_of_the_runs_own(folder):
   found = parse(Config, args=["--steps", "9", "--resume", folder, "--packed", "--stop", "c"])
   assert found == Config(**OWN | dict(steps=9, packed=True, stop=("c",)), run_dir=folder, resume=True)
+
+
+def test_flags_of_other_systems_are_named():
+  for words, known, here in (
+    (["--num-generations", "8"], ["group_size"], "--group-size"),
+    (["--actor_rollout_ref.rollout.n=8"], ["group_size"], "--group-size"),
+    (["--dataset-name", "x"], ["data"], "--data"),
+    (["--dataset-name", "x"], ["task", "model"], "--task"),
+  ):
+    with pytest.raises(ValueError, match=f"is called {here} here"):
+      check_names(words, known)
+  check_names(["--beta", "1", "--lr", "x"], ["beta", "group_size"])  # nothing here is called as lr is
 
 
 def test_without_a_run_to_resume_nothing_changes(folder):

@@ -164,6 +164,24 @@ def test_few_rows_that_cannot_be_read_are_left_out_and_many_are_refused(name):
     read_by(name, [*many[:60], bad, *many[60:80]])
 
 
+def test_how_many_rows_cannot_be_read_is_told():
+  with pytest.raises(
+    ValueError, match=r"line 2: .* \(2 of 30 rows cannot be read; up to one in a hundred is left out\)"
+  ):
+    read_by("x", [{"prompt": "Hi"}, {"prompt": ""}, {"prompt": ""}, *[{"prompt": "Ho"}] * 27])
+
+
+def test_answers_that_are_not_good_are_no_demonstrations():
+  model = presets.load("tiny")
+  rows = [
+    (f"row {i}", {"prompt": "a", "completion": "b", "label": label}) for i, label in enumerate((True, False, "x"))
+  ]
+  found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), rows, max_tokens=9)
+  assert len(found.found) == 2 and found.problems == {"with the label false: left out": 1}
+  with pytest.raises(ValueError, match="row 1: preferences, which DPO and reward models learn from"):
+    sources.as_form(sources.Rows(["row 1"], [{"chosen": "a", "rejected": "b"}], "", ""), forms.DEMONSTRATIONS)
+
+
 def test_a_prompt_that_nobody_says_is_named():
   with pytest.raises(ValueError, match="conversations in which the prompt is not said"):
     preferences.from_rows([("row 1", {"prompt": "other", "chosen": [USER, REPLY], "rejected": [USER, REPLY]})])
