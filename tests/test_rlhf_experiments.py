@@ -317,7 +317,7 @@ def test_a_folder_without_a_head_is_no_reward_model(tmp_path, demonstrations):
 def test_mistakes_in_data_are_named(tmp_path, pairs):
   with pytest.raises(ValueError, match="does not exist"):
     sft.main(sft.Config(data="nowhere.jsonl", **SMALL, run_dir=str(tmp_path / "run")))
-  with pytest.raises(ValueError, match=r"pairs.jsonl, line 1: no column messages, prompt and completion, "):
+  with pytest.raises(ValueError, match=r"pairs.jsonl, line 1: preferences, which DPO and reward models learn"):
     sft.main(sft.Config(data=pairs, **SMALL, run_dir=str(tmp_path / "run")))
   with pytest.raises(ValueError, match="margins need a column 'ratings'"):
     reward_model.main(reward_model.Config(data=pairs, **SMALL, margins=True, run_dir=str(tmp_path / "run")))

@@ -165,9 +165,7 @@ def test_few_rows_that_cannot_be_read_are_left_out_and_many_are_refused(name):
 
 
 def test_how_many_rows_cannot_be_read_is_told():
-  with pytest.raises(
-    ValueError, match=r"line 2: .* \(2 of 30 rows cannot be read; up to one in a hundred is left out\)"
-  ):
+  with pytest.raises(ValueError, match=r"row 2: .* \(2 of 30 rows cannot be read; up to one in a hundred is left"):
     read_by("x", [{"prompt": "Hi"}, {"prompt": ""}, {"prompt": ""}, *[{"prompt": "Ho"}] * 27])
 
 
