@@ -41,6 +41,13 @@ def pytest_addoption(parser):
   )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_a_module_alone():
+  """Lets go of compiled programs: each holds hundreds of memory maps, of which a process may have 65,530."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
   """Runs a test in float64."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -378,8 +379,15 @@ def _characters(width: int, mlp_width: int, heads: int, overrides: dict[str, Any
     pad_token_id=tokenizer.get_vocab()["<pad>"],
   )
   tokenizer.chat_template = _TINY_CHAT
-  config = families.transformer_config(hf, **overrides)
-  return _model(config, policy(config).init(jax.random.key(0)), hf, tokenizer)
+  params = jax.tree.map(jnp.asarray, _random_params(width, mlp_width, heads, len(tokenizer)))
+  return _model(families.transformer_config(hf, **overrides), params, hf, tokenizer)
+
+
+@functools.cache
+def _random_params(width: int, mlp_width: int, heads: int, vocab_size: int) -> Any:
+  """Parameters of two layers, made once, since a program is compiled for it; a run takes over those that it trains."""
+  config = TransformerConfig(vocab_size, 2, width, mlp_width, heads, num_kv_heads=2, head_dim=width // heads)
+  return jax.device_get(policy(config).init(jax.random.key(0)))
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
