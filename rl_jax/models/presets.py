@@ -300,15 +300,14 @@ def _tokenizer(folder: Path) -> Any:
 
 def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = (), base: str = "") -> Model:
   """The base that an adapter's configuration names, or another one, with the adapters merged into it."""
-  found, other = lora.load_peft(folder), base
-  base = found.base_model
-  if not (Path(base) / "adapter_config.json").exists():  # else it is what those adapters belong to
-    base, other = other or base, ""
+  found = lora.load_peft(folder)
+  on_others = bool(found.base_model) and (Path(found.base_model) / "adapter_config.json").exists()
+  below, base = base, found.base_model if on_others else base or found.base_model
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
-    if (Path(base) / "adapter_config.json").exists():
-      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), other)
+    if on_others:
+      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), below)
     else:
       model = load(base, **overrides)
     params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)

@@ -240,3 +240,17 @@ def test_saved_modules_of_another_shape_or_name_are_refused():
   for name, shape in (("lm_head.weight", (3, 64)), ("model.layers.0.mlp.router.weight", (2, 2))):
     with pytest.raises(ValueError, match=f"modules_to_save holds {name}"):
       presets._with_replaced(MODEL, {name: np.zeros(shape, np.float32)})
+
+
+def test_a_base_that_is_given_takes_the_place_of_the_one_that_files_name(tmp_path):
+  adapters = trained(rank=2, targets=("query",))
+  lora.save_peft(tmp_path / "one", adapters, base_model="/nowhere/base")
+  lora.save_peft(tmp_path / "two", adapters, base_model=str(tmp_path / "one"))
+  once = lora.merge(MODEL.params, adapters)
+  for name, wanted in (("one", once), ("two", lora.merge(once, adapters))):
+    found = presets.load(str(tmp_path / name), base="tiny").params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+  with pytest.raises(ValueError, match="unknown model '/nowhere/base'"):
+    presets.load(str(tmp_path / "two"))
+  with pytest.raises(ValueError, match="model 'tiny' is none of adapters: it takes no base"):
+    presets.load("tiny", base="tiny")
