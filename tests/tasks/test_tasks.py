@@ -216,3 +216,10 @@ def test_rows_are_held_out_by_what_they_are_about():
   assert hold_out(rows, 0.01, seed=1, key=lambda row: row[0]).prompts == (9, 1)
   with pytest.raises(ValueError, match="30 rows of 10 different prompts: none would be left"):
     hold_out(rows, 10, seed=1, key=lambda row: row[0])
+
+
+@pytest.mark.parametrize(("keep", "wanted"), [(False, "42"), (True, "42<eos>")])
+def test_special_tokens_are_text_where_rewards_look_for_them(keep, wanted):
+  tokenizer = presets.character_tokenizer("0123456789+= \n")
+  prompts = text.make_prompts(tasks.load("arithmetic"), Reader(tokenizer, (1,)), keep_special_tokens=keep)
+  assert prompts.decode(np.array([[7, 5, 1]]), np.ones((1, 3), bool)) == [wanted]
