@@ -85,12 +85,8 @@ def encode_rankings(
   """
   encoded, problems = [], Counter()
 
-  def answered(ranking: Ranking, place: str) -> tuple[Ranking, list[reading.Answered]]:
-    try:
-      answers = [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
-      return ranking, answers
-    except ValueError as error:
-      raise ValueError(f"{place}: {error}") from None
+  def answered(ranking: Ranking) -> tuple[Ranking, list[reading.Answered]]:
+    return ranking, [reading.answered(reader, ranking.prompt, answer, ranking.options) for answer in ranking.answers]
 
   _, read, told = sources.readable([(ranking.place, ranking) for ranking in preferences.rankings], answered)
   if told:
@@ -208,14 +204,7 @@ def encode_demonstrations(
   Example(tokens=[7, 5, 1], labels=[False, True, True])
   """
   found, problems = [], Counter()
-
-  def make(row: Mapping[str, Any], place: str) -> tuple[str, list[Example], str]:
-    try:
-      return _demonstration(reader, row)
-    except ValueError as error:
-      raise ValueError(f"{place}: {error}") from None
-
-  read = sources.as_form(sources.Rows.of(rows), forms.DEMONSTRATIONS, make)
+  read = sources.as_form(sources.Rows.of(rows), forms.DEMONSTRATIONS, lambda row: _demonstration(reader, row))
   for subject, examples, wrong in read.rows:
     if wrong:
       problems[wrong] += 1
@@ -263,14 +252,13 @@ def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example
 
 
 def _plain_text(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example], str]:
-  if not isinstance(row["text"], str):
-    raise ValueError(f"text must be text, got {type(row['text']).__name__}")
-  if files.is_empty(row["text"]):
+  words = forms.text_of(row)
+  if files.is_empty(words):
     return "", [], EMPTY
-  tokens = reading.prompt_tokens(reader, row["text"])
+  tokens = reading.prompt_tokens(reader, words)
   if reader.end is not None and tokens[-1] not in reader.eos_tokens:
     tokens = [*tokens, reader.end]
-  return row["text"], [Example(tokens, [False] + [True] * (len(tokens) - 1))], ""
+  return words, [Example(tokens, [False] + [True] * (len(tokens) - 1))], ""
 
 
 def ratings_of(rankings: Sequence[EncodedRanking]) -> np.ndarray | None:

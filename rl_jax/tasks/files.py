@@ -71,25 +71,25 @@ def read(path: Path) -> list[tuple[str, Any]]:
     raise ValueError(f"data file {str(path)!r} is no whole gzip file ({error})") from None
 
 
-def check_text(value: Any, where: str) -> None:
+def check_text(value: Any) -> None:
   """Raises ValueError for text that no tokenizer can read: JSON may hold half of a surrogate pair.
 
-  >>> check_text({"prompt": "\\ud83d"}, "line 3")
+  >>> check_text({"prompt": "\\ud83d"})
   Traceback (most recent call last):
   ...
-  ValueError: line 3: text with half of a character, '\\ud83d', which is no Unicode
+  ValueError: text with half of a character, '\\ud83d', which is no Unicode
   """
   if isinstance(value, str):
     try:
       value.encode()
     except UnicodeEncodeError as error:
-      raise ValueError(f"{where}: text with half of a character, {value[error.start]!r}, which is no Unicode") from None
+      raise ValueError(f"text with half of a character, {value[error.start]!r}, which is no Unicode") from None
   elif isinstance(value, dict):
     for part in (*value.keys(), *value.values()):
-      check_text(part, where)
+      check_text(part)
   elif isinstance(value, list | tuple):
     for part in value:
-      check_text(part, where)
+      check_text(part)
 
 
 def _read_jsonl(path: Path, content: bytes) -> list[tuple[str, Any]]:

@@ -42,14 +42,14 @@ def assistant(text: Any) -> list[dict[str, Any]]:
   return [{"role": "assistant", "content": text}]
 
 
-def text_of(row: Row, place: str) -> str:
+def text_of(row: Row) -> str:
   """Returns a row's text.
 
-  >>> text_of({"text": "Hi"}, "line 1")
+  >>> text_of({"text": "Hi"})
   'Hi'
   """
   if not isinstance(row["text"], str):
-    raise ValueError(f"{place}: text must be text, got {type(row['text']).__name__}")
+    raise ValueError(f"text must be text, got {type(row['text']).__name__}")
   return row["text"]
 
 
@@ -190,33 +190,31 @@ PREFERENCES = (
 )
 
 
-def recognise(row: Any, forms: Sequence[Form], where: str) -> Form:
+def recognise(row: Any, forms: Sequence[Form]) -> Form:
   """Returns the first form whose columns a row has.
 
   Raises:
     ValueError: If there is none, with the columns that there are.
 
-  >>> recognise({"question": "1 + 1?", "answer": "#### 2"}, PROMPTS, "line 1").name
+  >>> recognise({"question": "1 + 1?", "answer": "#### 2"}, PROMPTS).name
   'questions, as chat'
-  >>> recognise({"q": "1 + 1?"}, PROMPTS, "line 1")
+  >>> recognise({"q": "1 + 1?"}, PROMPTS)
   Traceback (most recent call last):
   ...
-  ValueError: line 1: no column prompt, question, problem, messages, conversations or instruction; it has q. Rename one,
-  such as rename=q:prompt
+  ValueError: no column prompt, question, problem, messages, conversations or instruction; it has q. Rename one, such as
+  rename=q:prompt
   """
   if not isinstance(row, Mapping):
-    raise ValueError(f"{where}: a row must be a mapping of columns, got {type(row).__name__}")
+    raise ValueError(f"a row must be a mapping of columns, got {type(row).__name__}")
   for form in forms:
     if all(row.get(name) is not None for name in form.columns):
       return form
   *first, last = [" and ".join(form.columns) for form in forms]
   has = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
   if {"chosen", "rejected"} <= row.keys() and forms is not PREFERENCES:
-    raise ValueError(
-      f"{where}: preferences, which DPO and reward models learn from; no column {', '.join(first)} or {last}"
-    )
+    raise ValueError(f"preferences, which DPO and reward models learn from; no column {', '.join(first)} or {last}")
   hint = f". Rename one, such as rename={next(iter(row))}:{forms[0].columns[0]}" if row else ""
-  raise ValueError(f"{where}: no column {', '.join(first)} or {last}; it has {has}{hint}")
+  raise ValueError(f"no column {', '.join(first)} or {last}; it has {has}{hint}")
 
 
 def with_plain_text(value: Any) -> Any:

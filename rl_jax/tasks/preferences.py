@@ -107,63 +107,59 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
         raise ValueError(f"{place}: {count} answer{'s' * (count > 1)}, but {first} has {len(rankings[0].answers)}")
       if rankings and bool(ranking.ratings) != bool(rankings[0].ratings):
         raise ValueError(f"{place}: ratings are given for some rows and not for others ({first})")
-      rankings.append(ranking)
+      rankings.append(ranking._replace(place=place))
   if not rankings:
     raise ValueError(f"no usable preferences; {Preferences([], left_out, found.description).describe()}")
   return Preferences(rankings, left_out, found.description)
 
 
-def _ranking(row: Mapping[str, Any], place: str) -> Ranking:
+def _ranking(row: Mapping[str, Any]) -> Ranking:
   if "single" in row:
     answers = [row["single"]]
   elif "answers" in row:
     answers = _list(row["answers"])
     if answers is None or len(answers) < 2:
-      raise ValueError(f"{place}: answers must be a list of at least two, best first")
+      raise ValueError("answers must be a list of at least two, best first")
   else:
     answers = [row["chosen"], row["rejected"]]
   prompt = row.get("prompt")
   if prompt is None:
-    prompt, answers = _implicit_prompt(answers, place)
+    prompt, answers = _implicit_prompt(answers)
   kind = str if isinstance(prompt, str) else list
   for name, value in (("prompt", prompt), *((f"answer {i}", answer) for i, answer in enumerate(answers))):
     if not isinstance(value, kind) or (kind is list and value and not files.is_chat(value)):
       wanted = "text" if kind is str else "a list of messages with role and content"
-      raise ValueError(f"{place}: {name} must be {wanted}, as the prompt is")
+      raise ValueError(f"{name} must be {wanted}, as the prompt is")
   if not prompt:
-    raise ValueError(f"{place}: the prompt is empty")
-  try:
-    options = row_options(row)
-  except ValueError as error:
-    raise ValueError(f"{place}: {error}") from None
-  return Ranking(prompt, tuple(answers), _ratings(row, len(answers), place), options, place)
+    raise ValueError("the prompt is empty")
+  return Ranking(prompt, tuple(answers), _ratings(row, len(answers)), row_options(row))
 
 
-def _implicit_prompt(answers: Sequence[Any], place: str) -> tuple[Any, list[Any]]:
+def _implicit_prompt(answers: Sequence[Any]) -> tuple[Any, list[Any]]:
   """Whole conversations: what all of them begin with is the prompt."""
   if not all(files.is_chat(answer) for answer in answers):
-    raise ValueError(f"{place}: no column 'prompt', which only lists of chat messages can do without")
+    raise ValueError("no column 'prompt', which only lists of chat messages can do without")
   shared = 0
   while all(len(a) > shared and a[shared] == answers[0][shared] for a in answers):
     shared += 1
   if not shared:
-    raise ValueError(f"{place}: no column 'prompt', and the answers do not begin with the same message")
+    raise ValueError("no column 'prompt', and the answers do not begin with the same message")
   return answers[0][:shared], [answer[shared:] for answer in answers]
 
 
-def _ratings(row: Mapping[str, Any], count: int, place: str) -> tuple[float, ...]:
+def _ratings(row: Mapping[str, Any], count: int) -> tuple[float, ...]:
   if count == 1:
     label = LABELS.get(str(row["label"]).lower())  # a .csv has texts
     if label is None:
-      raise ValueError(f"{place}: label must be true or false, got {row['label']!r}")
+      raise ValueError(f"label must be true or false, got {row['label']!r}")
     return (label,)
   if row.get("ratings") is None:
     return ()
   ratings = _list(row["ratings"]) or []
   if len(ratings) != count or not all(isinstance(x, int | float) and math.isfinite(x) for x in ratings):
-    raise ValueError(f"{place}: ratings must be {count} finite numbers")
+    raise ValueError(f"ratings must be {count} finite numbers")
   if sorted(ratings, reverse=True) != ratings:
-    raise ValueError(f"{place}: ratings must not rise: the best answer comes first")
+    raise ValueError("ratings must not rise: the best answer comes first")
   return tuple(float(x) for x in ratings)
 
 

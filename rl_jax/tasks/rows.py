@@ -124,8 +124,8 @@ def _task(
   )
 
 
-def _checked(row: Row, where: str) -> Row:
+def _checked(row: Row) -> Row:
   prompt = row["prompt"]
   if not (isinstance(prompt, str) and prompt) and not files.is_chat(prompt):
-    raise ValueError(f"{where}: the prompt must be text or a list of messages with role and content")
+    raise ValueError("the prompt must be text or a list of messages with role and content")
   return row

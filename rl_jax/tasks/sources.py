@@ -112,9 +112,7 @@ def _renamed(row: Any, renames: Mapping[str, str], place: str) -> Any:
   return {renames.get(name, name): value for name, value in kept.items()}
 
 
-def as_form(
-  found: Rows, among: Sequence[Form], make: Callable[[dict[str, Any], str], Any] = lambda row, place: row
-) -> Described:
+def as_form(found: Rows, among: Sequence[Form], make: Callable[[dict[str, Any]], Any] = lambda row: row) -> Described:
   """Returns rows in the form that the library reads, each as the first form that it has, and says which.
 
   Published data sets have some rows that cannot be read, such as a conversation in which nobody answers: up to one in a
@@ -123,7 +121,7 @@ def as_form(
   Args:
     found: Rows.
     among: Forms that they may have.
-    make: `(row of the form, place) -> what is made of it`, or a ValueError.
+    make: `row of the form -> what is made of it`, or a ValueError.
 
   Raises:
     ValueError: For the first row that has none of the forms, or cannot be read as one, by its place, if there are more.
@@ -133,14 +131,14 @@ def as_form(
   """
   names: Counter[str] = Counter()
 
-  def one(row: Any, place: str) -> Any:
-    files.check_text(row, place)
-    form = forms.recognise(row, among, place)
+  def one(row: Any) -> Any:
+    files.check_text(row)
+    form = forms.recognise(row, among)
     try:
       converted = form.convert({name: forms.with_plain_text(value) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-      raise ValueError(f"{place}: not read as {form.name} ({error})") from None
-    made = make(converted, place)
+      raise ValueError(f"not read as {form.name} ({error})") from None
+    made = make(converted)
     names[form.name] += 1
     return made
 
@@ -149,26 +147,26 @@ def as_form(
   return Described(places, rows, "; ".join(filter(None, [", ".join(counts), left_out])))
 
 
-def readable(placed: Sequence[tuple[str, Any]], make: Callable[[Any, str], Any]) -> tuple[list[str], list[Any], str]:
+def readable(placed: Sequence[tuple[str, Any]], make: Callable[[Any], Any]) -> tuple[list[str], list[Any], str]:
   """Returns the places of the rows that can be read, what was made of each, and how many there are of the others.
 
   Args:
     placed: Rows with their places.
-    make: `(row, place) -> what is made of it`, or a ValueError.
+    make: `row -> what is made of it`, or a ValueError.
 
   Raises:
-    ValueError: The first one, if more than `UNREADABLE` of the rows have one.
+    ValueError: The first one, with its place, if more than `UNREADABLE` of the rows have one.
 
-  >>> readable([(f"row {number}", number or "x") for number in range(200)], lambda row, place: int(row))[2]
-  "1 row left out that cannot be read, such as invalid literal for int() with base 10: 'x'"
+  >>> readable([(f"row {number}", number or "x") for number in range(200)], int)[2]
+  "1 row left out that cannot be read, such as row 0: invalid literal for int() with base 10: 'x'"
   """
   places, rows, errors = [], [], []
   for place, row in placed:
     try:
-      rows.append(make(row, place))
+      rows.append(make(row))
       places.append(place)
     except ValueError as error:
-      errors.append(error)
+      errors.append(f"{place}: {error}")
   if len(errors) > UNREADABLE * len(placed):
     more = f" ({len(errors)} of {len(placed)} rows cannot be read; up to one in a hundred is left out)"
     raise ValueError(f"{errors[0]}{more if len(placed) > 1 else ''}")

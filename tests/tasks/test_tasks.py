@@ -85,8 +85,8 @@ class TestFiles:
       tasks.load(write(tmp_path, rows), ["evaluation_size=1"], rewards=[ONE])
     with pytest.raises(ValueError, match="row 5: text with half of a character"):
       tasks.from_rows("rows", rows, [ONE], evaluation_size=1)
-    with pytest.raises(ValueError, match="row 5: text with half of a character"):
-      files.check_text(rows[4], "row 5")
+    with pytest.raises(ValueError, match="^text with half of a character"):
+      files.check_text(rows[4])
 
   def test_chat_prompts_and_another_prompt_column(self, tmp_path):
     chat = [{"role": "user", "content": "hi"}]
