@@ -3,7 +3,39 @@
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
+
+
+def call(function: Callable[..., Any], options: Mapping[str, Any], who: str, kind: type[Made], **fixed: Any) -> Made:
+  """Returns what a function makes of options that are checked.
+
+  Args:
+    function: A function that is found by name.
+    options: Its settings, as its user gives them.
+    who: What it makes, for messages.
+    kind: What it must return.
+    **fixed: Its other arguments, which are no options.
+
+  Raises:
+    ValueError: As `check` does; if it does not take what is fixed, or returns something else.
+
+  >>> call(lambda *, digits: digits + 1, {"digits": 3}, "task 'addition'", int)
+  4
+  >>> call(lambda *, digits: None, {"digits": 3}, "task 'addition'", int)
+  Traceback (most recent call last):
+  ...
+  ValueError: task 'addition' must return a builtins.int, got NoneType
+  """
+  check(function, options, who, fixed=fixed)
+  parameters, takes_any = _parameters(function)
+  if not takes_any and (unknown := [key for key in fixed if key not in parameters]):
+    raise ValueError(f"{who} must take {unknown[0]}: the run sets it")
+  made = function(**fixed, **options)
+  if not isinstance(made, kind):
+    raise ValueError(f"{who} must return a {kind.__module__}.{kind.__name__}, got {type(made).__name__}")
+  return made
 
 
 def check(function: Callable[..., Any], options: Mapping[str, Any], who: str, *, fixed: Collection[str] = ()) -> None:
@@ -18,9 +50,8 @@ def check(function: Callable[..., Any], options: Mapping[str, Any], who: str, *,
   ...
   ValueError: option digits of task 'addition' must be like 2, got 'three'
   """
-  everything = inspect.signature(function).parameters
-  takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in everything.values())
-  parameters = {n: p for n, p in everything.items() if p.kind != p.VAR_KEYWORD and n not in fixed}
+  everything, takes_any = _parameters(function)
+  parameters = {name: parameter for name, parameter in everything.items() if name not in fixed}
   if missing := [name for name, p in parameters.items() if p.default is p.empty and name not in options]:
     raise ValueError(f"{who} needs the option {missing[0]!r}")
   for key, value in options.items():
@@ -40,6 +71,13 @@ def check(function: Callable[..., Any], options: Mapping[str, Any], who: str, *,
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
       wanted = "true or false" if isinstance(default, bool) else f"like {default!r}"
       raise ValueError(f"option {key} of {who} must be {wanted}, got {value!r}")
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+  """Arguments by name, and whether a function takes any others."""
+  everything = inspect.signature(function).parameters
+  named = {name: parameter for name, parameter in everything.items() if parameter.kind != parameter.VAR_KEYWORD}
+  return named, len(named) < len(everything)
 
 
 def _kinds(function: Callable[..., Any], name: str) -> tuple[type, ...]:

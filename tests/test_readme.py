@@ -96,7 +96,7 @@ def test_a_task_on_the_host_is_loaded_by_its_path(tmp_path):
     tasks.load(f"{tmp_path / 'other.py'}:needy")
   with pytest.raises(ValueError, match="option which of .* must be str, got 3"):
     tasks.load(f"{tmp_path / 'other.py'}:needy", ["size=3", "which=3"])
-  with pytest.raises(ValueError, match="must return a rl_jax.tasks.Task, got int"):
+  with pytest.raises(ValueError, match="must return a rl_jax.tasks.base.Task, got int"):
     tasks.load(f"{tmp_path / 'other.py'}:load")
   with pytest.raises(ValueError, match="must take seed: the run sets it"):
     tasks.load(f"{tmp_path / 'other.py'}:bare")

@@ -38,5 +38,4 @@ def load(name: str, **options: Any) -> Environment:
   if name not in names():
     raise ValueError(f"unknown environment {name!r}; there are {', '.join(names())}")
   module = importlib.import_module(f"rl_jax.environments.{name}")
-  options_lib.check(module.load, options, f"environment {name!r}")
-  return module.load(**options)
+  return options_lib.call(module.load, options, f"environment {name!r}", Environment)

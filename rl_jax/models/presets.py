@@ -78,10 +78,9 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   >>> load("tiny").num_params
   80384
   """
-  if hub.is_name(name):
-    return load(str(hub.model_folder(name)), base=base, **overrides)
-  if (Path(name) / "adapter_config.json").exists():
-    return _with_adapters(Path(name), overrides, base=base)
+  folder = _folder(name)
+  if (folder / "adapter_config.json").exists():
+    return _with_adapters(folder, overrides, base=base)
   if base:
     raise ValueError(f"model {name!r} is none of adapters: it takes no base")
   if name == "tiny":
@@ -92,10 +91,8 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
     return _from_gguf(_smollm2_path(), overrides)
   if name.endswith(".gguf"):
     return _from_gguf(Path(name), overrides)
-  if (Path(name) / "model" / "config.json").is_file():  # a run's folder
-    return load(str(Path(name) / "model"), **overrides)
-  if Path(name).is_dir():
-    return _from_folder(Path(name), overrides)
+  if folder.is_dir():
+    return _from_folder(folder, overrides)
   raise ValueError(
     f"unknown model {name!r}: neither smollm2, tiny nor small, no folder or .gguf file, and no name on the hub"
   )
@@ -132,10 +129,16 @@ def fingerprint(name: str) -> str:
   return hashlib.sha256(source.read(weights.SCORE).tobytes()).hexdigest() if weights.SCORE in source.shapes else ""
 
 
-def _scorer_folder(name: str) -> Path:
+def _folder(name: str) -> Path:
+  """Where a model's files are: on the hub, in the folder of the run that made it, or where its name says."""
   if hub.is_name(name):
     return hub.model_folder(name)
-  folder = Path(name) / "model" if (Path(name) / "model" / "config.json").is_file() else Path(name)
+  of_run = Path(name) / "model"
+  return of_run if (of_run / "config.json").is_file() else Path(name)
+
+
+def _scorer_folder(name: str) -> Path:
+  folder = _folder(name)
   if not (folder / "config.json").is_file():
     raise ValueError(f"unknown reward model {name!r}: no folder with config.json, and no name on the hub")
   return folder

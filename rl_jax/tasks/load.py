@@ -103,14 +103,7 @@ def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fi
   settings = settings | {key: str(settings[key]) for key in texts}  # config=2021
   lists = [key for key in settings if isinstance(settings[key], list)]
   settings = settings | {key: tuple(settings[key]) for key in lists}
-  options_lib.check(loader, settings, f"task {name!r}", fixed=fixed)
-  takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-  if not takes_any and (unknown := [key for key in fixed if key not in parameters]):
-    raise ValueError(f"task {name!r} must take {unknown[0]}: the run sets it")
-  task = loader(**fixed, **settings)
-  if not isinstance(task, Task):
-    raise ValueError(f"task {name!r} must return a rl_jax.tasks.Task, got {type(task).__name__}")
-  return task
+  return options_lib.call(loader, settings, f"task {name!r}", Task, **fixed)
 
 
 def _option(text: str) -> tuple[str, Any]:

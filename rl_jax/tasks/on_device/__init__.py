@@ -38,8 +38,4 @@ def load(name: str, **options: Any) -> Task:
       f"unknown on-device task {name!r}; there are {', '.join(names())}, and paths such as my_module:load"
     )
   loader = dotted.load(name if ":" in name else f"rl_jax.tasks.on_device.{name}:load", "task")
-  options_lib.check(loader, options, f"task {name!r}")
-  task = loader(**options)
-  if not isinstance(task, Task):
-    raise ValueError(f"task {name!r} must return a rl_jax.tasks.on_device.base.Task, got {type(task).__name__}")
-  return task
+  return options_lib.call(loader, options, f"task {name!r}", Task)
