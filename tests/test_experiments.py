@@ -49,6 +49,7 @@ def test_help_explains_every_field_in_groups(tmp_path, module, groups):
     comments = re.findall(rf"^  {field.name}: .*  # (.*)$", source, re.MULTILINE)
     assert any(" ".join(comment.split()[:3]) in words for comment in comments), field.name
   assert output.count(" options ─") == groups + 1  # one of them holds --help alone
+  assert "(default: 1.0)" in words and "(default: )" not in words
 
 
 @pytest.mark.parametrize(

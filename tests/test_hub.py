@@ -131,7 +131,7 @@ def test_what_is_here_goes_before_the_hub(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_run_by_names_alone_keeps_the_commits(repositories, tmp_path):
   arguments = (
-    "--model org/tiny --task org/sums --task-options config=main evaluation_size=8 --rewards gsm8k format"
+    "--model org/tiny --task org/sums --task-options config=main evaluation_size=8 --rewards math format"
     " --reward-weights 1 0 --steps 1 --num-prompts 2 --group-size 2 --minibatches 1 --max-new-tokens 4"
     " --evaluation-samples 2 --run-dir run"
   )
