@@ -19,7 +19,7 @@ from rl_jax.models import presets
 from rl_jax.runs.directory import RunDirectory, check_free, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
 from rl_jax.state import RLState
-from rl_jax.tasks import examples, preferences, reading, rewards, sources
+from rl_jax.tasks import examples, learned, named_rewards, preferences, reading, sources
 from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
@@ -57,7 +57,7 @@ class RunConfig(Checked):
 
   def directory(self, **settings: Any) -> RunDirectory:
     """Returns the run's directory; keyword arguments add to the settings that a resumed run must share."""
-    settings = dataclasses.asdict(self) | _commit(self) | settings
+    settings = dataclasses.asdict(self) | _of_models(self) | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, wandb=self.wandb)
 
   def finish(
@@ -161,7 +161,7 @@ class OptimizerConfig(Checked):
 class RolloutConfig(Checked):
   task: str = "arithmetic"  # arithmetic, reasoning_gym/<dataset>, a .jsonl, .json, .csv or .parquet file, or a hub name
   task_options: tuple[str, ...] = ()  # its settings: digits=3; of rows config=main rename=q:prompt evaluation_size=99
-  rewards: tuple[str, ...] = ()  # math, gsm8k, format, length, json, module:function or file.py:function
+  rewards: tuple[str, ...] = ()  # math, gsm8k, format, length, json, module:function, file.py:function, a reward model
   reward_weights: tuple[float, ...] = ()  # one a reward function, 0 to log it alone; all 1 by default
   num_prompts: int = 16  # prompts a rollout
   group_size: int = 8  # completions a prompt
@@ -213,7 +213,7 @@ class RolloutConfig(Checked):
 
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""
-    functions = rewards.from_paths(self.rewards, self.reward_weights)
+    functions = named_rewards.load(self.rewards, self.reward_weights)
     task = tasks.load(pinned(self, self.task, "data_fingerprint"), self.task_options, rewards=functions, seed=seed)
     if task.description:
       print(f"{task.name}: {task.description}", flush=True)
@@ -304,7 +304,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
     return dataclasses.replace(self, steps=steps, **{name: size})
 
   def directory(self, **settings: Any) -> RunDirectory:
-    settings = dataclasses.asdict(self) | _commit(self) | settings
+    settings = dataclasses.asdict(self) | _of_models(self) | settings
     return RunDirectory(self.run_dir, settings, resume=self.resume, fixed=("steps",), wandb=self.wandb)
 
 
@@ -315,10 +315,12 @@ def source_options(given: Sequence[str], who: str) -> dict[str, str]:
   return found
 
 
-def _commit(config: Any) -> dict[str, str]:
-  """The commit of a model from the hub, which a resumed run must share."""
+def _of_models(config: Any) -> dict[str, Any]:
+  """What a resumed run must share of models: the commit of one from the hub, and reward models among the rewards."""
   name = pinned(config, getattr(config, "model", ""), "model_commit")
-  return {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
+  found: dict[str, Any] = {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
+  judges = [presets.fingerprint(reward) for reward in getattr(config, "rewards", ()) if learned.is_name(reward)]
+  return found | ({"reward_fingerprints": judges} if judges else {})
 
 
 def pinned(config: Any, name: str, key: str) -> str:

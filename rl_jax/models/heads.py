@@ -62,6 +62,15 @@ def scalar_model(backbone: Policy, embed_dim: int) -> Policy:
   return _with_head(backbone, embed_dim, "backbone", "head")
 
 
+def scalar(head: Any, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+  """Returns the number that a head with these parameters gives for each hidden state.
+
+  >>> print(scalar({"out": {"kernel": jnp.array([[2.0], [1.0]])}}, jnp.array([[1.0, 3.0]])))
+  [5.]
+  """
+  return jnp.asarray(ScalarHead("bias" in head["out"]).apply({"params": head}, hidden))
+
+
 def _with_head(trunk: Policy, embed_dim: int, trunk_name: str, head_name: str) -> Policy:
   def init(key: Array) -> Any:
     trunk_key, head_key = jax.random.split(key)
@@ -71,6 +80,6 @@ def _with_head(trunk: Policy, embed_dim: int, trunk_name: str, head_name: str) -
     return trunk.apply(params[trunk_name], *args, **kwargs)
 
   def value(params: Any, hidden: Array) -> Array:
-    return jnp.asarray(ScalarHead("bias" in params[head_name]["out"]).apply({"params": params[head_name]}, hidden))
+    return scalar(params[head_name], hidden)
 
   return Policy(init, apply, lambda params: trunk.unembed(params[trunk_name]), trunk.empty_cache, value, trunk.softcap)

@@ -78,7 +78,7 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   >>> load("tiny").num_params
   80384
   """
-  folder = _folder(name)
+  folder = folder_of(name)
   if (folder / "adapter_config.json").exists():
     return _with_adapters(folder, overrides, base=base)
   if base:
@@ -118,6 +118,12 @@ def load_scorer(name: str, **overrides: Any) -> tuple[Model, Any]:
   return _model(config, params, hf, _tokenizer(folder)), {"out": {"kernel": kernel}}
 
 
+def unread(scorer: Model) -> int | None:
+  """Returns a reward model's padding token where that is an end of sequence: `transformers` reads no score off it."""
+  padding = scorer.hf.pad_token_id
+  return padding if padding in scorer.eos_tokens else None
+
+
 def fingerprint(name: str) -> str:
   """Returns the SHA-256 of a reward model's head, which tells one training from another.
 
@@ -129,8 +135,8 @@ def fingerprint(name: str) -> str:
   return hashlib.sha256(source.read(weights.SCORE).tobytes()).hexdigest() if weights.SCORE in source.shapes else ""
 
 
-def _folder(name: str) -> Path:
-  """Where a model's files are: on the hub, in the folder of the run that made it, or where its name says."""
+def folder_of(name: str) -> Path:
+  """Returns where a model's files are: on the hub, in the folder of the run that made it, or where its name says."""
   if hub.is_name(name):
     return hub.model_folder(name)
   of_run = Path(name) / "model"
@@ -138,7 +144,7 @@ def _folder(name: str) -> Path:
 
 
 def _scorer_folder(name: str) -> Path:
-  folder = _folder(name)
+  folder = folder_of(name)
   if not (folder / "config.json").is_file():
     raise ValueError(f"unknown reward model {name!r}: no folder with config.json, and no name on the hub")
   return folder
@@ -221,11 +227,20 @@ def check_context(model: Model, tokens: int) -> None:
   ...
   ValueError: prompt and completion may be 5000 tokens together, more than the model's max_position_embeddings=2048
   """
-  name, limit = "max_position_embeddings", getattr(model.hf, "max_position_embeddings", None)
-  if stretched := [end for each in model.config.ropes if (end := rope.longest(each)) is not None]:
-    name, limit = "original_max_position_embeddings", min(stretched)
+  name, limit = context(model)
   if limit is not None and tokens > limit:
     raise ValueError(f"prompt and completion may be {tokens} tokens together, more than the model's {name}={limit}")
+
+
+def context(model: Model) -> tuple[str, int | None]:
+  """Returns the setting that says how many tokens a model was trained for, and how many; None where nothing says.
+
+  >>> context(load("tiny"))
+  ('max_position_embeddings', 2048)
+  """
+  if stretched := [end for each in model.config.ropes if (end := rope.longest(each)) is not None]:
+    return "original_max_position_embeddings", min(stretched)
+  return "max_position_embeddings", getattr(model.hf, "max_position_embeddings", None)
 
 
 def _smollm2_path() -> Path:

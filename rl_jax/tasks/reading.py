@@ -228,6 +228,26 @@ def _answered_text(reader: Reader, prompt: str, answer: str) -> Answered:
   return Answered(start, Example(tokens, [True] * len(tokens)), problem)
 
 
+def whole(reader: Reader, prompt: Any, answer: Any, options: Mapping[str, Any] = {}) -> list[int]:
+  """Returns the tokens of a prompt with its answer as one text, for whoever judges it.
+
+  Of a chat it is all that the template writes; behind text there is an end of sequence.
+
+  >>> from rl_jax.models.presets import load
+  >>> reader = Reader(load("tiny").tokenizer, (1,))
+  >>> said = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Hello"}]
+  >>> reader.tokenizer.decode(whole(reader, *said))
+  'user: Hi\\nassistant: Hello\\n'
+  """
+  if isinstance(prompt, str):
+    start, (tokens, _), _ = _answered_text(reader, prompt, answer)
+    return [*start, *tokens]
+  said = [*prompt, *answer]
+  if _is_reply(prompt[-1]):
+    said = [*prompt[:-1], {**prompt[-1], "content": _words(prompt[-1]) + _words(answer[0])}, *answer[1:]]
+  return _plain(reader, _render(reader, said, False, options))
+
+
 def conversation(
   reader: Reader, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = {}
 ) -> tuple[list[Example], str]:

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_jax import dotted
 from rl_jax.errors import reason
-from rl_jax.tasks.verifiers import REWARDS, VERIFIERS, check_columns
+from rl_jax.tasks.verifiers import VERIFIERS, check_columns
 
 _SEARCH_SECONDS = 2.0
 
@@ -41,39 +40,6 @@ def check_any(rewards: Sequence[Reward], reward_model: bool) -> None:
   """
   if not reward_model and not any(reward.weight for reward in rewards):
     raise ValueError("there is nothing to learn from: give rewards with a weight (--rewards), or to PPO a reward model")
-
-
-def from_paths(paths: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, ...]:
-  """Returns reward functions by name, such as "math", or by path: `"my_module:reward"`, `"folder/file.py:reward"`.
-
-  Raises:
-    ValueError: For a name that is not known, a path that cannot be imported, one that repeats, or a different number
-      of weights.
-
-  >>> [reward.name for reward in from_paths(["math:fsum", "gsm8k"])]
-  ['fsum', 'gsm8k']
-  """
-  if weights and len(weights) != len(paths):
-    raise ValueError(f"reward weights: {len(weights)} for {len(paths)} reward functions")
-  if len(set(paths)) < len(paths):
-    raise ValueError(f"reward functions must differ, got {', '.join(paths)}")
-  rewards = []
-  for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
-    rewards.append(Reward(_find(path), float(weight), path.rpartition(":")[2]))
-  names = [reward.name for reward in rewards]
-  return tuple(
-    reward if names.count(reward.name) == 1 else reward._replace(name=path)
-    for reward, path in zip(rewards, paths, strict=True)
-  )
-
-
-def _find(path: str) -> Callable[..., Any]:
-  if path in REWARDS:
-    return REWARDS[path]
-  if ":" not in path:
-    known = ", ".join(REWARDS)
-    raise ValueError(f"unknown reward {path!r}; there are {known}, 'module:function' and 'path/to/file.py:function'")
-  return dotted.load(path, "reward")
 
 
 def check_arguments(rewards: Sequence[Reward], columns: Sequence[str]) -> None:

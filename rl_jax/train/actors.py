@@ -196,11 +196,13 @@ def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bo
   backbone, head = presets.load_scorer(folder, remat=remat)
   presets.check_context(backbone, max_tokens)
   if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
-    raise ValueError(f"reward model {folder!r} has another tokenizer than the policy: it reads the policy's tokens")
+    raise ValueError(
+      f"reward model {folder!r} has another tokenizer than the policy, whose tokens it would read; among rewards"
+      f" (--rewards {folder}) it reads text"
+    )
   params = {"backbone": backbone.params, "head": head}
-  padding = backbone.hf.pad_token_id
-  unread = padding if padding in backbone.eos_tokens else None
-  return LoadedReward(heads.scalar_model(backbone.policy, backbone.config.embed_dim), params, unread)
+  scorer = heads.scalar_model(backbone.policy, backbone.config.embed_dim)
+  return LoadedReward(scorer, params, presets.unread(backbone))
 
 
 class Actors(NamedTuple):

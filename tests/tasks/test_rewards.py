@@ -8,7 +8,7 @@ import pytest
 
 from rl_jax.ops import shaping
 from rl_jax.state import Judgment
-from rl_jax.tasks import rewards
+from rl_jax.tasks import named_rewards, rewards
 from rl_jax.tasks.rewards import Reward
 
 ROWS = dict(prompts=["p", "q", "r"], completions=["a", "bb", "ccc"], completion_ids=[[1], [2, 2], [3, 3, 3]])
@@ -111,7 +111,7 @@ def test_dotted_paths(tmp_path, monkeypatch):
   (tmp_path / "my_rewards.py").write_text(code)
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
-  (found,) = rewards.from_paths(["my_rewards:reward"], [0.5])
+  (found,) = named_rewards.load(["my_rewards:reward"], [0.5])
   assert found.name == "reward" and found.weight == 0.5
   for path, message in (
     ("my_rewards:absent", "cannot be imported"),
@@ -121,19 +121,19 @@ def test_dotted_paths(tmp_path, monkeypatch):
     ("my_rewards:number", "is not callable"),
   ):
     with pytest.raises(ValueError, match=message):
-      rewards.from_paths([path])
+      named_rewards.load([path])
   with pytest.raises(ValueError, match="2 for 1 reward functions"):
-    rewards.from_paths(["my_rewards:reward"], [1.0, 2.0])
+    named_rewards.load(["my_rewards:reward"], [1.0, 2.0])
   with pytest.raises(ValueError, match="must differ"):
-    rewards.from_paths(["my_rewards:reward", "my_rewards:reward"])
+    named_rewards.load(["my_rewards:reward", "my_rewards:reward"])
   (tmp_path / "others.py").write_text("from my_rewards import reward")
-  assert [r.name for r in rewards.from_paths(["my_rewards:reward", "others:reward"])] == [
+  assert [r.name for r in named_rewards.load(["my_rewards:reward", "others:reward"])] == [
     "my_rewards:reward",
     "others:reward",
   ]
   (tmp_path / "broken.py").write_text("def reward(:\n")
   with pytest.raises(ValueError, match="cannot be imported: SyntaxError"):
-    rewards.from_paths(["broken:reward"])
+    named_rewards.load(["broken:reward"])
 
 
 def test_functions_are_called_once_a_batch():

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from rl_jax.tasks import load, verifiers
-from rl_jax.tasks.rewards import Reward, check_arguments, from_paths, judge
+from rl_jax.tasks import load, named_rewards, verifiers
+from rl_jax.tasks.rewards import Reward, check_arguments, judge
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_gsm8k_on_answers_as_models_write_them(said, gold, reward):
 
 def test_no_column_of_right_answers_is_named_before_anything_is_loaded():
   with pytest.raises(ValueError, match="no column says what is right"):
-    check_arguments(from_paths(["gsm8k"]), ["question"])
+    check_arguments(named_rewards.load(["gsm8k"]), ["question"])
   with pytest.raises(ValueError, match="one of answer, solution, final_answer, ground_truth"):
     verifiers.gsm8k(["7"], question=["?"])
 
@@ -126,22 +126,22 @@ def test_rewards_are_found_by_name_by_module_and_by_file(tmp_path, monkeypatch):
   (tmp_path / "beside.py").write_text("VALUE = 0.25\n")
   file = tmp_path / "own.py"
   file.write_text("from beside import VALUE\ndef paid(completions, **_):\n  return [VALUE] * len(completions)\n")
-  found = from_paths(["gsm8k", f"{file}:paid", "json"], (1.0, 0.5, 0.0))
+  found = named_rewards.load(["gsm8k", f"{file}:paid", "json"], (1.0, 0.5, 0.0))
   assert [(each.name, each.weight) for each in found] == [("gsm8k", 1.0), ("paid", 0.5), ("json", 0.0)]
   values = judge(found, prompts=["?"], completions=["4"], completion_ids=[[1]], columns={"answer": ["4"]})
   assert {name: value.tolist() for name, value in values.items()} == {"gsm8k": [1.0], "paid": [0.25], "json": [1.0]}
   monkeypatch.chdir(tmp_path)
-  assert from_paths(["own.py:paid"])[0].function is found[1].function
+  assert named_rewards.load(["own.py:paid"])[0].function is found[1].function
   (tmp_path / "math.py").write_text("def paid(completions, **_):\n  return [2.0] * len(completions)\n")
-  assert from_paths(["math.py:paid"])[0].function(["a"]) == [2.0] and importlib.import_module("math").pi > 3
+  assert named_rewards.load(["math.py:paid"])[0].function(["a"]) == [2.0] and importlib.import_module("math").pi > 3
   (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
   for _ in range(2):
     with pytest.raises(ValueError, match="ModuleNotFoundError: No module named 'nothing_of_that_name'"):
-      from_paths(["broken.py:paid"])
+      named_rewards.load(["broken.py:paid"])
   with pytest.raises(ValueError, match="there is no file 'nowhere.py'"):
-    from_paths(["nowhere.py:paid"])
+    named_rewards.load(["nowhere.py:paid"])
   with pytest.raises(ValueError, match="unknown reward 'maths'; there are math, gsm8k, format, length, json, 'module:"):
-    from_paths(["maths"])
+    named_rewards.load(["maths"])
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_rewards_are_checked_before_anything_is_loaded(tmp_path, function, messa
 def test_a_verifier_says_what_is_solved_and_which_answers_are_equal(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_text("".join(f'{{"prompt": "{i} + 0 =", "answer": "#### {i}"}}\n' for i in range(4)))
-  task = load(str(path), ["evaluation_size=1"], rewards=from_paths(["format", "gsm8k"]))
+  task = load(str(path), ["evaluation_size=1"], rewards=named_rewards.load(["format", "gsm8k"]))
   assert task.solved(
     prompts=[""] * 2, completions=["It is 3", "4"], completion_ids=[[]] * 2, answer=["#### 3"] * 2
   ) == [True, False]
   assert task.answer("so 3.") == task.answer(r"\boxed{3}") == "3"
-  assert load(str(path), ["evaluation_size=1"], rewards=from_paths(["format"])).solved is None
+  assert load(str(path), ["evaluation_size=1"], rewards=named_rewards.load(["format"])).solved is None
