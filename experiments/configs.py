@@ -129,7 +129,8 @@ class ModelConfig(Checked):
 
   def make_reader(self, model: presets.Model) -> reading.Reader:
     """Returns how the model reads text and conversations."""
-    return reading.Reader(model.tokenizer, model.eos_tokens, datetime.date.fromisoformat(self.date))
+    date = datetime.date.fromisoformat(self.date)
+    return reading.Reader(model.tokenizer, model.eos_tokens, date, model.config.vocab_size)
 
   def make_learner(self, model: presets.Model) -> Learner:
     """Returns the model as it is trained."""

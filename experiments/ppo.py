@@ -48,10 +48,11 @@ def main(config: Config) -> Path:
     settings["ptx_fingerprint"] = texts.fingerprint
   directory = config.directory(**settings)
   model = config.load_model(max(config.max_tokens, config.ptx_tokens + 1))
-  stream = config.make_stream(texts, model, group_size=config.group_size, seed=config.seed)
+  reader = config.make_reader(model)
+  stream = config.make_stream(texts, reader, group_size=config.group_size, seed=config.seed)
   reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
   rewards.check_any(task.rewards, reward is not None)
-  prompts = config.make_prompts(task, config.make_reader(model))
+  prompts = config.make_prompts(task, reader)
   with directory as run:
     return train(config, algorithm, prompts, stream, model, reward, run)
 

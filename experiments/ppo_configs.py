@@ -20,7 +20,6 @@ from experiments.configs import (
 )
 from rl_jax import objectives
 from rl_jax.devices import Devices
-from rl_jax.models import presets
 from rl_jax.objectives.base import Objective, add, kl_penalty, scale
 from rl_jax.ops import aggregation, kl, ratios
 from rl_jax.ops.kl import Estimator
@@ -29,7 +28,7 @@ from rl_jax.ops.shaping import Shaping
 from rl_jax.rollouts import pretraining
 from rl_jax.runs.settings import refuse, require_at_least, require_one_of, require_positive
 from rl_jax.state import RewardModel
-from rl_jax.tasks import forms, sources, text
+from rl_jax.tasks import forms, reading, sources, text
 from rl_jax.train import control
 from rl_jax.train.actors import LoadedReward
 from rl_jax.train.schedule import check_algorithm
@@ -157,7 +156,7 @@ class PretrainingConfig(Checked):
     return sources.read(pinned(self, self.ptx_data, "ptx_fingerprint"), **source_options(self.ptx_options, "ptx_data"))
 
   def make_stream(
-    self, texts: sources.Rows | None, model: presets.Model, *, group_size: int, seed: int
+    self, texts: sources.Rows | None, reader: reading.Reader, *, group_size: int, seed: int
   ) -> pretraining.Stream | None:
     """Pieces of the pretraining text; None where there is none."""
     if texts is None:
@@ -166,12 +165,12 @@ class PretrainingConfig(Checked):
     print(f"pretraining: {read.description}", flush=True)
     return pretraining.make_stream(
       read.rows,
-      model.tokenizer,
+      reader,
       num_prompts=self.ptx_prompts,
       group_size=group_size,
       length=self.ptx_tokens,
       seed=seed,
-      first=text.one_token(model.tokenizer, self.ptx_start, "ptx_start") if self.ptx_start else None,
+      first=text.one_token(reader.tokenizer, self.ptx_start, "ptx_start") if self.ptx_start else None,
     )
 
 

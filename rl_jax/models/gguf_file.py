@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gguf
@@ -110,52 +110,98 @@ def _field(reader: Gguf, name: str, default: Any = None) -> Any:
 def _required(reader: Gguf, name: str) -> Any:
   value = _field(reader, name)
   if value is None:
-    raise ValueError(f"GGUF file lacks the field {name!r}")
+    raise ValueError(f"there is no field {name!r}")
   return value
+
+
+def _number(reader: Gguf, name: str, default: Any = None, kind: type = int) -> Any:
+  """A field that is one number; without a default it must be there."""
+  value = _required(reader, name) if default is None else _field(reader, name, default)
+  if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0 or (kind is int and value % 1):
+    raise ValueError(f"field {name!r} must be a positive number, got {value!r:.80}")
+  return kind(value)
+
+
+def _token(reader: Gguf, name: str, tokens: Sequence[str]) -> int | None:
+  """The number of a token that has a part to play; None where none is named."""
+  field = f"tokenizer.ggml.{name}_token_id"
+  number = _field(reader, field)
+  if number is not None and not (isinstance(number, int) and 0 <= number < len(tokens)):
+    raise ValueError(f"field {field!r} must be one of {len(tokens)} tokens, got {number!r:.80}")
+  return number
+
+
+# What a file may say besides, and a model here is.
+_PLAIN = {
+  "rope.scale_linear": 1.0,
+  "rope.scaling.attn_factor": 1.0,
+  "attention.causal": True,
+  "attention.scale": 0.0,
+  "attention.sliding_window": 0,
+  "logit_scale": 0.0,
+  "residual_scale": 0.0,
+  "embedding_scale": 0.0,
+  "expert_count": 0,
+}
 
 
 def read_config(reader: Gguf) -> PretrainedConfig:
   """Returns the Hugging Face configuration that a GGUF file's metadata describes.
 
   Raises:
-    ValueError: For an architecture or a RoPE scaling that is not supported.
+    ValueError: For an architecture or a RoPE scaling that is not supported, or a field that is missing or cannot be.
   """
   kind = _field(reader, "general.architecture")
   if kind not in ARCHITECTURES:
     raise ValueError(f"GGUF architecture {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
-  def get(name: str, default: Any = None) -> Any:
-    return _field(reader, f"{kind}.{name}", default)
+  def number(name: str, default: Any = None, of: type = int) -> Any:
+    return _number(reader, f"{kind}.{name}", default, of)
 
-  turns = {"rope_type": "default", "rope_theta": float(get("rope.freq_base", 10000.0))}
-  if get("rope.scaling.type", "none") != "none":
-    turns |= {"rope_type": get("rope.scaling.type"), "factor": float(get("rope.scaling.factor", 1.0))}
-    turns |= {"original_max_position_embeddings": get("rope.scaling.original_context_length")}
-  if (factors := next((t for t in reader.tensors if t.name == ROPE_FACTORS), None)) is not None:
-    turns |= _llama3(_dequantize(factors), turns["rope_theta"])
-
-  def need(name: str) -> Any:
-    return _required(reader, f"{kind}.{name}")
-
-  heads, tensors = need("attention.head_count"), {t.name for t in reader.tensors}
+  heads, width = number("attention.head_count"), number("embedding_length")
+  head_dim = number("attention.key_length", width // heads)
+  plain = _PLAIN | {"rope.dimension_count": head_dim, "attention.value_length": head_dim}
+  for name, value in plain.items():
+    if (given := _field(reader, f"{kind}.{name}", value)) != value:
+      raise ValueError(f"field '{kind}.{name}' must be {value}, got {given!r:.80}")
+  tokens, tensors = _required(reader, "tokenizer.ggml.tokens"), {t.name for t in reader.tensors}
+  ends = sorted({end for name in ("eos", "eot", "eom") if (end := _token(reader, name, tokens)) is not None})
   return AutoConfig.for_model(
     kind,
-    vocab_size=len(_required(reader, "tokenizer.ggml.tokens")),
-    hidden_size=need("embedding_length"),
-    intermediate_size=need("feed_forward_length"),
-    num_hidden_layers=need("block_count"),
+    vocab_size=len(tokens),
+    hidden_size=width,
+    intermediate_size=number("feed_forward_length"),
+    num_hidden_layers=number("block_count"),
     num_attention_heads=heads,
-    num_key_value_heads=get("attention.head_count_kv", heads),
-    head_dim=get("attention.key_length", need("embedding_length") // heads),
-    rms_norm_eps=float(need("attention.layer_norm_rms_epsilon")),
-    max_position_embeddings=need("context_length"),
-    rope_parameters=turns,
+    num_key_value_heads=number("attention.head_count_kv", heads),
+    head_dim=head_dim,
+    rms_norm_eps=number("attention.layer_norm_rms_epsilon", of=float),
+    max_position_embeddings=number("context_length"),
+    rope_parameters=_turns(reader, kind),
     tie_word_embeddings="output.weight" not in tensors,
     attention_bias=kind == "llama" and "blk.0.attn_q.bias" in tensors,
-    bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
-    eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
-    pad_token_id=_field(reader, "tokenizer.ggml.padding_token_id"),
+    bos_token_id=_token(reader, "bos", tokens),
+    eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
+    pad_token_id=_token(reader, "padding", tokens),
   )
+
+
+def _turns(reader: Gguf, kind: str) -> dict[str, Any]:
+  """What a file says of RoPE."""
+  field = f"{kind}.rope.scaling."
+  turns: dict[str, Any] = {"rope_type": "default", "rope_theta": _number(reader, f"{kind}.rope.freq_base", 1e4, float)}
+  stretch = _field(reader, field + "type", "none") or "none"
+  if stretch not in ("none", "linear", "yarn"):
+    raise ValueError(f"field '{field}type' must be none, linear or yarn, got {stretch!r}")
+  if stretch != "none":
+    turns |= {"rope_type": stretch, "factor": _number(reader, field + "factor", 1.0, float)}
+    if stretch == "yarn":
+      context = _number(reader, field + "original_context_length")
+      fast, slow = (_number(reader, field + "yarn_beta_" + name, at, float) for name, at in (("fast", 32), ("slow", 1)))
+      turns |= {"original_max_position_embeddings": context, "beta_fast": fast, "beta_slow": slow}
+  if (factors := next((t for t in reader.tensors if t.name == ROPE_FACTORS), None)) is not None:
+    turns |= _llama3(_dequantize(factors), turns["rope_theta"])
+  return turns
 
 
 def _llama3(factors: np.ndarray, theta: float) -> dict[str, Any]:
@@ -219,16 +265,20 @@ def read_tokenizer(reader: Gguf) -> PreTrainedTokenizerFast:
   if pre == "qwen2":
     tokenizer.normalizer = normalizers.NFC()
   tokenizer.decoder = decoders.ByteLevel()
-  kinds = list(zip(tokens, _required(reader, "tokenizer.ggml.token_type"), strict=True))
+  kinds = list(zip(tokens, _required(reader, "tokenizer.ggml.token_type"), strict=False))
+  if len(kinds) < len(tokens):
+    raise ValueError(f"field 'tokenizer.ggml.token_type' must have {len(tokens)} entries, got {len(kinds)}")
   tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in kinds if kind == _CONTROL])
   tokenizer.add_tokens([AddedToken(token) for token, kind in kinds if kind == _USER_DEFINED])
   special = {
     f"{name}_token": tokens[number]
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-    if (number := _field(reader, f"tokenizer.ggml.{key}_token_id")) is not None
+    if (number := _token(reader, key, tokens)) is not None
   }
   if _field(reader, "tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS):
-    bos = tokens[_required(reader, "tokenizer.ggml.bos_token_id")]
+    if (number := _token(reader, "bos", tokens)) is None:
+      raise ValueError("there is no field 'tokenizer.ggml.bos_token_id', with which every text begins")
+    bos = tokens[number]
     tokenizer.post_processor = processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
     )

@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl_jax import hub
 from rl_jax.errors import reason
+from rl_jax.models import families
 
 # Our name of a layer's matrix, and the module that PEFT names.
 MODULES = {
@@ -85,7 +86,8 @@ class Peft(NamedTuple):
     alpha: As given to `merge`.
     base_model: The name or path of what the adapters belong to, or "".
     magnitudes: DoRA's, `[layers, out]`, by matrix; empty without.
-    replaced: Tensors that take the place of the base's (`modules_to_save`), by the checkpoint's names.
+    replaced: Tensors that take the place of the base's (`modules_to_save`, or a whole embedding), by the checkpoint's
+      names.
   """
 
   adapters: dict[str, Adapter]
@@ -151,7 +153,8 @@ def _check_shapes(base: Any, adapters: Mapping[str, Adapter]) -> None:
       raise ValueError(f"the model has no matrix {name!r} for the adapter of that name")
     kernel, shape = base["layers"][name]["kernel"], (*a.shape[:2], b.shape[-1])
     if kernel.shape != shape:
-      raise ValueError(f"the adapter of {name!r} is for a matrix {shape}, the model's is {kernel.shape}")
+      theirs, ours = (f"{layers} layers of {rows} x {columns}" for layers, rows, columns in (shape, kernel.shape))
+      raise ValueError(f"the adapter of {name!r} is for {theirs}, the model has {ours}")
 
 
 def merge(
@@ -256,11 +259,12 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   where = f"adapters in {str(folder)!r}"
   _check_settings(config, where)
   try:
-    tensors = load_file(folder / "adapter_model.safetensors")
+    found = load_file(folder / "adapter_model.safetensors")
   except (OSError, SafetensorError) as error:
     raise ValueError(f"{where}: no readable adapter_model.safetensors ({reason(error)})") from None
-  alpha = float(config["lora_alpha"])
-  scales = _Scales(alpha, config["r"], config)
+  tensors = {PREFIX + families.of_text(name.removeprefix(PREFIX)): tensor for name, tensor in found.items()}
+  alpha = float(config["lora_alpha"]) or 1.0
+  scales = _Scales(float(config["lora_alpha"]), config["r"], config)
   adapters, magnitudes = {}, {}
   for name in MODULES:
     layers = 0
@@ -270,10 +274,16 @@ def load_peft(folder: str | os.PathLike) -> Peft:
       adapters[name] = _stacked(tensors, name, layers, scales, where)
       if _name(0, name, MAGNITUDE) in tensors:
         magnitudes[name] = jnp.stack([tensors.pop(_name(i, name, MAGNITUDE)) for i in range(layers)])
-  if config.get("use_dora") and magnitudes.keys() != adapters.keys():
-    raise ValueError(f"adapters in {str(folder)!r} use use_dora, but have no {MAGNITUDE} of each matrix")
-  saved = tuple(f".{module}." for module in config.get("modules_to_save") or ())
-  replaced = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if any(s in name for s in saved)}
+  if bool(config.get("use_dora")) != bool(magnitudes) or (magnitudes and magnitudes.keys() != adapters.keys()):
+    given = config.get("use_dora", False)
+    raise ValueError(
+      f"{where}: use_dora is {given}, but {len(magnitudes)} of {len(adapters)} matrices have {MAGNITUDE}"
+    )
+  replaced = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if "lora_" not in name}
+  of_classes = ("classifier", "score") if config.get("task_type") == "SEQ_CLS" else ()  # PEFT names both, of all models
+  for module in config.get("modules_to_save") or ():
+    if module not in of_classes and not any(f".{module}." in f".{name}" for name in replaced):
+      raise ValueError(f"{where}: modules_to_save names {module!r}, but adapter_model.safetensors has no such tensor")
   if tensors or not adapters:
     raise ValueError(f"adapters in {str(folder)!r}: unexpected tensors {', '.join(sorted(tensors)[:3]) or '(none)'}")
   base = str(config.get("base_model_name_or_path") or "")
@@ -333,7 +343,7 @@ def _stacked(tensors: dict[str, np.ndarray], name: str, layers: int, scales: _Sc
     module = f"model.layers.{layer}.{MODULES[name]}"
     if a.shape[-1] != scales.rank_of(module):
       raise ValueError(f"{where} are not of rank {scales.rank_of(module)}, which adapter_config.json names")
-    factor = scales.scale_of(module) * rank / scales.alpha if scales.alpha else 0.0
+    factor = scales.scale_of(module) * rank / (scales.alpha or 1.0)
     more = rank - a.shape[-1]
     sides[0][layer] = np.pad(a, ((0, 0), (0, more))) if more else a
     sides[1][layer] = (np.pad(b, ((0, more), (0, 0))) if more else b) * (1 if factor == 1 else factor)

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ class Model(NamedTuple):
     return None if known.all() else known
 
 
+ADAPTERS = "adapter_config.json"  # a folder that has it is one of adapters
 NAMES = ("smollm2", "tiny", "small")  # of models that are in a package, or made at random
 
 
@@ -79,7 +80,9 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   80384
   """
   folder = folder_of(name)
-  if (folder / "adapter_config.json").exists():
+  if (folder / ADAPTERS).exists():
+    if _score(folder) is not None:
+      raise ValueError(f"adapters in {str(folder)!r} are a reward model's, as {weights.SCORE} shows")
     return _with_adapters(folder, overrides, base=base)
   if base:
     raise ValueError(f"model {name!r} is none of adapters: it takes no base")
@@ -102,7 +105,8 @@ def load_scorer(name: str, **overrides: Any) -> tuple[Model, Any]:
   """Loads a reward model: a sequence classifier with one label in Hugging Face's format, as this library writes it too.
 
   Args:
-    name: A folder, that of a run that trained one, or a name on the hub.
+    name: A folder, that of a run that trained one, or a name on the hub; or adapters that PEFT trained with a head, on
+      a base that is a reward model or a model of words.
     **overrides: Arguments of `TransformerConfig`.
 
   Returns:
@@ -112,6 +116,8 @@ def load_scorer(name: str, **overrides: Any) -> tuple[Model, Any]:
     ValueError: If there is no such model, its files do not fit together, or it does not give one number.
   """
   folder = _scorer_folder(name)
+  if (folder / ADAPTERS).exists():
+    return _adapted_scorer(folder, overrides)
   hf, _ = _configuration(folder)
   config = families.transformer_config(hf, **overrides | {"tie_embeddings": True})
   params, kernel = weights.load_scorer(folder, config, hf)
@@ -130,9 +136,30 @@ def fingerprint(name: str) -> str:
   Raises:
     ValueError: If there is no such model.
   """
-  folder = _scorer_folder(name)
+  head = _score(_scorer_folder(name))
+  return "" if head is None else hashlib.sha256(head.tobytes()).hexdigest()
+
+
+def _score(folder: Path) -> np.ndarray | None:
+  """The head that a folder holds, if it is a reward model's."""
+  if (folder / ADAPTERS).exists():
+    return lora.load_peft(folder).replaced.get(weights.SCORE)
   source = weights.open_safetensors(folder, families.read(str(folder)).model_type)
-  return hashlib.sha256(source.read(weights.SCORE).tobytes()).hexdigest() if weights.SCORE in source.shapes else ""
+  return source.read(weights.SCORE) if weights.SCORE in source.shapes else None
+
+
+def _adapted_scorer(folder: Path, overrides: dict[str, Any]) -> tuple[Model, Any]:
+  """A reward model of adapters: the base that they name with the adapters merged into it, and the head beside them."""
+  head = _score(folder)
+  if head is None or len(head) != 1:
+    raise ValueError(f"adapters in {str(folder)!r} are no reward model's: they have no {weights.SCORE} of one label")
+  base = folder_of(lora.load_peft(folder).base_model)
+  of_scores = (base / "config.json").is_file() and _score(base) is not None
+  load_base = (lambda name, **given: load_scorer(name, **given)[0]) if of_scores else load
+  model = _with_adapters(folder, overrides, load_base=load_base)
+  params = {name: part for name, part in model.params.items() if name != "unembedding"}
+  config = dataclasses.replace(model.config, tie_embeddings=True)
+  return model._replace(policy=policy(config), config=config, params=params), {"out": {"kernel": jnp.asarray(head.T)}}
 
 
 def folder_of(name: str) -> Path:
@@ -145,7 +172,7 @@ def folder_of(name: str) -> Path:
 
 def _scorer_folder(name: str) -> Path:
   folder = folder_of(name)
-  if not (folder / "config.json").is_file():
+  if not any((folder / name).is_file() for name in ("config.json", ADAPTERS)):
     raise ValueError(f"unknown reward model {name!r}: no folder with config.json, and no name on the hub")
   return folder
 
@@ -254,18 +281,21 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
   reader = gguf_file.open_gguf(path)
   try:
     hf, tokenizer = gguf_file.read_config(reader), gguf_file.read_tokenizer(reader)
-  except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{str(path)!r} has damaged metadata ({type(error).__name__}: {reason(error)})") from None
-  config = families.transformer_config(hf, **overrides)
-  params = gguf_file.load_weights(reader, config, where=path.name)
-  return _model(config, params, hf, tokenizer)
+    config = families.transformer_config(hf, **overrides)
+    return _model(config, gguf_file.load_weights(reader, config, where=path.name), hf, tokenizer)
+  except ValueError as error:
+    raise ValueError(f"GGUF file {str(path)!r}: {error}") from None
+  except Exception as error:  # transformers and tokenizers raise kinds of their own
+    raise ValueError(f"GGUF file {str(path)!r}: damaged metadata ({type(error).__name__}: {reason(error)})") from None
 
 
 def _configuration(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
   """A folder's configuration, and what stands in its file."""
   hf, given = families.read(str(folder)), _json(folder / "config.json")
-  if "eos_token_id" not in given:
-    hf.eos_token_id = None  # a class of configurations has ends of its own, which are not the model's
+  # A class of configurations has ends of its own, which are not the model's.
+  parts = [given, given["text_config"] if isinstance(given.get("text_config"), dict) else {}]
+  ends = set[int]().union(*(families.named_ends(part.get("eos_token_id")) for part in parts))
+  hf.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
   return hf, given
 
 
@@ -316,20 +346,27 @@ def _tokenizer(folder: Path) -> Any:
   return tokenizer
 
 
-def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, ...] = (), base: str = "") -> Model:
+def _with_adapters(
+  folder: Path,
+  overrides: dict[str, Any],
+  above: tuple[Path, ...] = (),
+  base: str = "",
+  load_base: Callable[..., Model] = load,
+) -> Model:
   """The base that an adapter's configuration names, or another one, with the adapters merged into it."""
   found = lora.load_peft(folder)
-  on_others = bool(found.base_model) and (Path(found.base_model) / "adapter_config.json").exists()
+  on_others = bool(found.base_model) and (Path(found.base_model) / ADAPTERS).exists()
   below, base = base, found.base_model if on_others else base or found.base_model
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
     if on_others:
-      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), below)
+      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), below, load_base)
     else:
-      model = load(base, **overrides)
+      model = load_base(base, **overrides)
     params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)
-    model = _with_replaced(model._replace(params=params), found.replaced)
+    tensors = {name: tensor for name, tensor in found.replaced.items() if name != weights.SCORE}
+    model = _with_replaced(model._replace(params=params), tensors)
   except ValueError as error:
     raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None
   if (folder / "tokenizer_config.json").exists():
@@ -341,16 +378,18 @@ def _with_adapters(folder: Path, overrides: dict[str, Any], above: tuple[Path, .
 
 def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   """A model with tensors in the place of its own, by a checkpoint's names; an unembedding is then tied no longer."""
-  if len({weights.HEAD, "model.embed_tokens.weight"} & tensors.keys()) and model.config.tie_embeddings:
+  known = families.tensors(model.hf.model_type)
+  if {weights.HEAD, weights.name_of(known, "embedding")} & tensors.keys() and model.config.tie_embeddings:
     config = dataclasses.replace(model.config, tie_embeddings=False)
     model.hf.tie_word_embeddings = False
     own = {**model.params, "unembedding": model.policy.unembed(model.params)}
     model = model._replace(config=config, policy=policy(config), params=own)
-  entries = weights.entries(model.config, families.tensors(model.hf.model_type))
+  entries = weights.entries(model.config, known)
   flat: dict[Any, Any] = dict(flatten_dict(model.params, sep="/"))
   for name, tensor in tensors.items():
     if name not in entries or entries[name].shape != tensor.shape:
-      raise ValueError(f"modules_to_save holds {name} of {list(tensor.shape)}, which the model has not")
+      own = list(entries[name].shape) if name in entries else "none"
+      raise ValueError(f"they replace {name} by one of {list(tensor.shape)}; the model has {own}")
     for path, part in zip(entries[name].paths, entries[name].parts(tensor), strict=True):
       flat[path] = flat[path].at[entries[name].index].set(jnp.asarray(part, flat[path].dtype))
   return model._replace(params=unflatten_dict(flat, sep="/"))
@@ -360,13 +399,16 @@ def _model(
   config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, generation: Mapping[str, Any] = {}
 ) -> Model:
   """Puts a model together; ends of sequence are all those that its files name."""
-  if len(tokenizer) > config.vocab_size:
-    raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+  added = tokenizer.get_added_vocab()  # a model may lack some of these, such as one that stands for an image
+  words = 1 + max((token for word, token in tokenizer.get_vocab().items() if word not in added), default=0)
+  if words > config.vocab_size:
+    raise ValueError(f"the tokenizer has {words} tokens, the model only {config.vocab_size}")
   named = (tokenizer.eos_token_id, hf.eos_token_id, generation.get("eos_token_id"))
   ends = set[int]().union(*map(families.named_ends, named))
   if strange := [end for end in ends if not 0 <= end < config.vocab_size]:
     raise ValueError(f"eos_token_id {strange[0]!r} is no token of a vocabulary of {config.vocab_size}")
-  if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+  padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+  if padding is None or padding >= config.vocab_size:
     if not ends:
       raise ValueError("the model's files name neither a padding token nor an end of sequence")
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))

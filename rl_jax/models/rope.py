@@ -54,9 +54,10 @@ def frequencies(parameters: Mapping[str, Any] | None, head_dim: int) -> Frequenc
   rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
   if not 2 <= rotated <= head_dim or rotated % 2:
     raise ValueError(f"partial_rotary_factor must leave an even number of {head_dim} channels, got {rotated}")
-  factor = parameters.get("factor", 1.0)
-  if isinstance(factor, int | float) and not 0 < factor < math.inf:
-    raise ValueError(f"factor of rope_parameters must be positive and finite, got {factor}")
+  for name, default in (("factor", 1.0), ("rope_theta", 1.0), ("original_max_position_embeddings", 1)):
+    number = parameters.get(name, default)
+    if isinstance(number, bool) or (isinstance(number, int | float) and not 0 < number < math.inf):
+      raise ValueError(f"{name} of rope_parameters must be positive and finite, got {number}")
   try:
     return stretch(parameters, parameters["rope_theta"] ** (-np.arange(0, rotated, 2) / rotated))
   except KeyError as missing:

@@ -129,7 +129,8 @@ def assemble(
   """Reads a checkpoint into a nested dict of parameters, after comparing all names and shapes.
 
   Where the configuration ties the unembedding to the embedding and the checkpoint holds one of other values, it is not
-  tied, as in `transformers` 5: the parameters then have an "unembedding".
+  tied, as in `transformers` 5: the parameters then have an "unembedding". Where it holds the unembedding alone, it is
+  both.
 
   Raises:
     ValueError: Naming the missing, the unexpected and the mis-shaped tensors.
@@ -147,10 +148,11 @@ def assemble(
   ...
   ValueError: weights of zeros: missing tensors: model.norm.weight
   """
-  if config.tie_embeddings and _is_untied(source):
-    config = dataclasses.replace(config, tie_embeddings=False)
+  if config.tie_embeddings:
+    source, tied = _embedded(source, name_of(tensors, "embedding"))
+    config = dataclasses.replace(config, tie_embeddings=tied)
   wanted = entries(config, tensors)
-  extra = [name for name in source.shapes if name not in wanted and not _is_harmless(name, config)]
+  extra = [name for name in source.shapes if name not in wanted]
   missing = [name for name in wanted if name not in source.shapes]
   shaped = [
     f"{name} is {list(source.shapes[name])}, expected {list(entry.shape)}"
@@ -171,16 +173,27 @@ def assemble(
   return _nest({path: jnp.asarray(array) for path, array in arrays.items()})
 
 
-def _is_untied(source: Source) -> bool:
-  """Whether a checkpoint holds an unembedding that is not its embedding."""
-  embedding, head = "model.embed_tokens.weight", HEAD
-  if not {embedding, head} <= source.shapes.keys() or source.shapes[embedding] != source.shapes[head]:
-    return False
-  return not np.array_equal(source.read(embedding), source.read(head))
+def name_of(tensors: Sequence[Tensor], path: str) -> str:
+  """Returns what a family's checkpoints call a parameter that stands by itself.
+
+  >>> name_of(families.tensors("gpt2"), "embedding")
+  'transformer.wte.weight'
+  """
+  return next(tensor.name for tensor in tensors if tensor.path == path)
 
 
-def _is_harmless(name: str, config: TransformerConfig) -> bool:
-  return name == HEAD and config.tie_embeddings
+def _embedded(source: Source, embedding: str) -> tuple[Source, bool]:
+  """A checkpoint of a tied model with its embedding, and whether its unembedding, if it has one, is the same."""
+  if HEAD not in source.shapes:
+    return source, True
+  shapes = {name: shape for name, shape in source.shapes.items() if name != HEAD}
+  if embedding not in shapes:
+    alone = {**shapes, embedding: source.shapes[HEAD]}
+    return Source(alone, lambda name: source.read(HEAD if name == embedding else name)), True
+  same = shapes[embedding] == source.shapes[HEAD]
+  if same and np.array_equal(source.read(embedding), source.read(HEAD)):
+    return Source(shapes, source.read), True
+  return source, False
 
 
 def _nest(flat: Mapping[str, Any]) -> dict:
@@ -233,7 +246,7 @@ def open_safetensors(folder: str | os.PathLike, model_type: str) -> Source:
     found = [(families.canonical(model_type, name), path, name) for path in files for name in _names(path)]
     where = {name: (path, stored) for name, path, stored in found if name}
     shapes = {name: _shape(*place) for name, place in where.items()}
-    if scales := [name for _, _, name in found if name.endswith(QUANTIZED)]:
+    if scales := [stored for _, path, stored in found if stored.endswith(QUANTIZED) or _is_float8(path, stored)]:
       raise ValueError(
         f"weights of {folder} are quantised, as {scales[0]} shows: take the original ones, or have transformers"
         " dequantise and save them"
@@ -263,7 +276,7 @@ def load_scorer(
   if (shape := source.shapes.get(SCORE)) != (1, config.embed_dim):
     what = "no " + SCORE if shape is None else f"{SCORE} of {list(shape)}"
     raise ValueError(f"weights of {folder} are no reward model's: they have {what}, not one of [1, {config.embed_dim}]")
-  backbone = Source({name: shape for name, shape in source.shapes.items() if name != SCORE}, source.read)
+  backbone = Source({name: shape for name, shape in source.shapes.items() if name not in (SCORE, HEAD)}, source.read)
   params = assemble(config, families.tensors(hf.model_type), backbone, where=str(folder))
   return params, jnp.asarray(source.read(SCORE).T, jnp.float32)
 
@@ -294,6 +307,11 @@ def _names(path: Path) -> list[str]:
 def _shape(path: Path, name: str) -> tuple[int, ...]:
   with safe_open(path, "np") as file:
     return tuple(file.get_slice(name).get_shape())
+
+
+def _is_float8(path: Path, name: str) -> bool:
+  with safe_open(path, "np") as file:
+    return file.get_slice(name).get_dtype().startswith("F8")
 
 
 def _read(path: Path, name: str) -> np.ndarray:
@@ -413,22 +431,26 @@ def _save_config(folder: Path, hf: PretrainedConfig, dtype: str, architecture: s
   hf.save_pretrained(folder)
   path = folder / CONFIG
   settings = json.loads(path.read_text(encoding="utf-8"))
-  settings.pop("quantization_config", None)  # these weights are not quantized
+  for name in ("quantization_config", "auto_map"):  # these weights are not quantized, and no code stands beside them
+    settings.pop(name, None)
   settings |= {"torch_dtype": dtype}
   if getattr(hf, "rope_parameters", None) is not None:
-    settings |= _older_rope(rope_settings(hf))
+    settings |= _older_rope(rope_settings(hf), longrope_alone="original_max_position_embeddings" in settings)
   if "num_local_experts" in settings:
     settings["num_experts"] = settings["num_local_experts"]
   path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-  """The names that `transformers` 4 has for RoPE; where types of layers differ, those of Gemma 3 and OLMo 3."""
+def _older_rope(rope: Mapping[str, Any], *, longrope_alone: bool) -> dict[str, Any]:
+  """The names that `transformers` 4 has for RoPE; where types of layers differ, those of Gemma 3 and OLMo 3.
+
+  Where the original context stands beside them, as in Phi, longrope may have no other keys than its factors.
+  """
   local = {} if "rope_theta" in rope else {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
   every = rope if "rope_theta" in rope else rope["full_attention"]
   scaling = {key: value for key, value in every.items() if key != "rope_theta"}
   scaling = None if scaling.get("rope_type") == "default" else scaling
-  if scaling and scaling["rope_type"] == "longrope":  # which knows no other keys
+  if scaling and scaling["rope_type"] == "longrope" and longrope_alone:
     local["partial_rotary_factor"] = scaling.get("partial_rotary_factor", 1.0)
     scaling = {"type": "longrope"} | {name: scaling[name] for name in ("short_factor", "long_factor")}
   return {"rope_theta": every["rope_theta"], "rope_scaling": scaling} | local
@@ -440,6 +462,10 @@ def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
   settings = json.loads(path.read_text(encoding="utf-8"))
   if settings.get("tokenizer_class") == "TokenizersBackend":  # `transformers` 4 knows it by this name
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if isinstance(
+    settings.get("extra_special_tokens"), list
+  ):  # likewise, and wants special tokens by name under this one
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
   path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

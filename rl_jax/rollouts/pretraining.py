@@ -6,7 +6,6 @@ follows, and its completions are G pieces of text. Their `mask` is 0, so that no
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,14 @@ from rl_jax.rollouts.collect import Collect, Collected
 from rl_jax.state import Batch, RLState, Sequences
 from rl_jax.tasks import text
 from rl_jax.tasks.epochs import shuffled
+from rl_jax.tasks.reading import Reader, plain_tokens
 
 Stream = Callable[[int], Sequences]
 
 
 def make_stream(
   texts: Sequence[str],
-  tokenizer: Any,
+  reader: Reader,
   *,
   num_prompts: int,
   group_size: int,
@@ -38,7 +38,7 @@ def make_stream(
 
   Args:
     texts: Documents.
-    tokenizer: A `transformers` tokenizer.
+    reader: How the model reads.
     num_prompts: Rows of pieces.
     group_size: Pieces a row, as many as a rollout has completions a prompt.
     length: Tokens a piece, at most.
@@ -49,16 +49,17 @@ def make_stream(
     ValueError: If there is no token to begin with, or no text.
 
   >>> from rl_jax.models.presets import character_tokenizer
-  >>> tokenizer = character_tokenizer("0123456789")
-  >>> stream = make_stream(["0123", "45"], tokenizer, num_prompts=1, group_size=2, length=3, seed=0)
+  >>> reader = Reader(character_tokenizer("0123456789"), (1,))
+  >>> stream = make_stream(["0123", "45"], reader, num_prompts=1, group_size=2, length=3, seed=0)
   >>> stream(0).completions.shape, stream(0).prompts.tolist()
   ((1, 2, 3), [[1]])
   """
+  tokenizer = reader.tokenizer
   for known in (tokenizer.bos_token_id, tokenizer.eos_token_id):
     first = known if first is None else first
   if first is None:
     raise ValueError("the tokenizer has neither a beginning nor an end of sequence, which text must follow")
-  encoded = [tokenizer(document, add_special_tokens=False)["input_ids"] for document in texts]
+  encoded = [plain_tokens(reader, document) for document in texts]
   pieces = [tokens[i : i + length] for tokens in encoded for i in range(0, len(tokens), length)]
   if not pieces:
     raise ValueError("there is no text to hold on to")

@@ -46,7 +46,8 @@ class Learned:
 
   def __init__(self, name: str):
     self._model, self._head = presets.load_scorer(name)
-    self._reader = reading.Reader(self._model.tokenizer, self._model.eos_tokens)
+    size = self._model.config.vocab_size
+    self._reader = reading.Reader(self._model.tokenizer, self._model.eos_tokens, vocab_size=size)
     self._score = jax.jit(self._score_of)
 
   def _score_of(

@@ -28,11 +28,14 @@ class Reader(NamedTuple):
     tokenizer: A `transformers` tokenizer.
     eos_tokens: All ends of sequence that the model's files name; a policy stops at any of them.
     date: The day that chat templates which ask for it are told: with today's, no run could be repeated.
+    vocab_size: How many tokens the model has; a tokenizer may have more, such as one that stands for an image. Not
+      checked where nothing is given.
   """
 
   tokenizer: Any
   eos_tokens: tuple[int, ...]
   date: datetime.date = DATE
+  vocab_size: int | None = None
 
   @property
   def end(self) -> int | None:
@@ -98,8 +101,8 @@ def text_tokens(reader: Reader, text: str) -> list[int]:
   >>> text_tokens(Reader(character_tokenizer("0123456789"), (1,)), "42")
   [7, 5]
   """
-  plain = _plain(reader, text)
-  whole = list(reader.tokenizer(text)["input_ids"])
+  plain = plain_tokens(reader, text)
+  whole = _known(reader, reader.tokenizer(text)["input_ids"])
   for start in range(len(whole) - len(plain) + 1):
     if whole[start : start + len(plain)] == plain:
       beginning = whole[:start]
@@ -136,7 +139,7 @@ def prompt_tokens(reader: Reader, prompt: Any, options: Mapping[str, Any] = {}) 
   elif not prompt:
     raise ValueError("the prompt holds no messages")
   else:
-    tokens = _plain(reader, _prompt_text(reader, prompt, options))
+    tokens = plain_tokens(reader, _prompt_text(reader, prompt, options))
   if not tokens:
     raise ValueError(f"prompt {prompt!r} has no tokens")
   return tokens
@@ -202,12 +205,12 @@ def answered(reader: Reader, prompt: Any, answer: Any, options: Mapping[str, Any
   turns = _turns(reader, prompt, list(answer)[: last + 1], options)
   if not turns:
     raise ValueError("the answer holds no message of the assistant")
-  start = _plain(reader, turns[0].before)
+  start = plain_tokens(reader, turns[0].before)
   if turns[0].messages != list(prompt):  # others speak first: their words are no part of the prompt
-    start = _plain(reader, _render(reader, prompt, False, options))
+    start = plain_tokens(reader, _render(reader, prompt, False, options))
   one, problem = _joined(reader, turns, options), ""
   if len(turns) > 1 and not _begins(one, start):
-    start, problem = _plain(reader, _render(reader, prompt, False, options)), LAST
+    start, problem = plain_tokens(reader, _render(reader, prompt, False, options)), LAST
     one = _joined(reader, turns[-1:], options)
   if one is None or not _begins(one, start):
     return Answered(start, Example([], []), CHANGED)
@@ -245,7 +248,7 @@ def whole(reader: Reader, prompt: Any, answer: Any, options: Mapping[str, Any] =
   said = [*prompt, *answer]
   if _is_reply(prompt[-1]):
     said = [*prompt[:-1], {**prompt[-1], "content": _words(prompt[-1]) + _words(answer[0])}, *answer[1:]]
-  return _plain(reader, _render(reader, said, False, options))
+  return plain_tokens(reader, _render(reader, said, False, options))
 
 
 def conversation(
@@ -312,7 +315,7 @@ def _joined(reader: Reader, turns: Sequence[_Turn], options: Mapping[str, Any]) 
   """One example of all replies, or None where the tokens of one are not those of the next one's beginning."""
   tokens, labels, follows, ended = list[int](), list[bool](), list[int](), list[int]()
   for turn in turns:
-    before = _plain(reader, turn.before)
+    before = plain_tokens(reader, turn.before)
     if before[: len(tokens)] != tokens:
       return None
     reply = _reply_tokens(reader, turn, before, options)
@@ -332,7 +335,7 @@ def _reply_tokens(reader: Reader, turn: _Turn, before: Sequence[int], options: M
   if turn.reply.get("tool_calls") and _render(reader, [*turn.messages, silent], False, options) == turn.after:
     return None  # the template does not say which tool was called
   if turn.after.startswith(turn.before) and _words(turn.reply).strip() in turn.after[len(turn.before) :]:
-    whole = _plain(reader, turn.after)
+    whole = plain_tokens(reader, turn.after)
     if whole[: len(before)] == list(before):
       return whole[len(before) :]
     return _inner(reader, turn.after[len(turn.before) :])
@@ -402,12 +405,28 @@ def _prompt_text(reader: Reader, prompt: Sequence[Mapping[str, Any]], options: M
 
 def _inner(reader: Reader, text: str) -> list[int]:
   """The tokens of text in the middle of a text: SentencePiece puts a space before the first word of every text."""
-  before, after = _plain(reader, "\n"), _plain(reader, "\n" + text)
-  return after[len(before) :] if after[: len(before)] == before else _plain(reader, text)
+  before, after = plain_tokens(reader, "\n"), plain_tokens(reader, "\n" + text)
+  return after[len(before) :] if after[: len(before)] == before else plain_tokens(reader, text)
 
 
-def _plain(reader: Reader, text: str) -> list[int]:
-  return list(reader.tokenizer(text, add_special_tokens=False)["input_ids"])
+def plain_tokens(reader: Reader, text: str) -> list[int]:
+  """Returns the tokens of text as it stands.
+
+  Raises:
+    ValueError: If the model has no such token.
+
+  >>> from rl_jax.models.presets import character_tokenizer
+  >>> plain_tokens(Reader(character_tokenizer("0123456789"), (1,)), "42")
+  [7, 5]
+  """
+  return _known(reader, reader.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _known(reader: Reader, tokens: Sequence[int]) -> list[int]:
+  if reader.vocab_size is not None and tokens and (last := max(tokens)) >= reader.vocab_size:
+    shown = reader.tokenizer.convert_ids_to_tokens(last)
+    raise ValueError(f"the text holds {shown!r}, token {last}, and the model has {reader.vocab_size} tokens")
+  return list(tokens)
 
 
 def _render(reader: Reader, messages: Sequence[Any], reply: bool, options: Mapping[str, Any]) -> str:

@@ -35,11 +35,11 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4}
   [
     ({"hidden_size": None}, "'hidden_size' expected int, got NoneType"),
     ({"hidden_size": "64"}, "'hidden_size' expected int, got str"),
-    ({"num_hidden_layers": -1}, "num_layers must be a positive integer, got -1"),
-    ({"num_hidden_layers": 0}, "num_layers must be a positive integer, got 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers of llama must be positive, got -1"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers of llama must be positive, got 0"),
     ({"num_attention_heads": 0}, "no readable config.json"),
-    ({"sliding_window": "a"}, "windows must be positive integers or None, got 'a'"),
-    ({"sliding_window": 0}, "windows must be positive integers or None, got 0"),
+    ({"model_type": "mistral", "sliding_window": "a"}, "'sliding_window' expected int, got str"),
+    ({"model_type": "mistral", "sliding_window": 0}, "windows must be positive integers or None, got 0"),
     ({"layer_types": 3}, "no readable config.json"),
     ({"vocab_size": 3}, r"embed_tokens.weight is \[99, 64\], expected \[3, 64\]"),
     ({"model_type": 3}, "no readable config.json"),
@@ -138,7 +138,7 @@ LORA = {"r": 2, "lora_alpha": 1, "base_model_name_or_path": "tiny"}
     (LORA | {"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern of 'q_proj' in adapter_config.json must be a number"),
     (LORA | {"modules_to_save": 3}, "modules_to_save in adapter_config.json must be a list of names, got 3"),
     (LORA | {"base_model_name_or_path": None}, "name no base model"),
-    (LORA, "is for a matrix (1, 64, 64), the model's is (2, 64, 64)"),
+    (LORA, "is for 1 layers of 64 x 64, the model has 2 layers of 64 x 64"),
   ],
 )
 def test_adapters_that_cannot_be_read(folder, settings, message):

@@ -121,12 +121,19 @@ def _said(words):
   return [{"role": "assistant", "content": words}]
 
 
+def with_special_tokens():
+  model = presets.load("tiny")
+  model.tokenizer.add_special_tokens({"additional_special_tokens": ["7", "8"]})
+  return model, model.params
+
+
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MODELS = {
   "theta": lambda: tiny({"rope_type": "default", "rope_theta": 1e6}),
   "llama3": lambda: tiny(LLAMA3 | {"original_max_position_embeddings": 32}),
   "linear": lambda: tiny({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
   "adapters on bfloat16": adapted,
+  "special tokens": with_special_tokens,
   "the tokenizer of smollm2": with_smollm2s_tokenizer,
 }
 

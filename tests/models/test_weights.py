@@ -196,8 +196,8 @@ def test_missing_shard_is_named(tmp_path):
     (GPTNeoConfig(), "model_type 'gpt_neo' is not supported; supported: gemma2, .* llama"),
     (GPT2Config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx of gpt2 must be False"),
     (Qwen3MoeConfig(mlp_only_layers=[1]), "every layer must have experts"),
-    (LlamaConfig(hidden_act="gelu"), "hidden_act of llama must be one of 'silu', 'gelu_tanh', got 'gelu'"),
-    (Gemma3TextConfig(use_bidirectional_attention=True), "use_bidirectional_attention must be off"),
+    (LlamaConfig(hidden_act="gelu"), "hidden_act of llama must be one of 'silu', .* got 'gelu'"),
+    (Gemma3TextConfig(use_bidirectional_attention=True), "use_bidirectional_attention off"),
   ],
 )
 def test_unsupported_architectures_are_named(config, message):

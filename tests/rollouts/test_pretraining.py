@@ -10,6 +10,7 @@ from rl_jax.objectives.base import Inputs
 from rl_jax.rollouts import pretraining
 from rl_jax.rollouts.collect import Collected
 from rl_jax.state import Batch, RLState, Sequences
+from rl_jax.tasks.reading import Reader
 
 TOKENIZER = character_tokenizer("0123456789")
 
@@ -19,7 +20,9 @@ def test_text_is_learned_beside_the_rollout_and_not_by_the_policy_gradient():
   sequences = Sequences(jnp.array([[6, 7]]), jnp.ones((1, 2), bool), jnp.array([[[8, 9, 10, 0]] * 2]), mask)
   inputs = Inputs(mask, advantages=jnp.array([[[1.0, 1.0, -7.0, 0.0]] * 2]))
   rollout = Collected(None, Batch(sequences, inputs), {"tokens": 6.0})
-  stream = pretraining.make_stream(["012", "3456789"], TOKENIZER, num_prompts=2, group_size=2, length=5, seed=0)
+  stream = pretraining.make_stream(
+    ["012", "3456789"], Reader(TOKENIZER, (1,)), num_prompts=2, group_size=2, length=5, seed=0
+  )
   collect = pretraining.with_text(lambda state: rollout._replace(state=state), stream)
   state = RLState.create(jnp.zeros(()), optax.sgd(0.1), jax.random.key(0), keep_reference=False)
   collected = collect(state)

@@ -8,6 +8,7 @@ tensors by several names, `RENAMES` bring them to those of `TENSORS`.
 import importlib
 import pkgutil
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rl_jax.errors import reason
 from rl_jax.models.families import common
 from rl_jax.models.families.common import Tensor
-from rl_jax.models.transformer import ACTIVATIONS, TransformerConfig
+from rl_jax.models.transformer import TransformerConfig
 
 FAMILIES: dict[str, ModuleType] = {
   model_type: module
@@ -47,7 +48,8 @@ def read(folder: str) -> PretrainedConfig:
   text = hf.get_text_config(decoder=True)
   if text is not hf:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-      setattr(text, name, getattr(hf, name, None) or getattr(text, name, None))
+      own = getattr(hf, name, None)
+      setattr(text, name, getattr(text, name, None) if own is None else own)
   return text
 
 
@@ -78,22 +80,33 @@ def transformer_config(hf: PretrainedConfig, **overrides: Any) -> TransformerCon
   >>> transformer_config(Qwen2Config(num_hidden_layers=3)).num_layers
   3
   """
+  if getattr(hf, "is_causal", True) is False or getattr(hf, "use_bidirectional_attention", None):
+    raise ValueError(f"is_causal of {hf.model_type} must be true, and use_bidirectional_attention off")
   try:
     found = find(hf.model_type).settings(hf)
   except (TypeError, ZeroDivisionError, KeyError, AttributeError) as error:
     raise ValueError(f"the configuration of {hf.model_type} cannot be read ({reason(error)})") from None
-  if found["activation"] not in ACTIVATIONS:
-    known = ", ".join(map(repr, ACTIVATIONS))
+  if found["activation"] not in _ACTIVATIONS:
+    known = ", ".join(map(repr, _ACTIVATIONS))
     raise ValueError(f"hidden_act of {hf.model_type} must be one of {known}, got {found['activation']!r}")
-  return TransformerConfig(**found | overrides)
+  return TransformerConfig(**found | {"activation": _ACTIVATIONS[found["activation"]]} | overrides)
 
 
+# What `transformers` calls activations.
+_ACTIVATIONS = {
+  "silu": "silu",
+  "swish": "silu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+}
 # Of models of text and images: what reads the text stands below, what reads the images is left out.
 _COMPOSITE = (
   (r"(model\.)?language_model\.lm_head\.", "lm_head."),
   (r"(model\.)?language_model\.(model\.)?", "model."),
   (r"(model\.)?(vision_tower|vision_model|multi_modal_projector|embed_vision)\..*", ""),
 )
+_WITHOUT_HEAD = ((r"(?=(layers|embed_tokens|norm)\.)", "model."),)  # saved from the model below its head
 _UNUSED = ((r".*rotary_emb\.inv_freq", ""),)
 
 
@@ -103,7 +116,20 @@ def canonical(model_type: str, name: str) -> str:
   >>> canonical("gemma3_text", "language_model.model.norm.weight"), canonical("gpt2", "h.0.attn.bias")
   ('model.norm.weight', '')
   """
-  for pattern, replacement in (*_UNUSED, *_COMPOSITE, *getattr(find(model_type), "RENAMES", ())):
+  return _renamed(of_text(name), (*_UNUSED, *_WITHOUT_HEAD, *getattr(find(model_type), "RENAMES", ())))
+
+
+def of_text(name: str) -> str:
+  """Returns what a model of text alone calls a tensor of one of text and images; "" for one that reads images.
+
+  >>> of_text("model.language_model.layers.0.mlp.up_proj.weight")
+  'model.layers.0.mlp.up_proj.weight'
+  """
+  return _renamed(name, _COMPOSITE)
+
+
+def _renamed(name: str, renames: Sequence[tuple[str, str]]) -> str:
+  for pattern, replacement in renames:
     name = re.sub(f"^(?:{pattern})", replacement, name)
   return name
 

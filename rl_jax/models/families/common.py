@@ -1,6 +1,7 @@
 """What families of models have in common: the sizes in a Hugging Face configuration, and Llama's tensor names."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
@@ -58,13 +59,41 @@ MLP = (*dense("gate", "mlp.gate_proj"), *dense("up", "mlp.up_proj"), *dense("dow
 PRE_NORMS = (norm("attention_norm", "input_layernorm"), norm("mlp_norm", "post_attention_layernorm"))
 
 
+def check_sizes(hf: PretrainedConfig, *names: str) -> None:
+  """Raises ValueError if a setting is no positive number.
+
+  >>> from transformers import LlamaConfig
+  >>> check_sizes(LlamaConfig(num_hidden_layers=0), "hidden_size", "num_hidden_layers")
+  Traceback (most recent call last):
+  ...
+  ValueError: num_hidden_layers of llama must be positive, got 0
+  """
+  for name in names:
+    value = getattr(hf, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+      raise ValueError(f"{name} of {hf.model_type} must be positive, got {value!r}")
+
+
+def check_experts(hf: PretrainedConfig, count: int) -> None:
+  """Raises ValueError if a token goes to no expert, or to more than there are."""
+  if not 1 <= hf.num_experts_per_tok <= count:
+    given = hf.num_experts_per_tok
+    raise ValueError(f"num_experts_per_tok of {hf.model_type} must be between 1 and its {count} experts, got {given}")
+
+
 def sizes(hf: PretrainedConfig) -> dict[str, Any]:
   """Returns what every family says alike, as arguments of `TransformerConfig`.
+
+  Raises:
+    ValueError: If one is not positive.
 
   >>> from transformers import LlamaConfig
   >>> sizes(LlamaConfig(num_hidden_layers=3))["num_layers"]
   3
   """
+  check_sizes(
+    hf, "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps"
+  )
   bias = bool(getattr(hf, "attention_bias", False))
   return dict(
     vocab_size=hf.vocab_size,
@@ -79,37 +108,81 @@ def sizes(hf: PretrainedConfig) -> dict[str, Any]:
     qkv_bias=bias,
     output_bias=bias,
     mlp_bias=bool(getattr(hf, "mlp_bias", False)),
-    windows=windows(hf),
-    **rotation(hf),
   )
 
 
-def windows(hf: PretrainedConfig) -> tuple[int | None, ...]:
-  """Returns each layer's window, none where no layer has one.
+def one_window(hf: PretrainedConfig) -> dict[str, Any]:
+  """Returns `windows` of a family whose layers all have the same one, or none.
 
   >>> from transformers import MistralConfig
-  >>> windows(MistralConfig(num_hidden_layers=2, sliding_window=8)), windows(MistralConfig(sliding_window=None))
-  ((8, 8), ())
+  >>> one_window(MistralConfig(num_hidden_layers=2, sliding_window=8)), one_window(MistralConfig(sliding_window=None))
+  ({'windows': (8, 8)}, {'windows': ()})
   """
-  window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-  if window is None:
-    return ()
-  if kinds is None:
-    return (window,) * hf.num_hidden_layers
-  found = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-  return found if any(found) else ()
+  return {"windows": () if hf.sliding_window is None else (hf.sliding_window,) * hf.num_hidden_layers}
 
 
-def rotation(hf: PretrainedConfig) -> dict[str, Any]:
-  """Returns `ropes` and `rope_of`: layers of one type share one way to rotate."""
+def windows_by_type(hf: PretrainedConfig) -> dict[str, Any]:
+  """Returns `windows` of a family whose layers have one by their type.
+
+  >>> from transformers import Gemma2Config
+  >>> windows_by_type(Gemma2Config(num_hidden_layers=2, sliding_window=8))
+  {'windows': (8, None)}
+  """
+  kinds = hf.layer_types or ()
+  _check_layers(hf, "layer_types", kinds)
+  found = tuple(hf.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+  return {"windows": found if any(found) else ()}
+
+
+def _check_layers(hf: PretrainedConfig, name: str, values: Sequence[Any]) -> None:
+  if len(values) != hf.num_hidden_layers:
+    layers = hf.num_hidden_layers
+    raise ValueError(f"{name} of {hf.model_type} must have one entry for each of {layers} layers, got {len(values)}")
+
+
+def rotation(hf: PretrainedConfig, *, partial: bool = False) -> dict[str, Any]:
+  """Returns `ropes` of a family whose layers all rotate alike.
+
+  Args:
+    hf: The configuration.
+    partial: Whether the family may rotate a part of the channels.
+
+  Raises:
+    ValueError: If types of layers differ, or a part is rotated in a family that rotates all.
+  """
   found = rope_settings(hf)
-  if "rope_theta" in found:
-    return {"ropes": (_for_context(found, hf),)}
-  kinds = sorted(found)
+  if "rope_theta" not in found:
+    raise ValueError(f"rope_parameters of {hf.model_type} must be one for all layers, got those of {', '.join(found)}")
+  if not partial and found.get("partial_rotary_factor", 1.0) != 1.0:
+    raise ValueError(f"partial_rotary_factor of {hf.model_type} must be 1, got {found['partial_rotary_factor']}")
+  return {"ropes": (_for_context(found, hf),)}
+
+
+def rotation_by_type(hf: PretrainedConfig) -> dict[str, Any]:
+  """Returns `ropes` and `rope_of` of a family in which layers of one type share one way to rotate.
+
+  Raises:
+    ValueError: If they are not given by type.
+  """
+  found = rope_settings(hf)
+  kinds = sorted(set(hf.layer_types))
+  if strange := [name for name in found if name not in ("full_attention", "sliding_attention")]:
+    raise ValueError(
+      f"rope_parameters of {hf.model_type} must be by type of layer alone, got {strange[0]!r} among them"
+    )
+  if partial := [each for each in found.values() if each.get("partial_rotary_factor", 1.0) != 1.0]:
+    given = partial[0]["partial_rotary_factor"]
+    raise ValueError(f"partial_rotary_factor of {hf.model_type} must be 1, got {given}")
   return {
     "ropes": tuple(_for_context(found[kind], hf) for kind in kinds),
     "rope_of": tuple(kinds.index(kind) for kind in hf.layer_types),
   }
+
+
+def layers_without_rotation(hf: PretrainedConfig) -> dict[str, Any]:
+  """Returns `ropes` and `rope_of` of a family that says of each layer whether it rotates (`no_rope_layers`: 1 does)."""
+  _check_layers(hf, "no_rope_layers", hf.no_rope_layers)
+  return {"ropes": (*rotation(hf)["ropes"], None), "rope_of": tuple(0 if turns else 1 for turns in hf.no_rope_layers)}
 
 
 def rope_settings(hf: PretrainedConfig) -> dict[str, Any]:

@@ -4,7 +4,17 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.families.common import ATTENTION, ENDS, MLP, norm, sizes
+from rl_jax.models.families.common import (
+  ATTENTION,
+  ENDS,
+  MLP,
+  check_sizes,
+  norm,
+  rotation,
+  rotation_by_type,
+  sizes,
+  windows_by_type,
+)
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
 TENSORS = (
@@ -27,15 +37,16 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
 
   Reference: Gemma Team, "Gemma 2", arXiv:2408.00118; "Gemma 3 Technical Report", arXiv:2503.19786.
   """
-  if getattr(hf, "use_bidirectional_attention", None):
-    raise ValueError("use_bidirectional_attention must be off: tokens attend to earlier ones alone")
-  return sizes(hf) | dict(
-    activation={"gelu_pytorch_tanh": "gelu_tanh"}.get(hf.hidden_activation, hf.hidden_activation),
+  check_sizes(hf, "query_pre_attn_scalar")
+  found = sizes(hf) | windows_by_type(hf)
+  found |= dict(
+    activation=hf.hidden_activation,
     norms="both",
     norm_offset=1.0,
-    qk_norm="head" if hf.model_type == "gemma3_text" else "none",
     embed_scale=hf.hidden_size**0.5,
     attention_scale=hf.query_pre_attn_scalar**-0.5,
-    attention_softcap=getattr(hf, "attn_logit_softcapping", None),
-    logit_softcap=getattr(hf, "final_logit_softcapping", None),
+    logit_softcap=hf.final_logit_softcapping,
   )
+  if hf.model_type == "gemma2":
+    return found | rotation(hf) | {"attention_softcap": hf.attn_logit_softcapping}
+  return found | rotation_by_type(hf) | {"qk_norm": "head"}

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.families.common import Tensor
+from rl_jax.models.families.common import Tensor, check_sizes
 
 MODEL_TYPES = ("gpt2",)
 _LAYER = "transformer.h.{}"
@@ -52,6 +52,9 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
   for name, wanted in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
     if getattr(hf, name) != wanted:
       raise ValueError(f"{name} of gpt2 must be {wanted}, got {getattr(hf, name)}")
+  check_sizes(hf, "vocab_size", "n_layer", "n_embd", "n_head", "n_positions", "layer_norm_epsilon")
+  if hf.n_inner is not None:
+    check_sizes(hf, "n_inner")
   return dict(
     vocab_size=hf.vocab_size,
     num_layers=hf.n_layer,
@@ -64,9 +67,7 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
     centered_norms=True,
     ropes=(None,),
     learned_positions=hf.n_positions,
-    activation={"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(
-      hf.activation_function, hf.activation_function
-    ),
+    activation=hf.activation_function,
     gated=False,
     tie_embeddings=bool(hf.tie_word_embeddings),
     qkv_bias=True,

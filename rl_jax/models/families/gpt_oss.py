@@ -5,7 +5,16 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from rl_jax.models.experts import ExpertsConfig
-from rl_jax.models.families.common import ATTENTION, ENDS, PRE_NORMS, Tensor, sizes
+from rl_jax.models.families.common import (
+  ATTENTION,
+  ENDS,
+  PRE_NORMS,
+  Tensor,
+  check_experts,
+  rotation,
+  sizes,
+  windows_by_type,
+)
 
 MODEL_TYPES = ("gpt_oss",)
 _LAYER = "model.layers.{}"
@@ -35,9 +44,15 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
 
   Reference: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv:2508.10925.
   """
-  return sizes(hf) | dict(
-    activation=hf.hidden_act,
-    sinks=True,
-    clamped_gate=(hf.swiglu_alpha, hf.swiglu_limit),
-    experts=ExpertsConfig(hf.num_local_experts, hf.num_experts_per_tok, bias=True),
+  check_experts(hf, hf.num_local_experts)
+  return (
+    sizes(hf)
+    | rotation(hf)
+    | windows_by_type(hf)
+    | dict(
+      activation=hf.hidden_act,
+      sinks=True,
+      clamped_gate=(hf.swiglu_alpha, hf.swiglu_limit),
+      experts=ExpertsConfig(hf.num_local_experts, hf.num_experts_per_tok, bias=True),
+    )
   )

@@ -4,7 +4,17 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.families.common import ATTENTION, ENDS, MLP, PRE_NORMS, sizes
+from rl_jax.models.families.common import (
+  ATTENTION,
+  ENDS,
+  MLP,
+  PRE_NORMS,
+  layers_without_rotation,
+  one_window,
+  rotation,
+  sizes,
+  windows_by_type,
+)
 
 MODEL_TYPES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3")
 TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *MLP)
@@ -20,6 +30,7 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
   found = sizes(hf) | {"activation": hf.hidden_act, "qk_norm": "head" if hf.model_type == "qwen3" else "none"}
   if hf.model_type == "qwen2":
     found |= {"qkv_bias": True, "output_bias": False}
-  if hf.model_type == "smollm3":  # some layers rotate nothing
-    found |= {"ropes": (*found["ropes"], None), "rope_of": tuple(0 if turns else 1 for turns in hf.no_rope_layers)}
-  return found
+  found |= layers_without_rotation(hf) if hf.model_type == "smollm3" else rotation(hf)
+  if hf.model_type == "llama":
+    return found
+  return found | (one_window(hf) if hf.model_type == "mistral" else windows_by_type(hf))

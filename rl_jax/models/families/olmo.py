@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.families.common import ATTENTION, ENDS, MLP, norm, sizes
+from rl_jax.models.families.common import ATTENTION, ENDS, MLP, norm, rotation, rotation_by_type, sizes, windows_by_type
 
 MODEL_TYPES = ("olmo2", "olmo3")
 TENSORS = (
@@ -25,4 +25,7 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
 
   Reference: Team OLMo, "2 OLMo 2 Furious", arXiv:2501.00656.
   """
-  return sizes(hf) | {"activation": hf.hidden_act, "norms": "post", "qk_norm": "all"}
+  found = sizes(hf) | {"activation": hf.hidden_act, "norms": "post", "qk_norm": "all"}
+  if hf.model_type == "olmo2":
+    return found | rotation(hf)
+  return found | rotation_by_type(hf) | windows_by_type(hf)

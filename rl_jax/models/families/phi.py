@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.families.common import ENDS, PRE_NORMS, dense, sizes
+from rl_jax.models.families.common import ENDS, PRE_NORMS, dense, one_window, rotation, sizes
 
 MODEL_TYPES = ("phi3",)
 TENSORS = (
@@ -26,4 +26,5 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
 
   Reference: M. Abdin et al., "Phi-3 Technical Report", arXiv:2404.14219.
   """
-  return sizes(hf) | {"activation": hf.hidden_act}
+  plain = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}  # whatever attention_bias says
+  return sizes(hf) | plain | one_window(hf) | rotation(hf, partial=True) | {"activation": hf.hidden_act}
