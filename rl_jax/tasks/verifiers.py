@@ -20,14 +20,17 @@ from typing import Any
 
 COLUMNS = ("answer", "solution", "final_answer", "ground_truth")
 SECONDS, STARTING = 10.0, 120.0  # for one answer, as large as a model likes; and for a process to start
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-_NUMBER = re.compile(rf"(?<![\w.)])-?{_DIGITS}")
-_MARKED = re.compile(rf"####[ \t]*(-?{_DIGITS})(?![\d/])")
-_WHOLE = re.compile(rf"(-?{_DIGITS})\s*(?:%|[a-zA-Z ]*)\.?")
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_FRACTION = rf"{_DIGITS}(?:/{_DIGITS})?"
+_NUMBER = re.compile(rf"(?<![\w./)])-?{_FRACTION}")
+_MARKED = re.compile(rf"####[ \t]*([-+]?[ \t]?{_FRACTION})(?![\d/])")
+_WHOLE = re.compile(rf"([-+]?)\s?({_DIGITS})(?:/({_DIGITS}))?(?!\s*[-+*/^=(])[^\d]*")  # with a unit, or without
+_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_SENTENCE = re.compile(r"[a-zA-Z]{2,}\s")
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}")
 _INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
 _FORMAT = re.compile(rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*", re.DOTALL)
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.DOTALL)
+_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL | re.IGNORECASE)
 
 
 def text_of(completion: Any) -> str:
@@ -74,9 +77,12 @@ def _braced(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-  """Without signs of money, units and the minus of typesetters."""
+  """Without signs of money, degrees, and the minus and the spaces of typesetters."""
   text = _WORDS.sub(r" \1", text).replace("−", "-").replace("{,}", ",").replace("\\!", "")
-  return text.replace("\\%", "%").replace("\\$", "").replace("$", "").strip()
+  text = re.sub(r"(?<![\d\w])–(?=\d)", "-", text)
+  text = re.sub(r"(?<=\d)\\,(?=\d{3})", ",", text)
+  text = re.sub(r"\\[ ,;:]|~", " ", re.sub(r"\^?\{?\\circ\}?|°", "", text))
+  return re.sub(r"\\?[$€£¥]", "", text.replace("\\%", "%")).strip()
 
 
 def right_answers(columns: Mapping[str, Sequence[Any]], count: int) -> list[str | None]:
@@ -96,12 +102,26 @@ def check_columns(columns: Any) -> None:
 
 
 def _right(columns: Mapping[str, Sequence[Any]], row: int) -> str | None:
-  for name in COLUMNS:
-    if name in columns and columns[name][row] is not None:
-      return str(columns[name][row])
-  found = columns["reward_model"][row] if "reward_model" in columns else None
-  found = found.get("ground_truth") if isinstance(found, Mapping) else None
-  return None if found is None else str(found)
+  found = [_said(columns[name][row]) for name in COLUMNS if name in columns]
+  if "reward_model" in columns:
+    found.append(_said(_ground_truth(columns["reward_model"][row])))
+  return next((answer for answer in found if answer), None)
+
+
+def _said(value: Any) -> str:
+  """An answer as text; a list of one is that one, and NaN, which stands where a table has nothing, is none."""
+  if isinstance(value, list | tuple):
+    return _said(value[0]) if len(value) == 1 else ""
+  return "" if value is None or value != value else str(value).strip()
+
+
+def _ground_truth(value: Any) -> Any:
+  """What DAPO-Math's column says, or JSON of it."""
+  try:
+    value = json.loads(value) if isinstance(value, str) else value
+  except ValueError:
+    return None
+  return value.get("ground_truth") if isinstance(value, Mapping) else None
 
 
 def gsm8k(completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -112,9 +132,16 @@ def gsm8k(completions: Sequence[Any], **columns: Any) -> list[float | None]:
   """
   right = right_answers(columns, len(completions))
   return [
-    None if gold is None else float(_same(final_answer(text_of(each)), right_answer(gold)))
+    None if gold is None else float(_same(final_answer(text_of(each)), _right_number(gold)))
     for each, gold in zip(completions, right, strict=True)
   ]
+
+
+def _right_number(gold: str) -> str:
+  """What a row says is right; of a sentence with one number it is that one."""
+  right = right_answer(gold)
+  numbers = _NUMBER.findall(_plain(right)) if _SENTENCE.search(right) else []
+  return numbers[0] if len(numbers) == 1 else right
 
 
 def _same(one: str, other: str) -> bool:
@@ -127,7 +154,10 @@ def _same(one: str, other: str) -> bool:
 def _number(text: str) -> float | None:
   """The number that a text is, with a unit or not; what is behind a last "=" counts."""
   found = _WHOLE.fullmatch(_plain(text).rpartition("=")[2].strip())
-  return float(found[1].replace(",", "")) if found else None
+  if found is None:
+    return None
+  above, below = (float((part or "1").replace(",", "")) for part in found.group(2, 3))
+  return (-above if found[1] == "-" else above) / below if below else None
 
 
 def math(completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -148,12 +178,17 @@ def math(completions: Sequence[Any], **columns: Any) -> list[float | None]:
       return None
     worker = workers.get()
     try:
-      return worker.ask(re.sub(r"(?<=\d),(?=\d{3}\b)", "", right_answer(gold)), text_of(completion))
+      return worker.ask(_without_thousands(right_answer(gold)), text_of(completion))
     finally:
       workers.put(worker)
 
   with ThreadPoolExecutor(workers.maxsize) as threads:
     return list(threads.map(ask, zip(completions, right, strict=True)))
+
+
+def _without_thousands(right: str) -> str:
+  """A number without the commas in it; a pair or a list, such as (1,100), keeps its own."""
+  return right.replace(",", "") if _THOUSANDS.fullmatch(right) else right
 
 
 class Worker:
@@ -254,10 +289,14 @@ def json_(completions: Sequence[Any], **_: Any) -> list[float]:
 def _is_json(text: str) -> bool:
   fenced = _FENCE.fullmatch(text)
   try:
-    json.loads(fenced[1] if fenced else text)
+    json.loads(fenced[1] if fenced else text, parse_constant=_no_constant)
   except (ValueError, RecursionError):
     return False
   return True
+
+
+def _no_constant(name: str) -> None:
+  raise ValueError(f"{name} is no JSON")
 
 
 REWARDS: dict[str, Callable[..., list]] = {

@@ -43,7 +43,10 @@ def test_gsm8k_compares_final_numbers_in_text_and_chat():
     None,
     None,
   ]
-  assert verifiers.gsm8k(["7"], answer=[None], solution=["7"]) == [1.0]
+  for nothing in (None, "", " ", float("nan"), []):
+    assert verifiers.gsm8k(["7"], answer=[nothing], solution=["7"]) == [1.0]
+    assert verifiers.gsm8k(["nan", ""], answer=[nothing] * 2) == [None, None]
+  assert verifiers.gsm8k(["7"], reward_model=['{"ground_truth": "7"}']) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,23 @@ def test_gsm8k_compares_final_numbers_in_text_and_chat():
     (r"\boxed{50\%}", "50", 1),
     (r"\boxed{\$1{,}000}", "1000", 1),
     (r"\boxed{1/2}", "1/2", 1),
+    (r"\boxed{0.5}", "1/2", 1),
+    ("#### - 5", "-5", 1),
+    ("it is –5", "-5", 1),
+    ("pages 3–5", "5", 1),
+    (r"\boxed{42 km/h}", "42", 1),
+    (r"\boxed{42^\circ}", "42", 1),
+    (r"\boxed{42\ \text{eggs}}", "42", 1),
+    (r"\boxed{42~\text{eggs}}", "42", 1),
+    (r"\boxed{+42}", "42", 1),
+    (r"\boxed{€25}", "25", 1),
+    (r"\boxed{1\,000}", "1000", 1),
+    ("#### 15/2", "2", 0),
+    ("so 3/4", "4", 0),
+    (r"\boxed{3^2}", "3", 0),
+    (r"\boxed{x+1}", "x+1", 1),
+    ("42", "The answer is 42.", 1),
+    ("42", ["42"], 1),
     ("5/2", "1/2", 0),
     ("2", "1/2", 0),
     ("\u22125", "5", 0),
@@ -81,6 +101,11 @@ def test_math_is_equal_in_any_form_and_hangs_on_nothing():
   said = ["It is 0.5.", r"\boxed{(x+1)^2}", "8", r"$\boxed{13}$", "I do not know", "3"]
   assert verifiers.math(said, solution=gold) == [1.0, 1.0, 1.0, 0.0, 0.0, None]
   assert verifiers.math(["$(1,2)$", "18"], answer=["#### (1,2)", r"\$18"]) == [1.0, 1.0]
+  said = ["(1,100)", "1100", "[2,100)", r"\{100,200\}", "100200", "100", "1,234"]
+  gold = ["(1,100)", r"Thus \boxed{(1,100)}.", "[2,100)", r"\{100,200\}", "(100,200)", "0,100", "1234"]
+  boxed = ["\\boxed{" + each + "}" for each in said]
+  assert verifiers.math(boxed, answer=gold) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+  assert verifiers.math(["4"], answer=[float("nan")]) == [None]
   assert verifiers.math([r"\boxed{9^{9^{9^{9}}}}", "4"], answer=["3", "4"]) == [0.0, 1.0]
   workers = verifiers._workers()
   for _ in range(workers.maxsize):  # one that was ended is started anew, for the next answer
@@ -118,6 +143,7 @@ def test_rewards_of_form():
   assert verifiers.format([good, good + "!", "4", [{"role": "assistant", "content": good}]]) == [1, 0, 0, 1]
   assert verifiers.format(["<think>a</think><answer>1</answer> junk <answer>2</answer>"]) == [0]
   assert verifiers.json_(["[" * 200_000]) == [0]
+  assert verifiers.json_(["```JSON\n{}\n```", "```{}```", "NaN"]) == [1, 1, 0]
   assert verifiers.json_(["[1]", "[1", [{"role": "assistant", "content": "null"}]]) == [1, 0, 1]
   assert verifiers.length(completion_ids=[[1, 2], []]) == [-0.002, 0]
 
