@@ -11,7 +11,7 @@ from rl_jax import options as options_lib
 from rl_jax.tasks import arithmetic, reasoning, rows
 from rl_jax.tasks.base import Task, columns
 from rl_jax.tasks.rewards import Reward, check_arguments
-from rl_jax.tasks.verifiers import VERIFIERS, final_answer
+from rl_jax.tasks.verifiers import VERIFIERS, final_answer, right_answers
 
 LONGEST = 256  # tokens of an answer
 
@@ -75,6 +75,8 @@ def longest_answer(name: str, options: Sequence[str] = ()) -> int:
 def with_verifier(task: Task) -> Task:
   """Returns a task that cannot tell what is solved with the word of its first reward that can.
 
+  Held-out rows that do not say what is right are left out: nobody could tell whether they are solved.
+
   >>> with_verifier(Task("t", lambda i: {}, [], (Reward(VERIFIERS["gsm8k"], 1.0, "gsm8k"),))).solved is None
   False
   """
@@ -85,7 +87,12 @@ def with_verifier(task: Task) -> Task:
   def solved(**keywords: Any) -> list[bool]:
     return [reward == 1 for reward in judge(**keywords)]
 
-  return task._replace(solved=solved, answer=final_answer)
+  known = [row for row in task.evaluation if right_answers(columns([row]), 1) != [None]]
+  if not known and task.evaluation:
+    return task
+  lost = len(task.evaluation) - len(known)
+  left_out = f"; {lost} of these left out, which do not say what is right" * bool(lost)
+  return task._replace(solved=solved, answer=final_answer, evaluation=known, description=task.description + left_out)
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:

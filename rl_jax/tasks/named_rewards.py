@@ -1,5 +1,6 @@
 """Rewards by name, as the command line gives them: verifiers, functions of one's own, and reward models."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def load(names: Sequence[str], weights: Sequence[float] = ()) -> tuple[Reward, .
   """
   if weights and len(weights) != len(names):
     raise ValueError(f"reward weights: {len(weights)} for {len(names)} reward functions")
+  if wrong := [weight for weight in weights if not math.isfinite(weight)]:
+    raise ValueError(f"reward weights must be finite, got {wrong[0]}")
   if len(set(names)) < len(names):
     raise ValueError(f"reward functions must differ, got {', '.join(names)}")
   shown = [_shown(name) for name in names]

@@ -1,8 +1,9 @@
 """Reward functions: `reward(prompts, completions, completion_ids, **columns) -> list[float | None]`.
 
 They are called with keywords only and may be plain, async, or callable objects. Prompts and completions are strings, or
-lists of chat messages for conversational prompts; the task's columns arrive by name. None or NaN means "not
-applicable". Whatever goes wrong in one is reported with its name and the row.
+lists of chat messages for conversational prompts; the task's columns arrive by name. What they are given is their own:
+nothing that they do to it is seen by others. None or NaN means "not applicable". Whatever goes wrong in one is reported
+with its name and the row.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import numbers
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from rl_jax.errors import reason
 from rl_jax.tasks.verifiers import VERIFIERS, check_columns
 
 _SEARCH_SECONDS = 2.0
+LARGEST = float(np.finfo(np.float32).max)
+
+
+GIVEN = ("prompts", "completions", "completion_ids")  # arguments of every reward function, besides the columns
 
 
 class Reward(NamedTuple):
@@ -54,7 +59,8 @@ def check_arguments(rewards: Sequence[Reward], columns: Sequence[str]) -> None:
   ...
   ValueError: reward function 'near' needs the argument 'target', which is no column of the task; it has answer
   """
-  given = {"prompts", "completions", "completion_ids", *columns}
+  _check_names(columns)
+  given = {*GIVEN, *columns}
   for reward in rewards:
     if reward.function in VERIFIERS.values():
       check_columns(columns)
@@ -77,6 +83,11 @@ def check_arguments(rewards: Sequence[Reward], columns: Sequence[str]) -> None:
         raise ValueError(f"reward function {reward.name!r} must take **_ too: it is also given {', '.join(extra)}")
 
 
+def _check_names(columns: Iterable[str]) -> None:
+  if taken := sorted({*GIVEN, "self"} & set(columns)):
+    raise ValueError(f"column {taken[0]!r} has the name of an argument that every reward function gets: rename it")
+
+
 def judge(
   rewards: Sequence[Reward],
   *,
@@ -97,10 +108,8 @@ def judge(
   >>> judge([length], prompts=["a"], completions=["bcd"], completion_ids=[[1]], columns={})
   {'length': array([3.])}
   """
-  keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-  if taken := sorted(keywords.keys() & columns.keys()):
-    raise ValueError(f"column {taken[0]!r} of the task has the name of an argument that every reward function gets")
-  keywords |= columns
+  _check_names(columns)
+  keywords = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
   count = len(completions)
   returned = _call_all(rewards, keywords, count)
   return {r.name: _checked(r.name, values, count) for r, values in zip(rewards, returned, strict=True)}
@@ -139,9 +148,19 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
   try:
-    return reward.function(**keywords)
-  except (Exception, SystemExit) as error:
+    returned = reward.function(**_copied(keywords))
+    return list(returned) if isinstance(returned, Iterator) else returned
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:
     raise _failure(reward.name, error, _where(reward, keywords, count)) from error
+
+
+def _copied(value: Any) -> Any:
+  """A copy of all lists and mappings in it, each of its own; other values, such as text, nobody can change."""
+  if isinstance(value, Mapping):
+    return {key: _copied(part) for key, part in value.items()}
+  return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 def _failure(name: str, error: BaseException, where: str) -> ValueError:
@@ -157,9 +176,13 @@ def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
     if time.monotonic() - start > _SEARCH_SECONDS:
       break
     try:
-      value = reward.function(**{name: values[row : row + 1] for name, values in keywords.items()})
+      value = reward.function(**_copied({name: values[row : row + 1] for name, values in keywords.items()}))
       failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], BaseException)
-    except (Exception, SystemExit):
+      if isinstance(value, Iterator):
+        list(value)
+    except KeyboardInterrupt:
+      raise
+    except BaseException:
       failed = True
     if failed:
       return f"row {row} of the batch"
@@ -168,6 +191,8 @@ def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
 
 def _checked(name: str, values: Any, count: int) -> np.ndarray:
   try:
+    if isinstance(values, str | Mapping | Set):
+      raise TypeError
     values = list(values)
   except TypeError:
     raise ValueError(
@@ -185,6 +210,10 @@ def _number(name: str, row: int, value: Any) -> float:
     value = value.item()
   if not isinstance(value, numbers.Real):
     raise ValueError(f"reward function {name!r} returned {type(value).__name__} for row {row}, expected a number")
-  if math.isinf(value):
-    raise ValueError(f"reward function {name!r} returned {value} for row {row}")
-  return float(value)
+  try:
+    number = float(value)
+  except OverflowError:
+    number = math.inf
+  if abs(number) > LARGEST:
+    raise ValueError(f"reward function {name!r} returned {str(value)[:20]} for row {row}, more than a float32 holds")
+  return number

@@ -148,7 +148,7 @@ def test_functions_are_called_once_a_batch():
 
 
 def test_columns_cannot_hide_arguments():
-  with pytest.raises(ValueError, match="column 'completions' of the task"):
+  with pytest.raises(ValueError, match="column 'completions' has the name"):
     call(length, columns={"completions": [1, 2, 3]})
 
 
@@ -183,3 +183,60 @@ def test_an_error_of_several_lines_is_told_in_one():
     call(judge)
   first, _, place = str(caught.value).partition(" (test_rewards.py, line ")
   assert first == "reward function 'judge' raised TimeoutError on row 0 of the batch: no answer" and place.endswith(")")
+
+
+def test_what_a_function_does_to_what_it_is_given_stays_with_it():
+  prompts = [[{"role": "user", "content": "Hi"}]] * 2  # a group shares its prompt
+  completions = [[{"role": "assistant", "content": "Ho"}] for _ in prompts]
+  columns = {"tests": [{"cases": [1, 2]}] * 2}
+
+  def greedy(prompts, completions, tests, **_):
+    for prompt, completion, each in zip(prompts, completions, tests, strict=True):
+      prompt.append(completion[0])
+      each["cases"].pop()
+    completions.append("more")
+    return [float(len(prompt) + len(each["cases"])) for prompt, each in zip(prompts, tests, strict=True)]
+
+  twice = [Reward(greedy, 1.0, "one"), Reward(greedy, 1.0, "two")]
+  found = rewards.judge(twice, prompts=prompts, completions=completions, completion_ids=[[1]] * 2, columns=columns)
+  assert found["one"].tolist() == found["two"].tolist() == [3.0, 3.0]
+  assert len(prompts[0]) == 1 and len(completions) == 2 and columns["tests"][0] == {"cases": [1, 2]}
+
+
+class Halt(BaseException):
+  """What no library should stop at."""
+
+
+@pytest.mark.parametrize(
+  ("function", "message"),
+  [
+    (
+      lambda completions, **_: (1 / (len(c) - 1) for c in completions),
+      "raised ZeroDivisionError on row 1 of the batch",
+    ),
+    (lambda completions, **_: {0: 0.1, 1: 0.2}, "must return a list of 2 numbers, got dict"),
+    (lambda completions, **_: {0.1, 0.2}, "must return a list of 2 numbers, got set"),
+    (lambda completions, **_: "ab", "must return a list of 2 numbers, got str"),
+    (lambda completions, **_: [1.0, 10**400], "returned 1000.* for row 1, more than a float32 holds"),
+    (lambda completions, **_: [1e39, 1.0], "returned 1e.39 for row 0, more than a float32 holds"),
+  ],
+)
+def test_what_is_no_list_of_numbers_is_named(function, message):
+  with pytest.raises(ValueError, match=message):
+    rewards.judge(
+      [Reward(function, 1.0, "own")], prompts=["?"] * 2, completions=["ab", "c"], completion_ids=[[1]] * 2, columns={}
+    )
+
+
+def test_whatever_a_function_raises_is_named():
+  def halt(**_):
+    raise Halt("stop")
+
+  with pytest.raises(ValueError, match="'own' raised Halt on row 0 of the batch: stop"):
+    rewards.judge([Reward(halt, 1.0, "own")], prompts=["?"], completions=["a"], completion_ids=[[1]], columns={})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_must_be_finite(weight):
+  with pytest.raises(ValueError, match="reward weights must be finite"):
+    named_rewards.load(["json"], [weight])

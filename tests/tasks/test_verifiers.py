@@ -195,3 +195,15 @@ def test_a_verifier_says_what_is_solved_and_which_answers_are_equal(tmp_path):
   ) == [True, False]
   assert task.answer("so 3.") == task.answer(r"\boxed{3}") == "3"
   assert load(str(path), ["evaluation_size=1"], rewards=named_rewards.load(["format"])).solved is None
+
+
+def test_rows_that_do_not_say_what_is_right_are_not_measured(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(f'{{"prompt": "{i}", "answer": {i if i % 2 else "null"}}}\n' for i in range(20)))
+  task = load(str(path), ["evaluation_size=10"], rewards=named_rewards.load(["gsm8k"]))
+  held_out = load(str(path), ["evaluation_size=10"], rewards=named_rewards.load(["format"])).evaluation
+  known = [row for row in held_out if row["answer"] is not None]
+  assert 0 < len(known) < 10 and task.evaluation == known
+  assert f"; {10 - len(known)} of these left out, which do not say what is right" in task.description
+  path.write_text("".join(f'{{"prompt": "{i}", "answer": null}}\n' for i in range(20)))
+  assert load(str(path), ["evaluation_size=10"], rewards=named_rewards.load(["gsm8k"])).solved is None
