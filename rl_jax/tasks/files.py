@@ -5,8 +5,11 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
+
+from rl_jax.errors import reason
 
 
 def subject(prompt: Any) -> str:
@@ -45,8 +48,8 @@ def read(path: Path) -> list[tuple[str, Any]]:
   Whoever reads a row's text calls `check_text` on it, once.
 
   Args:
-    path: A `.jsonl`, `.json` (a list of rows, or one under the key "data", "rows" or "train"), `.csv` or `.parquet`
-      file; all but the last may be compressed, with `.gz` behind.
+    path: A `.jsonl`, `.json` (a list of rows, or one under the key "data", "rows" or "train"; lists by column; or a row
+      a line), `.csv` or `.parquet` file; all but the last may be compressed, with `.gz` behind.
 
   Raises:
     ValueError: For another kind of file, or a broken line, by its number.
@@ -67,7 +70,7 @@ def read(path: Path) -> list[tuple[str, Any]]:
     raise ValueError(f"data file {str(path)!r} must end in .jsonl, .json, .csv (or one of them with .gz) or .parquet")
   try:
     return reader(path, gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
-  except (gzip.BadGzipFile, EOFError) as error:
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise ValueError(f"data file {str(path)!r} is no whole gzip file ({error})") from None
 
 
@@ -99,7 +102,7 @@ def _read_jsonl(path: Path, content: bytes) -> list[tuple[str, Any]]:
       continue
     try:
       rows.append((f"line {number}", json.loads(line)))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
       raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
   return rows
 
@@ -107,24 +110,34 @@ def _read_jsonl(path: Path, content: bytes) -> list[tuple[str, Any]]:
 def _read_json(path: Path, content: bytes) -> list[tuple[str, Any]]:
   try:
     found = json.loads(content)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
+    if "Extra data" in str(error):  # a row a line
+      return _read_jsonl(path, content)
     raise ValueError(f"{path}: not JSON ({error})") from None
   if isinstance(found, dict):
     found = next((found[key] for key in ("data", "rows", "train") if isinstance(found.get(key), list)), found)
+  if isinstance(found, dict) and found and all(isinstance(each, list) for each in found.values()):
+    if len(counts := {len(each) for each in found.values()}) > 1:
+      raise ValueError(f"{path}: lists by column must be of one length, got {sorted(counts)}")
+    found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
   if not isinstance(found, list):
     raise ValueError(f"{path}: must hold a list of rows, got {type(found).__name__}")
   return [(f"row {number}", row) for number, row in enumerate(found, start=1)]
 
 
 def _read_csv(path: Path, content: bytes) -> list[tuple[str, Any]]:
+  csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # a cell may be as long as the file
   try:
-    lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), restkey="", strict=True)
+    lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    names = lines.fieldnames or []
     rows = [(f"row {number}", row) for number, row in enumerate(lines, start=1)]
   except (ValueError, csv.Error) as error:
     raise ValueError(f"{path}: no readable CSV ({error})") from None
-  if long := [place for place, row in rows if "" in row or None in row.values()]:
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
+  if long := [place for place, row in rows if None in row or None in row.values()]:
     raise ValueError(f"{path}, {long[0]}: not as many columns as the first line names")
-  return rows
+  return [(place, {name: value for name, value in row.items() if name}) for place, row in rows]  # pandas numbers rows
 
 
 def _read_parquet(path: Path) -> list[tuple[str, Any]]:
@@ -136,8 +149,8 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
   try:
     table = pyarrow.parquet.read_table(path)
     return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
-  except (pyarrow.ArrowInvalid, OSError) as error:
-    raise ValueError(f"task file {str(path)!r} is no readable Parquet file ({error})") from None
+  except (pyarrow.ArrowInvalid, OSError, ValueError) as error:
+    raise ValueError(f"data file {str(path)!r} is no readable Parquet file ({reason(error)})") from None
 
 
 def is_chat(prompt: Any) -> bool:

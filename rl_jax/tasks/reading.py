@@ -177,7 +177,7 @@ def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _structure(row: Mapping[str, Any], name: str, kind: type) -> Any:
   """A column that is a structure, or JSON of it, as data sets keep what differs from row to row."""
-  value = row.get(name)
+  value = row.get(name) or None  # a .csv has empty cells
   try:
     value = json.loads(value) if isinstance(value, str) else value
   except ValueError:

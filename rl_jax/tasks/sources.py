@@ -97,9 +97,12 @@ def read(source: str | Path, *, config: str = "", split: str = "train", rename: 
 
 
 def _renames(rename: str) -> dict[str, str]:
-  pairs = [pair.split(":") for pair in rename.split(",")] if rename else []
+  pairs = [[name.strip() for name in pair.split(":")] for pair in rename.split(",")] if rename else []
   if wrong := [":".join(pair) for pair in pairs if len(pair) != 2 or not all(pair)]:
     raise ValueError(f"rename must read old:new,..., got {wrong[0]!r}")
+  for names in zip(*pairs, strict=True):
+    if twice := [name for name in names if names.count(name) > 1]:
+      raise ValueError(f"rename names {twice[0]!r} twice: {rename}")
   return {old: new for old, new in pairs}
 
 
@@ -130,21 +133,20 @@ def as_form(found: Rows, among: Sequence[Form], make: Callable[[dict[str, Any]],
   '1 row read as questions, as chat'
   """
   names: Counter[str] = Counter()
+  unread: Counter[str] = Counter()
 
   def one(row: Any) -> Any:
     files.check_text(row)
-    form = forms.recognise(row, among)
-    try:
-      converted = form.convert({name: forms.with_plain_text(value) for name, value in row.items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-      raise ValueError(f"not read as {form.name} ({error})") from None
+    name, converted = forms.read(row, among)
     made = make(converted)
-    names[form.name] += 1
+    names[name] += 1
+    unread.update(forms.not_shown(row, converted))
     return made
 
   places, rows, left_out = readable(found.placed, one)
   counts = [f"{count} row{'s' * (count > 1)} read as {name}" for name, count in names.items()]
-  return Described(places, rows, "; ".join(filter(None, [", ".join(counts), left_out])))
+  not_shown = f"the model does not read {', '.join(unread)}" if unread else ""
+  return Described(places, rows, "; ".join(filter(None, [", ".join(counts), not_shown, left_out])))
 
 
 def readable(placed: Sequence[tuple[str, Any]], make: Callable[[Any], Any]) -> tuple[list[str], list[Any], str]:

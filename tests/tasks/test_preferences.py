@@ -52,7 +52,7 @@ def test_useless_rows_are_counted(tmp_path):
   [
     (
       {"prompt": "a", "chosen": "b"},
-      "no column answers, prompt and chosen and rejected, chosen and rejected or prompt and completion and label; it",
+      "no column prompt and chosen and rejected, chosen and rejected, answers or prompt and completion and label; it",
     ),
     ({"chosen": "a", "rejected": "b"}, "no column 'prompt', which only lists of chat messages can do without"),
     ({"prompt": "", "chosen": "a", "rejected": "b"}, "the prompt is empty"),

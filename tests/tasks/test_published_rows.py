@@ -14,6 +14,7 @@ from rl_jax.tasks.rewards import Reward
 ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
+BAD = {"role": "assistant", "content": "3"}
 
 PROMPTS = {
   "GSM8K": ({"question": "1 + 1?", "answer": "#### 2"}, {"prompt": [USER], "answer": "#### 2"}, "questions, as chat"),
@@ -37,6 +38,46 @@ PROMPTS = {
     {"prompt": [{"role": "user", "content": "Add.\n\n1, 1"}], "output": "2"},
     "Alpaca's instructions, as chat",
   ),
+  "Alpaca after other turns": (
+    {"instruction": "1 + 1?", "input": float("nan"), "history": [["Hi", "Yes?"]], "system": "Be brief."},
+    {
+      "prompt": [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, USER],
+      "system": "Be brief.",
+    },
+    "Alpaca's instructions, as chat",
+  ),
+  "Dolly": (
+    {"instruction": "Add.", "context": "1, 1", "response": "2"},
+    {"prompt": [{"role": "user", "content": "Add.\n\n1, 1"}], "context": "1, 1", "response": "2"},
+    "Alpaca's instructions, as chat",
+  ),
+  "a system prompt": (
+    {"system_prompt": "Be brief.", "question": "1 + 1?"},
+    {"prompt": [SYSTEM, USER], "system_prompt": "Be brief."},
+    "questions, as chat",
+  ),
+  "a system prompt to text": (
+    {"system": "Be brief.", "prompt": "1 + 1?"},
+    {"prompt": [SYSTEM, USER], "system": "Be brief."},
+    "prompts",
+  ),
+  "one that is there already": (
+    {"system": "Be long.", "messages": [SYSTEM, USER, REPLY]},
+    {"prompt": [SYSTEM, USER], "system": "Be long."},
+    "conversations, up to the last answer",
+  ),
+  "messages in a text": ({"prompt": json.dumps([USER])}, {"prompt": [USER]}, "prompts"),
+  "ShareGPT's roles": (
+    {"messages": [{**USER, "role": "human"}, {**REPLY, "role": "gpt"}]},
+    {"prompt": [USER]},
+    "conversations, up to the last answer",
+  ),
+  "a question about a text": (
+    {"question": "1 + 1?", "choices": ["2", "3"], "context": "1 + 1?"},
+    {"prompt": [USER], "choices": ["2", "3"], "context": "1 + 1?"},
+    "questions, as chat; the model does not read choices",
+  ),
+  "empty": ({"prompt": "", "question": "1 + 1?"}, {"prompt": [USER]}, "questions, as chat"),
   "null": ({"prompt": None, "question": "1 + 1?"}, {"prompt": [USER]}, "questions, as chat"),
   "messages": ({"messages": [USER, REPLY]}, {"prompt": [USER]}, "conversations, up to the last answer"),
   "parts": (
@@ -52,7 +93,8 @@ def test_prompts(name):
   row, wanted, form = PROMPTS[name]
   read = sources.as_form(sources.Rows(["line 1"], [row], "", ""), forms.PROMPTS)
   assert read.rows == [wanted] and read.description == f"1 row read as {form}"
-  task = tasks.from_rows(name, [row, {**row, "prompt": "other"}], [ONE], evaluation_size=1)
+  other = {key: value for key, value in row.items() if not key.startswith("system")} | {"prompt": "other"}
+  task = tasks.from_rows(name, [row, other], [ONE], evaluation_size=1)
   assert {str(task.row(0)["prompt"]), str(task.evaluation[0]["prompt"])} == {str(wanted["prompt"]), "other"}
 
 
@@ -76,6 +118,20 @@ def test_prompts(name):
     ),
     ({"prompt": [USER], "chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
     ({"prompt": "1 + 1?", "chosen": [REPLY], "rejected": [{**REPLY, "content": "3"}]}, [USER], ["2", "3"]),
+    ({"prompt": [SYSTEM, USER], "chosen": [USER, REPLY], "rejected": [USER, BAD]}, [SYSTEM, USER], ["2", "3"]),
+    ({"prompt": [USER], "chosen": [SYSTEM, USER, REPLY], "rejected": [SYSTEM, USER, BAD]}, [SYSTEM, USER], ["2", "3"]),
+    ({"prompt": [USER], "chosen": [USER, REPLY], "rejected": [BAD]}, [USER], ["2", "3"]),
+    ({"system": "Be brief.", "prompt": "1 + 1?", "chosen": "2", "rejected": "3"}, [SYSTEM, USER], ["2", "3"]),
+    ({"system": "Be brief.", "chosen": [USER, REPLY], "rejected": [USER, BAD]}, [SYSTEM, USER], ["2", "3"]),
+    (
+      {
+        "prompt": "\n\nHuman: 1 + 1?\n\nAssistant:",
+        "chosen": "\n\nHuman: 1 + 1?\n\nAssistant: 2",
+        "rejected": "\n\nHuman: 1 + 1?\n\nAssistant: 3",
+      },
+      [USER],
+      ["2", "3"],
+    ),
     (
       {
         "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 1 + 1?\n\nAssistant: 2",
@@ -85,12 +141,59 @@ def test_prompts(name):
       ["2", "3"],
     ),
   ],
-  ids=["UltraFeedback", "with a system prompt", "of several turns", "a chat twice", "answers alone", "HH-RLHF"],
+  ids=[
+    "UltraFeedback",
+    "with a system prompt",
+    "of several turns",
+    "a chat twice",
+    "answers alone",
+    "a system prompt in the prompt alone",
+    "and in the answers alone",
+    "one answer with its prompt",
+    "Orca's pairs",
+    "a column beside conversations",
+    "HH-RLHF's prompts apart",
+    "HH-RLHF",
+  ],  # fmt: skip
 )
 def test_preferences(row, prompt, answers):
   (found,) = preferences.from_rows([("row 1", row)]).rankings
   assert found.prompt == prompt and [answer[-1]["content"] for answer in found.answers] == answers
   assert all(len(answer) == 1 for answer in found.answers)
+
+
+def test_texts_that_say_their_prompt_again_are_cut_behind_it():
+  rows = [("row 1", {"prompt": "Q: ", "chosen": "Q: A", "rejected": "Q: B"})]
+  assert preferences.from_rows(rows).rankings[0].answers == ("A", "B")
+
+
+def test_a_question_that_is_not_asked_again_is_not_lost():
+  other = {"role": "user", "content": "2 + 2?"}
+  rows = [("row 1", {"prompt": [other], "chosen": [USER, REPLY], "rejected": [USER, BAD]})]
+  assert preferences.from_rows(rows).rankings[0].prompt == [other, USER]
+
+
+def test_single_answers_that_say_their_prompt_again_are_cut_behind_it():
+  row = {"prompt": [SYSTEM, USER], "completion": [USER, REPLY], "label": True}
+  (found,) = preferences.from_rows([("row 1", row)]).rankings
+  assert found.prompt == [SYSTEM, USER] and found.answers == ([REPLY],)
+  read = forms.read({"prompt": [USER], "completion": [SYSTEM, USER, REPLY]}, forms.DEMONSTRATIONS)[1]
+  assert read["prompt"] == [SYSTEM, USER] and read["completion"] == [REPLY]
+
+
+def test_columns_with_other_meanings_do_not_change_a_row():
+  row = {"prompt": "Q", "chosen": "A", "rejected": "B", "answers": ["one", "two"], "label": 0}
+  assert preferences.from_rows([("row 1", row)]).rankings[0].answers == ("A", "B")
+  model = presets.load("tiny")
+  classes = [({"question": "1 + 1?", "answer": "2", "label": 0}), {"prompt": "a", "completion": "b", "label": 0}]
+  rows = [(f"row {number}", row) for number, row in enumerate(classes)]
+  found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), rows, max_tokens=64)
+  assert len(found.found) == 2 and not found.problems
+
+
+def test_turns_keep_what_they_say_besides():
+  turns = [{"from": "Human", "value": "1 + 1?"}, {"from": "gpt", "value": "3", "weight": 0}]
+  assert forms.turns({"conversations": turns}) == [USER, BAD | {"weight": 0}]
 
 
 def test_single_answers_have_a_label():
@@ -246,8 +349,46 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("pandas.csv", "," + content_of(".csv").replace("\n", "\n0,", 3)),
+    ("lines.json", content_of(".jsonl")),
+    ("columns.json", json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]})),
+  ],
+)
+def test_files_as_other_programs_write_them(tmp_path, name, content):
+  (tmp_path / name).write_text(content)
+  assert sources.read(tmp_path / name).rows == ROWS
+
+
+def test_a_cell_may_be_as_long_as_it_likes(tmp_path):
+  (tmp_path / "rows.csv").write_text(f"q,answer\n{'x' * 200_000},2\n")
+  assert len(sources.read(tmp_path / "rows.csv").rows[0]["q"]) == 200_000
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+  content = bytearray(gzip.compress(content_of(".jsonl").encode() * 9))
+  content[30:50] = bytes(255 - each for each in content[30:50])
+  (tmp_path / "rows.jsonl.gz").write_bytes(content)
+  with pytest.raises(ValueError, match="no whole gzip file"):
+    sources.read(tmp_path / "rows.jsonl.gz")
+
+
+@pytest.mark.parametrize("rename", ["q:x,answer:x", "q:x,q:y"])
+def test_no_column_is_renamed_twice(tmp_path, rename):
+  (tmp_path / "rows.csv").write_text(content_of(".csv"))
+  with pytest.raises(ValueError, match="rename names '[xq]' twice"):
+    sources.read(tmp_path / "rows.csv", rename=rename)
+  assert sources.read(tmp_path / "rows.csv", rename="q: prompt , answer:a").rows[0] == {"prompt": "0 + 1?", "a": "1"}
+
+
+@pytest.mark.parametrize(
   ("name", "content", "message"),
   [
+    ("a.csv", "q,q\n1,2\n", "two columns have the name 'q'"),
+    ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+    ("a.json", "[" * 100_000, "not JSON"),
+    ("a.json", '{"a": [1], "b": [1, 2]}', r"lists by column must be of one length, got \[1, 2\]"),
     ("a.csv", "q,answer\n1\n", "row 1: not as many columns"),
     ("a.csv", "q\n1,2\n", "row 1: not as many columns"),
     ("a.json", "[1", "not JSON"),
