@@ -300,7 +300,7 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
       print(f"{name} is {whole} in place of {wanted}: there are {rows} rows to train on", flush=True)
     size = min(wanted, whole)
     steps = math.ceil(self.epochs * rows / size) if self.epochs else self.steps
-    if self.epochs and self.steps not in (steps, type(self).steps):
+    if self.epochs and not self.resume and self.steps not in (steps, type(self).steps):
       raise ValueError(f"steps is given beside epochs, which make {steps}; leave one of them out")
     return dataclasses.replace(self, steps=steps, **{name: size})
 

@@ -97,7 +97,9 @@ def main(config: Config) -> Path:
   rows, model = config.read_rows(), config.load_model(config.max_tokens)
   split = load_rankings(config, rows, model, answers=(1, 2) if config.loss == "kto" else (2,))
   if config.loss == "kto" and min(split.prompts) < 2:
-    raise ValueError("loss 'kto' exchanges answers among prompts: train on and hold out more than one prompt each")
+    raise ValueError(
+      "loss 'kto' exchanges answers among prompts: train on and hold out (held_out) more than one prompt each"
+    )
   config = config.for_rows(len(split.training), "num_pairs")
   with config.directory(data_fingerprint=rows.fingerprint) as run:
     return train(config, objective, model, split.training, split.held_out, run)

@@ -47,7 +47,8 @@ class RunDirectory:
     self.config = dict(config)
     path = self.folder / "config.json"
     if path.exists() and _has_begun(self.folder):
-      _check_same(_parse_config(path), json.loads(json.dumps(config)), self.folder, _FREE - set(fixed))
+      free = _FREE | {"task"} if config.get("data_fingerprint") else _FREE  # a file of rows may lie elsewhere
+      _check_same(_parse_config(path), json.loads(json.dumps(config)), self.folder, free - set(fixed))
       _check_steps(self.folder, config.get("steps"))
     if wandb:
       tracking.check_wandb()

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import math
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,11 +89,13 @@ class WeightsAndBiases:
 
 
 def check_wandb() -> None:
-  """Raises ValueError if Weights & Biases is not installed."""
+  """Raises ValueError if Weights & Biases is not installed, or nobody is logged in to it."""
   try:
-    importlib.import_module("wandb")
+    wandb: Any = importlib.import_module("wandb")
   except ImportError:
     raise ValueError("wandb needs the package wandb: pip install 'rl-jax[wandb]'") from None
+  if os.environ.get("WANDB_MODE", "online") in ("online", "run", "shared") and not wandb.api.api_key:
+    raise ValueError("wandb has no API key: run wandb login, or set WANDB_API_KEY or WANDB_MODE=offline")
 
 
 def open_trackers(folder: Path, config: Mapping[str, Any], *, first: int, wandb: str = "") -> list[Tracker]:

@@ -247,6 +247,8 @@ def _messages(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Example
   if not files.is_chat(row["messages"]):
     raise ValueError("messages must be a list of messages with role and content")
   examples, wrong = reading.conversation(reader, row["messages"], reading.row_options(row))
+  if all(files.is_empty([message]) for message in row["messages"] if message["role"] == "assistant"):
+    return "", [], EMPTY
   asked = reading.first_answer(row["messages"])
   return files.subject(row["messages"][:asked]), examples, wrong or ("" if examples else UNLEARNED)
 

@@ -62,6 +62,9 @@ class Preferences(NamedTuple):
     size = len(self.rankings[0].answers) if self.rankings else 0
     dropped = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
     counted = f"{len(self.rankings)} rankings of {size} answer{'s' * (size != 1)}"
+    if size == 1:
+      good = sum(ranking.ratings == (1.0,) for ranking in self.rankings)
+      counted += f", {good} with the label true and {len(self.rankings) - good} with false"
     return "; ".join(filter(None, [self.read, counted, f"left out: {dropped}" if dropped else ""]))
 
 

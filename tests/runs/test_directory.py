@@ -205,7 +205,9 @@ def test_a_run_may_go_on_when_its_data_has_moved_but_not_when_it_has_changed(tmp
 
   with begin() as run:
     run.write_metrics(1, {"loss": 1.0})
-  begin(data="b.jsonl")
+  begin(data="b.jsonl", task="c.jsonl")
+  with pytest.raises(ValueError, match="task was None, is 'sums'"):
+    begin(task="sums", data_fingerprint="")
   (tmp_path / "run" / "model").mkdir()
   (tmp_path / "run" / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
   with pytest.raises(ValueError, match="data_fingerprint was '1', is '2'; a new run may start from its model: --model"):

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from rl_jax.runs import tracking
 from rl_jax.runs.directory import RunDirectory, read_provenance
 from rl_jax.runs.results import EvaluationResult
 
@@ -96,6 +98,18 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "wandb", None)
   with pytest.raises(ValueError, match=r"wandb needs the package wandb: pip install 'rl-jax\[wandb\]'"):
     write(tmp_path / "run", wandb="tries")
+
+
+def test_weights_and_biases_without_a_key_is_refused_before_a_run_begins(tmp_path, monkeypatch):
+  nobody = SimpleNamespace(api=SimpleNamespace(api_key=None))
+  monkeypatch.setitem(__import__("sys").modules, "wandb", nobody)
+  monkeypatch.delenv("WANDB_MODE", raising=False)
+  with pytest.raises(ValueError, match="wandb has no API key: run wandb login, or set WANDB_API_KEY"):
+    write(tmp_path / "run", wandb="tries")
+  assert not (tmp_path / "run").exists()
+  for mode in ("offline", "disabled"):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    tracking.check_wandb()
 
 
 def test_every_start_of_a_run_leaves_what_it_was_started_with(tmp_path):

@@ -191,6 +191,13 @@ def test_columns_with_other_meanings_do_not_change_a_row():
   assert len(found.found) == 2 and not found.problems
 
 
+def test_conversations_in_which_nothing_is_answered_are_counted():
+  model = presets.load("tiny")
+  rows = [("row 1", {"messages": [USER, {**REPLY, "content": ""}]}), ("row 2", {"messages": [USER, REPLY]})]
+  found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), rows, max_tokens=64)
+  assert len(found.found) == 1 and found.problems == {examples.EMPTY: 1}
+
+
 def test_turns_keep_what_they_say_besides():
   turns = [{"from": "Human", "value": "1 + 1?"}, {"from": "gpt", "value": "3", "weight": 0}]
   assert forms.turns({"conversations": turns}) == [USER, BAD | {"weight": 0}]
@@ -200,6 +207,7 @@ def test_single_answers_have_a_label():
   rows = [{"prompt": [USER], "completion": [REPLY], "label": label} for label in (True, False, 1, 0)]
   found = preferences.from_rows((f"row {i}", row) for i, row in enumerate(rows))
   assert found.read == "4 rows read as single answers with a label"
+  assert found.describe().endswith("4 rankings of 1 answer, 2 with the label true and 2 with false")
   assert [ranking.answers for ranking in found.rankings] == [([REPLY],)] * 4
   assert [ranking.ratings for ranking in found.rankings] == [(1.0,), (-1.0,), (1.0,), (-1.0,)]
   texts = [{"prompt": "a", "completion": "b", "label": label} for label in ("True", "false", "1", "0")]  # of a .csv
