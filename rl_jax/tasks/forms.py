@@ -84,8 +84,8 @@ def turns(row: Row) -> list[dict[str, Any]]:
   """
   found = []
   for turn in row["conversations"]:
-    if "from" not in turn:  # some have messages in this column
-      found.append(turn)
+    if turn.get("from") is None:  # some have messages in this column
+      found.append({name: value for name, value in turn.items() if value is not None or name == "content"})
       continue
     if (speaker := str(turn["from"]).lower()) not in _SPEAKERS:
       raise ValueError(f"a turn of conversations is from {turn['from']!r}, none of {', '.join(_SPEAKERS)}")
@@ -135,7 +135,8 @@ def _pair(row: Row) -> dict[str, Any]:
   if not all(_is_messages(answer) for answer in answers):
     return dict(row)
   if isinstance(prompt, str):
-    if any(_asks(answer) and prompt not in [each.get("content") for each in answer] for answer in answers):
+    said = [[str(each.get("content")).strip() for each in answer] for answer in answers if _asks(answer)]
+    if any(prompt.strip() not in each for each in said):
       raise ValueError("chosen and rejected are conversations in which the prompt is not said")
     prompt = user(prompt)
   if not any(_asks(answer) for answer in answers):
@@ -158,12 +159,12 @@ def conversation(prompt: Sequence[Row], answer: Sequence[Row]) -> tuple[list[Row
   >>> conversation(user("Hi"), [*user("Hi"), *assistant("Hello")])
   ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}], 1)
   """
-  said, again = ([(each.get("role"), each.get("content")) for each in part] for part in (prompt, answer))
+  said, again = ([(each.get("role"), str(each.get("content")).strip()) for each in part] for part in (prompt, answer))
   if not _asks(answer):
     return [*prompt, *answer], len(prompt)
   for size in range(min(len(said), len(again)), 0, -1):
     if said[-size:] == again[:size]:
-      return [*prompt, *answer[size:]], len(prompt)
+      return [*prompt[:-size], *answer], len(prompt)
   for end in range(len(said) + 1, len(again) + 1):
     if again[end - len(said) : end] == said:
       return list(answer), end

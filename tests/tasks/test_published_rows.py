@@ -167,6 +167,16 @@ def test_texts_that_say_their_prompt_again_are_cut_behind_it():
   assert preferences.from_rows(rows).rankings[0].answers == ("A", "B")
 
 
+def test_white_space_makes_no_other_prompt():
+  rows = [("row 1", {"prompt": "1 + 1? ", "chosen": [USER, REPLY], "rejected": [USER, BAD]})]
+  assert preferences.from_rows(rows).rankings[0].prompt == [USER]
+
+
+def test_turns_of_tables_have_what_they_do_not_say():
+  filled = [{"from": None, "value": None, **turn} for turn in (USER, REPLY)]
+  assert forms.turns({"conversations": filled}) == [USER, REPLY]
+
+
 def test_a_question_that_is_not_asked_again_is_not_lost():
   other = {"role": "user", "content": "2 + 2?"}
   rows = [("row 1", {"prompt": [other], "chosen": [USER, REPLY], "rejected": [USER, BAD]})]
