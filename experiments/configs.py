@@ -15,11 +15,11 @@ from rl_jax import hub, options, tasks
 from rl_jax.analysis import report
 from rl_jax.devices import Devices
 from rl_jax.errors import reason
-from rl_jax.models import presets
+from rl_jax.models import presets, scorers
 from rl_jax.runs.directory import RunDirectory, check_free, read_config
 from rl_jax.runs.settings import exit_if_stopped, refuse, require_at_least, require_positive
 from rl_jax.state import RLState
-from rl_jax.tasks import examples, learned, named_rewards, preferences, reading, sources
+from rl_jax.tasks import examples, named_rewards, preferences, reading, sources
 from rl_jax.tasks.held_out import Split, hold_out
 from rl_jax.tasks.load import parse_options
 from rl_jax.tasks.text import Prompts, make_prompts
@@ -320,7 +320,7 @@ def _of_models(config: Any) -> dict[str, Any]:
   """What a resumed run must share of models: the commit of one from the hub, and reward models among the rewards."""
   name = pinned(config, getattr(config, "model", ""), "model_commit")
   found: dict[str, Any] = {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
-  judges = [presets.fingerprint(reward) for reward in getattr(config, "rewards", ()) if learned.is_name(reward)]
+  judges = [scorers.fingerprint(reward) for reward in getattr(config, "rewards", ()) if scorers.is_name(reward)]
   return found | ({"reward_fingerprints": judges} if judges else {})
 
 
@@ -396,7 +396,7 @@ def with_options(settings: dict[str, Any], options: Sequence[str]) -> dict[str, 
 
 def reward_model_settings(folder: str) -> dict[str, Any]:
   """Returns what a resumed run must share of its reward model; nothing where there is none."""
-  return {"reward_model_fingerprint": presets.fingerprint(folder)} if folder else {}
+  return {"reward_model_fingerprint": scorers.fingerprint(folder)} if folder else {}
 
 
 def load_reward(folder: str, model: presets.Model, *, max_tokens: int, remat: bool) -> LoadedReward | None:

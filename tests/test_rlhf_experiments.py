@@ -9,7 +9,7 @@ import pytest
 
 from experiments import compiled_rlhf, dpo, ppo, rejection_sampling, reward_model, rlhf, sft
 from rl_jax.analysis import report
-from rl_jax.models import presets
+from rl_jax.models import presets, scorers
 from rl_jax.objectives import kl_cov
 from rl_jax.objectives.base import Inputs
 from rl_jax.ops.metrics import results
@@ -74,8 +74,8 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   assert ("updates" in row) == (not adapted) and row["reward_std"] > 0
   evaluation = read_lines(tmp_path / "ppo", "evaluation.jsonl")[-1]
   assert np.isfinite(evaluation["reward"]) and evaluation["solved"] is None
-  backbone, _ = presets.load_scorer(str(judge))
-  presets.save_scorer(judge, backbone, backbone.params, {"out": {"kernel": np.ones((64, 1), np.float32)}})
+  backbone, _ = scorers.load(str(judge))
+  scorers.save(judge, backbone, backbone.params, {"out": {"kernel": np.ones((64, 1), np.float32)}})
   with pytest.raises(ValueError, match="reward_model_fingerprint was"):  # it is another one by now
     ppo.main(dataclasses.replace(config, resume=True, steps=3))
   with pytest.raises(ValueError, match="steps was 2, is 3"):  # the learning rates would be others

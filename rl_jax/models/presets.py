@@ -1,14 +1,12 @@
 """Models by name: "smollm2", "tiny", "small", a folder in Hugging Face's format, a GGUF file, or a name on the hub."""
 
-import copy
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import os
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,9 +79,7 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   """
   folder = folder_of(name)
   if (folder / ADAPTERS).exists():
-    if _score(folder) is not None:
-      raise ValueError(f"adapters in {str(folder)!r} are a reward model's, as {weights.SCORE} shows")
-    return _with_adapters(folder, overrides, base=base)
+    return with_adapters(folder, overrides, base=base)
   if base:
     raise ValueError(f"model {name!r} is none of adapters: it takes no base")
   if name == "tiny":
@@ -101,105 +97,12 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   )
 
 
-def load_scorer(name: str, **overrides: Any) -> tuple[Model, Any]:
-  """Loads a reward model: a sequence classifier with one label in Hugging Face's format, as this library writes it too.
-
-  Args:
-    name: A folder, that of a run that trained one, or a name on the hub; or adapters that PEFT trained with a head, on
-      a base that is a reward model or a model of words.
-    **overrides: Arguments of `TransformerConfig`.
-
-  Returns:
-    The backbone, which has no words to choose, and the parameters of the scalar head on it.
-
-  Raises:
-    ValueError: If there is no such model, its files do not fit together, or it does not give one number.
-  """
-  folder = _scorer_folder(name)
-  if (folder / ADAPTERS).exists():
-    return _adapted_scorer(folder, overrides)
-  hf, _ = _configuration(folder)
-  config = families.transformer_config(hf, **overrides | {"tie_embeddings": True})
-  params, kernel = weights.load_scorer(folder, config, hf)
-  return _model(config, params, hf, _tokenizer(folder)), {"out": {"kernel": kernel}}
-
-
-def unread(scorer: Model) -> int | None:
-  """Returns a reward model's padding token where that is an end of sequence: `transformers` reads no score off it."""
-  padding = scorer.hf.pad_token_id
-  return padding if padding in scorer.eos_tokens else None
-
-
-def fingerprint(name: str) -> str:
-  """Returns the SHA-256 of a reward model's head, which tells one training from another.
-
-  Raises:
-    ValueError: If there is no such model.
-  """
-  head = _score(_scorer_folder(name))
-  return "" if head is None else hashlib.sha256(head.tobytes()).hexdigest()
-
-
-def _score(folder: Path) -> np.ndarray | None:
-  """The head that a folder holds, if it is a reward model's."""
-  if (folder / ADAPTERS).exists():
-    return lora.load_peft(folder).replaced.get(weights.SCORE)
-  source = weights.open_safetensors(folder, families.read(str(folder)).model_type)
-  return source.read(weights.SCORE) if weights.SCORE in source.shapes else None
-
-
-def _adapted_scorer(folder: Path, overrides: dict[str, Any]) -> tuple[Model, Any]:
-  """A reward model of adapters: the base that they name with the adapters merged into it, and the head beside them."""
-  head = _score(folder)
-  if head is None or len(head) != 1:
-    raise ValueError(f"adapters in {str(folder)!r} are no reward model's: they have no {weights.SCORE} of one label")
-  base = folder_of(lora.load_peft(folder).base_model)
-  of_scores = (base / "config.json").is_file() and _score(base) is not None
-  load_base = (lambda name, **given: load_scorer(name, **given)[0]) if of_scores else load
-  model = _with_adapters(folder, overrides, load_base=load_base)
-  params = {name: part for name, part in model.params.items() if name != "unembedding"}
-  config = dataclasses.replace(model.config, tie_embeddings=True)
-  return model._replace(policy=policy(config), config=config, params=params), {"out": {"kernel": jnp.asarray(head.T)}}
-
-
 def folder_of(name: str) -> Path:
   """Returns where a model's files are: on the hub, in the folder of the run that made it, or where its name says."""
   if hub.is_name(name):
     return hub.model_folder(name)
   of_run = Path(name) / "model"
   return of_run if (of_run / "config.json").is_file() else Path(name)
-
-
-def _scorer_folder(name: str) -> Path:
-  folder = folder_of(name)
-  if not any((folder / name).is_file() for name in ("config.json", ADAPTERS)):
-    raise ValueError(f"unknown reward model {name!r}: no folder with config.json, and no name on the hub")
-  return folder
-
-
-def save_scorer(folder: str | os.PathLike, model: Model, params: Any, head: Any) -> None:
-  """Writes a reward model as a sequence classifier with one label, in Hugging Face's format.
-
-  >>> import tempfile
-  >>> model = load("tiny")
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   save_scorer(folder, model, model.params, {"out": {"kernel": jnp.ones((model.config.embed_dim, 1))}})
-  ...   load_scorer(folder)[1]["out"]["kernel"].shape
-  (64, 1)
-  """
-  hf, tokenizer = copy.deepcopy(model.hf), copy.deepcopy(model.tokenizer)
-  hf.pad_token_id = _padding(model)
-  tokenizer.pad_token = tokenizer.convert_ids_to_tokens(hf.pad_token_id)
-  weights.save_safetensors(
-    folder, params, model.config, hf, tokenizer, eos_tokens=model.eos_tokens, score=head["out"]["kernel"]
-  )
-
-
-def _padding(model: Model) -> int:
-  """A padding token that no sequence ends with: a classifier reads its score off the last token that is another one."""
-  own = model.tokenizer
-  special = [own.pad_token_id, own.unk_token_id, own.bos_token_id, *own.all_special_ids]
-  return next(token for token in [*special, 0, 1] if token is not None and token not in model.eos_tokens)
 
 
 def save(folder: str | os.PathLike, model: Model, params: Any) -> None:
@@ -282,15 +185,15 @@ def _from_gguf(path: Path, overrides: dict[str, Any]) -> Model:
   try:
     hf, tokenizer = gguf_file.read_config(reader), gguf_file.read_tokenizer(reader)
     config = families.transformer_config(hf, **overrides)
-    return _model(config, gguf_file.load_weights(reader, config, where=path.name), hf, tokenizer)
+    return model_of(config, gguf_file.load_weights(reader, config, where=path.name), hf, tokenizer)
   except ValueError as error:
     raise ValueError(f"GGUF file {str(path)!r}: {error}") from None
   except Exception as error:  # transformers and tokenizers raise kinds of their own
     raise ValueError(f"GGUF file {str(path)!r}: damaged metadata ({type(error).__name__}: {reason(error)})") from None
 
 
-def _configuration(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
-  """A folder's configuration, and what stands in its file."""
+def configuration_of(folder: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+  """Returns a folder's configuration, and what stands in its file."""
   hf, given = families.read(str(folder)), _json(folder / "config.json")
   # A class of configurations has ends of its own, which are not the model's.
   parts = [given, given["text_config"] if isinstance(given.get("text_config"), dict) else {}]
@@ -308,14 +211,14 @@ def _from_folder(folder: Path, overrides: dict[str, Any]) -> Model:
 
 
 def _read_folder(folder: Path, overrides: dict[str, Any]) -> Model:
-  hf, given = _configuration(folder)
+  hf, given = configuration_of(folder)
   params = weights.load_safetensors(folder, config := families.transformer_config(hf, **overrides), hf)
   if config.tie_embeddings and "unembedding" in params:
     hf.tie_word_embeddings, config = False, dataclasses.replace(config, tie_embeddings=False)
-  tokenizer = _tokenizer(folder)
+  tokenizer = tokenizer_of(folder)
   # Before there was generation_config.json, config.json held what it says.
   older = {name: given[name] for name in GenerationConfig().to_dict().keys() & given.keys() - hf.to_dict().keys()}
-  return _model(config, params, hf, tokenizer, older | _json(folder / "generation_config.json"))
+  return model_of(config, params, hf, tokenizer, older | _json(folder / "generation_config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -331,7 +234,7 @@ def _json(path: Path) -> dict[str, Any]:
   return settings
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
@@ -346,14 +249,28 @@ def _tokenizer(folder: Path) -> Any:
   return tokenizer
 
 
-def _with_adapters(
+def with_adapters(
   folder: Path,
   overrides: dict[str, Any],
   above: tuple[Path, ...] = (),
   base: str = "",
+  *,
   load_base: Callable[..., Model] = load,
+  apart: Collection[str] = (),
 ) -> Model:
-  """The base that an adapter's configuration names, or another one, with the adapters merged into it."""
+  """Returns the base that an adapter's configuration names, or another one, with the adapters merged into it.
+
+  Args:
+    folder: A folder in PEFT's format.
+    overrides: Arguments of `TransformerConfig`.
+    above: Folders of adapters that are merged into this one.
+    base: What they are merged into, in place of the base that they name.
+    load_base: `name -> model`.
+    apart: Tensors beside the adapters that are no part of the model.
+
+  Raises:
+    ValueError: If they fit no base.
+  """
   found = lora.load_peft(folder)
   on_others = bool(found.base_model) and (Path(found.base_model) / ADAPTERS).exists()
   below, base = base, found.base_model if on_others else base or found.base_model
@@ -361,16 +278,16 @@ def _with_adapters(
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")
   try:
     if on_others:
-      model = _with_adapters(Path(base), overrides, (*above, folder.resolve()), below, load_base)
+      model = with_adapters(Path(base), overrides, (*above, folder.resolve()), below, load_base=load_base, apart=apart)
     else:
       model = load_base(base, **overrides)
     params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)
-    tensors = {name: tensor for name, tensor in found.replaced.items() if name != weights.SCORE}
+    tensors = {name: tensor for name, tensor in found.replaced.items() if name not in apart}
     model = _with_replaced(model._replace(params=params), tensors)
   except ValueError as error:
     raise ValueError(f"adapters in {str(folder)!r} do not fit their base {base!r}: {error}") from None
   if (folder / "tokenizer_config.json").exists():
-    return _model(model.config, model.params, model.hf, _tokenizer(folder), model.generation)
+    return model_of(model.config, model.params, model.hf, tokenizer_of(folder), model.generation)
   if (template := folder / "chat_template.jinja").exists():
     model.tokenizer.chat_template = template.read_text(encoding="utf-8")
   return model
@@ -378,6 +295,8 @@ def _with_adapters(
 
 def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   """A model with tensors in the place of its own, by a checkpoint's names; an unembedding is then tied no longer."""
+  if weights.SCORE in tensors:
+    raise ValueError(f"they are a reward model's, as {weights.SCORE} shows")
   known = families.tensors(model.hf.model_type)
   if {weights.HEAD, weights.name_of(known, "embedding")} & tensors.keys() and model.config.tie_embeddings:
     config = dataclasses.replace(model.config, tie_embeddings=False)
@@ -395,10 +314,10 @@ def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   return model._replace(params=unflatten_dict(flat, sep="/"))
 
 
-def _model(
+def model_of(
   config: TransformerConfig, params: Any, hf: PretrainedConfig, tokenizer: Any, generation: Mapping[str, Any] = {}
 ) -> Model:
-  """Puts a model together; ends of sequence are all those that its files name."""
+  """Returns a model put together; ends of sequence are all those that its files name."""
   added = tokenizer.get_added_vocab()  # a model may lack some of these, such as one that stands for an image
   words = 1 + max((token for word, token in tokenizer.get_vocab().items() if word not in added), default=0)
   if words > config.vocab_size:
@@ -439,7 +358,7 @@ def _characters(width: int, mlp_width: int, heads: int, overrides: dict[str, Any
   )
   tokenizer.chat_template = _TINY_CHAT
   params = jax.tree.map(jnp.asarray, _random_params(width, mlp_width, heads, len(tokenizer)))
-  return _model(families.transformer_config(hf, **overrides), params, hf, tokenizer)
+  return model_of(families.transformer_config(hf, **overrides), params, hf, tokenizer)
 
 
 @functools.cache

@@ -15,10 +15,12 @@ from rl_jax.ops.masking import as_bool, masked_count, masked_sum, upcast
 
 
 class Mean(NamedTuple):
-  """A mean of selected values, held as its numerator and denominator.
+  """A mean of selected values, held as its numerator and denominator; NaN when nothing is selected.
 
   >>> Mean.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).result()
   2.0
+  >>> Mean.of(jnp.array([1.0]), jnp.array([0])).result()
+  nan
   """
 
   total: Float[Array, "*stack"]
@@ -31,13 +33,13 @@ class Mean(NamedTuple):
 
   @property
   def value(self) -> Float[Array, "*stack"]:
-    return self.total / jnp.maximum(self.count, 1)
+    return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1), jnp.nan)
 
   def reduce(self) -> "Mean":
     return Mean(self.total.sum(0), self.count.sum(0))
 
   def result(self) -> float:
-    return float(self.total / np.maximum(self.count, 1))
+    return float(np.asarray(self.value))
 
 
 class Max(NamedTuple):

@@ -8,20 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_jax import hub
-from rl_jax.models import heads, presets
+from rl_jax.models import heads, presets, scorers
 from rl_jax.tasks import reading, text
 
 BATCH = 32  # texts that are scored at a time
-
-
-def is_name(name: str) -> bool:
-  """Whether something is the name of a model on the hub, or of a folder with one.
-
-  >>> is_name("math"), is_name("org/reward-model")
-  (False, True)
-  """
-  return hub.is_name(name) or (presets.folder_of(name) / "config.json").is_file()
 
 
 class Learned:
@@ -39,13 +29,13 @@ class Learned:
   >>> import tempfile
   >>> model = presets.load("tiny")
   >>> with tempfile.TemporaryDirectory() as folder:
-  ...   presets.save_scorer(folder, model, model.params, {"out": {"kernel": jnp.zeros((model.config.embed_dim, 1))}})
+  ...   scorers.save(folder, model, model.params, {"out": {"kernel": jnp.zeros((model.config.embed_dim, 1))}})
   ...   Learned(folder)(["1 + 1 ="], [" 2"])
   [0.0]
   """
 
   def __init__(self, name: str):
-    self._model, self._head = presets.load_scorer(name)
+    self._model, self._head = scorers.load(name)
     size = self._model.config.vocab_size
     self._reader = reading.Reader(self._model.tokenizer, self._model.eos_tokens, vocab_size=size)
     self._score = jax.jit(self._score_of)
@@ -74,6 +64,6 @@ class Learned:
 
   def _scores(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
     tokens, mask = text.pad([*texts, *[texts[0]] * (BATCH - len(texts))], 0)
-    read = mask if (unread := presets.unread(self._model)) is None else mask & (tokens != unread)
+    read = mask if (unread := scorers.unread(self._model)) is None else mask & (tokens != unread)
     last = np.where(read, np.arange(tokens.shape[1]), 0).max(-1)
     return np.asarray(self._score(self._model.params, self._head, tokens, mask, last))[: len(texts)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_jax import dotted
+from rl_jax.models import scorers
 from rl_jax.tasks import learned
 from rl_jax.tasks.rewards import Reward
 from rl_jax.tasks.verifiers import REWARDS
@@ -47,7 +48,7 @@ def _shown(name: str) -> str:
 def _find(name: str) -> Callable[..., Any]:
   if name in REWARDS:
     return REWARDS[name]
-  if learned.is_name(name):
+  if scorers.is_name(name):
     return learned.Learned(name)
   if ":" not in name:
     known = ", ".join(REWARDS)

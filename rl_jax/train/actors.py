@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from rl_jax.devices import Devices
-from rl_jax.models import families, heads, lora, presets
+from rl_jax.models import families, heads, lora, presets, scorers
 from rl_jax.models.transformer import Policy
 from rl_jax.ops.moments import Moments
 from rl_jax.state import Forward, Keys, ModelOutputs, RewardModel, RLState, Sequences, Values
@@ -93,7 +93,7 @@ class Learner:
 
   def save_scorer(self, folder: Path, params: Any) -> None:
     """Writes the model with the head beside it, `params["head"]`, as a reward model in Hugging Face's format."""
-    presets.save_scorer(folder, self.model, jax.jit(self.plain_params)(params), params["head"])
+    scorers.save(folder, self.model, jax.jit(self.plain_params)(params), params["head"])
 
   def save(self, folder: Path, params: Any) -> None:
     """Writes the model as `model/`, and the adapters as `adapters/`."""
@@ -187,13 +187,13 @@ class LoadedReward(NamedTuple):
 
 
 def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bool = False) -> LoadedReward:
-  """Loads what experiments.reward_model wrote, or any sequence classifier with one label (`presets.load_scorer`).
+  """Loads what experiments.reward_model wrote, or any sequence classifier with one label (`scorers.load`).
 
   Raises:
     ValueError: If there is no such model, its tokenizer is another one than the policy's, or it reads fewer tokens than
       `max_tokens`.
   """
-  backbone, head = presets.load_scorer(folder, remat=remat)
+  backbone, head = scorers.load(folder, remat=remat)
   presets.check_context(backbone, max_tokens)
   if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
     raise ValueError(
@@ -202,7 +202,7 @@ def load_reward_model(folder: str, tokenizer: Any, *, max_tokens: int, remat: bo
     )
   params = {"backbone": backbone.params, "head": head}
   scorer = heads.scalar_model(backbone.policy, backbone.config.embed_dim)
-  return LoadedReward(scorer, params, presets.unread(backbone))
+  return LoadedReward(scorer, params, scorers.unread(backbone))
 
 
 class Actors(NamedTuple):

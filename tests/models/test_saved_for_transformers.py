@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from rl_jax.models import families, gguf_file, lora, presets
+from rl_jax.models import families, gguf_file, lora, presets, scorers
 from rl_jax.models.transformer import policy
 from rl_jax.ops.log_probs import gather_log_probs
 from rl_jax.tasks import examples, reading
@@ -103,7 +103,7 @@ def with_smollm2s_tokenizer():
 def test_both_versions_score_as_the_reward_model_that_was_saved(python, tmp_path):
   model, params = with_smollm2s_tokenizer()
   kernel = jax.random.normal(jax.random.key(1), (model.config.embed_dim, 1))
-  presets.save_scorer(tmp_path, model, params, {"out": {"kernel": kernel}})
+  scorers.save(tmp_path, model, params, {"out": {"kernel": kernel}})
   answers = ("42", "It is forty-two, as everybody knows.")
   environment = {"HF_HUB_OFFLINE": "1", "PATH": ""}
   run = subprocess.run([python, "-c", SCORE, tmp_path, *answers], capture_output=True, text=True, env=environment)

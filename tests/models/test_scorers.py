@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl_jax import tasks
 from rl_jax.devices import Devices, make_mesh
-from rl_jax.models import families, gguf_file, presets, weights
+from rl_jax.models import families, gguf_file, presets, scorers, weights
 from rl_jax.state import Sequences
 from rl_jax.tasks import examples, reading
 from rl_jax.tasks.preferences import Preferences, Ranking
@@ -40,7 +40,7 @@ def scores_of(folder):
   tokens = jnp.asarray(expected["tokens"])
   real = tokens != 47
   sequences = Sequences(tokens[:, :2], real[:, :2], tokens[:, None, 2:], real[:, None, 2:])
-  tokenizer = presets._tokenizer(folder)
+  tokenizer = presets.tokenizer_of(folder)
   judge = load_reward_model(str(folder), tokenizer, max_tokens=12)
   devices = Devices(make_mesh(data=1, devices=jax.devices()[:1]))
   return judge.make_reward_model(devices)(sequences)[:, 0], expected["scores"]
@@ -51,8 +51,8 @@ def test_scores_are_those_of_transformers(folder):
 
 
 def test_what_is_saved_scores_alike(folder):
-  model, head = presets.load_scorer(str(folder))
-  presets.save_scorer(folder / "again", model, model.params, head)
+  model, head = scorers.load(str(folder))
+  scorers.save(folder / "again", model, model.params, head)
   np.testing.assert_allclose(*scores_of(folder / "again"), rtol=0, atol=1e-4)
   saved, made = load_file(folder / "again" / "model.safetensors"), load_file(MADE / "model.safetensors")
   assert saved.keys() == made.keys()
@@ -60,7 +60,7 @@ def test_what_is_saved_scores_alike(folder):
     np.testing.assert_array_equal(saved[name], made[name])
   settings = json.loads((folder / "again" / "config.json").read_text())
   assert settings["architectures"] == ["Qwen2ForSequenceClassification"] and len(settings["id2label"]) == 1
-  assert settings["pad_token_id"] == 0 and presets.load_scorer(str(folder / "again"))[0].tokenizer.pad_token_id == 0
+  assert settings["pad_token_id"] == 0 and scorers.load(str(folder / "again"))[0].tokenizer.pad_token_id == 0
 
 
 def test_a_model_that_is_not_tied_loses_its_words_to_choose(tmp_path):
@@ -69,9 +69,9 @@ def test_a_model_that_is_not_tied_loses_its_words_to_choose(tmp_path):
   config = families.transformer_config(model.hf)
   params = model.params | {"unembedding": jnp.ones((config.embed_dim, config.vocab_size))}
   head = {"out": {"kernel": jnp.ones((config.embed_dim, 1))}}
-  presets.save_scorer(tmp_path, model._replace(config=config), params, head)
+  scorers.save(tmp_path, model._replace(config=config), params, head)
   assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-  again, _ = presets.load_scorer(str(tmp_path))
+  again, _ = scorers.load(str(tmp_path))
   jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
@@ -87,7 +87,7 @@ def test_what_gives_not_one_number_is_refused(folder, name, tensor, message):
   tensors = load_file(folder / "model.safetensors") | {name: tensor}
   save_file({name: each for name, each in tensors.items() if each is not None}, folder / "model.safetensors")
   with pytest.raises(ValueError, match=message):
-    presets.load_scorer(str(folder))
+    scorers.load(str(folder))
 
 
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(folder, tmp_path):
@@ -96,18 +96,18 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(folder, tmp_pa
   model = presets.load("tiny")
   presets.save(tmp_path / "policy", model, model.params)
   with pytest.raises(ValueError, match="no reward model's: they have no score.weight"):
-    presets.load_scorer(str(tmp_path / "policy"))
+    scorers.load(str(tmp_path / "policy"))
   with pytest.raises(ValueError, match="unknown reward model 'nowhere'"):
-    presets.load_scorer("nowhere")
+    scorers.load("nowhere")
   with pytest.raises(ValueError, match="'granite' has no reward models"):
     weights.architecture("granite", scores=True)
 
 
 def test_one_training_is_told_from_another(folder):
-  first = presets.fingerprint(str(folder))
-  model, head = presets.load_scorer(str(folder))
-  presets.save_scorer(folder, model, model.params, jax.tree.map(lambda leaf: 2 * leaf, head))
-  assert first and presets.fingerprint(str(folder)) not in ("", first)
+  first = scorers.fingerprint(str(folder))
+  model, head = scorers.load(str(folder))
+  scorers.save(folder, model, model.params, jax.tree.map(lambda leaf: 2 * leaf, head))
+  assert first and scorers.fingerprint(str(folder)) not in ("", first)
 
 
 def smollm2():
@@ -177,8 +177,8 @@ def test_reward_models_are_padded_with_what_ends_nothing(tmp_path):
   model = presets.load("tiny")
   model.hf.pad_token_id = model.eos_tokens[0]
   model.tokenizer.pad_token = model.tokenizer.eos_token
-  presets.save_scorer(tmp_path, model, model.params, {"out": {"kernel": jnp.ones((64, 1))}})
-  again, _ = presets.load_scorer(str(tmp_path))
+  scorers.save(tmp_path, model, model.params, {"out": {"kernel": jnp.ones((64, 1))}})
+  again, _ = scorers.load(str(tmp_path))
   assert again.hf.pad_token_id == again.tokenizer.pad_token_id == 2 not in again.eos_tokens
   assert load_reward_model(str(tmp_path), again.tokenizer, max_tokens=9).unread is None
   settings = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": 1}

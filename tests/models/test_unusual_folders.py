@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken
 
-from rl_jax.models import families, heads, lora, presets, weights
+from rl_jax.models import families, heads, lora, presets, scorers, weights
 from rl_jax.models.transformer import policy
 from rl_jax.ops.log_probs import logits_of
 from rl_jax.tasks import reading
@@ -229,7 +229,7 @@ def test_ends_of_sequence_of_a_composite_count_wherever_they_stand(tmp_path):
   given = json.loads(path.read_text())
   given.pop("eos_token_id", None)
   path.write_text(json.dumps(given | {"text_config": given["text_config"] | {"eos_token_id": [1, 7]}}))
-  assert presets._configuration(tmp_path / "model")[0].eos_token_id == [1, 7]
+  assert presets.configuration_of(tmp_path / "model")[0].eos_token_id == [1, 7]
 
 
 # Adapters.
@@ -256,20 +256,20 @@ def test_a_reward_model_of_adapters_is_its_merged_base_with_the_head(tmp_path):
   head = {"base_model.model.score.weight": score}
   settings = dict(task_type="SEQ_CLS", modules_to_save=["classifier", "score"])
   merged = save_adapters(tmp_path / "judge", more=head, **settings)
-  model, kernel = presets.load_scorer(str(tmp_path / "judge"))
+  model, kernel = scorers.load(str(tmp_path / "judge"))
   jax.tree.map(np.testing.assert_array_equal, model.params, merged)
   np.testing.assert_array_equal(kernel["out"]["kernel"], score.T)
   plain = presets.load("tiny")
-  presets.save_scorer(tmp_path / "base", plain, plain.params, heads.init_head(jax.random.key(0), 64, bias=False))
+  scorers.save(tmp_path / "base", plain, plain.params, heads.init_head(jax.random.key(0), 64, bias=False))
   save_adapters(tmp_path / "on_scores", base=str(tmp_path / "base"), more=head, **settings)
-  again, kernel = presets.load_scorer(str(tmp_path / "on_scores"))
+  again, kernel = scorers.load(str(tmp_path / "on_scores"))
   jax.tree.map(np.testing.assert_array_equal, again.params, merged)
-  assert presets.fingerprint(str(tmp_path / "judge")) == presets.fingerprint(str(tmp_path / "on_scores")) != ""
+  assert scorers.fingerprint(str(tmp_path / "judge")) == scorers.fingerprint(str(tmp_path / "on_scores")) != ""
   with pytest.raises(ValueError, match="are a reward model's, as score.weight shows"):
     presets.load(str(tmp_path / "judge"))
   save_adapters(tmp_path / "policy")
   with pytest.raises(ValueError, match="are no reward model's: they have no score.weight of one label"):
-    presets.load_scorer(str(tmp_path / "policy"))
+    scorers.load(str(tmp_path / "policy"))
 
 
 def test_a_whole_embedding_beside_adapters_takes_the_place_of_the_bases(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import grpo
 from rl_jax.devices import Devices, make_mesh
-from rl_jax.models import presets
+from rl_jax.models import presets, scorers
 from rl_jax.runs.directory import read_lines
 from rl_jax.state import Sequences
 from rl_jax.tasks import learned, named_rewards
@@ -30,7 +30,7 @@ def save(folder, seed=0, characters=None, **config):
   for name, value in config.items():
     setattr(model.hf, name, value)
   head = {"out": {"kernel": jax.random.normal(jax.random.key(seed), (model.config.embed_dim, 1))}}
-  presets.save_scorer(folder, model, model.params, head)
+  scorers.save(folder, model, model.params, head)
   return str(folder)
 
 
@@ -57,7 +57,7 @@ def test_a_chat_is_read_as_its_own_template_writes_it(tmp_path):
   folder = save(tmp_path / "judge", characters="HBelo!yiuserantd>")
   prompt = [{"role": "user", "content": "Hi"}]
   reply, begun = ([{"role": "assistant", "content": words}] for words in ("Hello", "Hel"))
-  judge, tokenizer = learned.Learned(folder), presets.load_scorer(folder)[0].tokenizer
+  judge, tokenizer = learned.Learned(folder), scorers.load(folder)[0].tokenizer
   first, second = judge([prompt, [*prompt, *begun]], [reply, [{"role": "assistant", "content": "lo"}]])
   text = "user>Hi<eos>!assistant>Hello<eos>!"
   np.testing.assert_allclose(first, scores(folder, tokenizer, [tokenizer(text)["input_ids"]])[0], rtol=0, atol=1e-5)
