@@ -300,7 +300,8 @@ class SupervisedConfig(RunConfig, ModelConfig, OptimizerConfig):
       print(f"{name} is {whole} in place of {wanted}: there are {rows} rows to train on", flush=True)
     size = min(wanted, whole)
     steps = math.ceil(self.epochs * rows / size) if self.epochs else self.steps
-    if self.epochs and not self.resume and self.steps not in (steps, type(self).steps):
+    given_anew = self.resume and read_config(self.run_dir).get("epochs") != self.epochs  # which is told of as such
+    if self.epochs and not given_anew and self.steps not in (steps, type(self).steps):
       raise ValueError(f"steps is given beside epochs, which make {steps}; leave one of them out")
     return dataclasses.replace(self, steps=steps, **{name: size})
 

@@ -185,6 +185,8 @@ def test_few_rows_fill_a_batch_and_epochs_are_steps(tmp_path, capsys):
   assert sft.main(again).is_dir()  # goes on, and is done
   with pytest.raises(ValueError, match="steps is given beside epochs, which make 3"):
     sft.main(dataclasses.replace(again, steps=9))
+  with pytest.raises(ValueError, match="epochs was 2.5, is 5"):
+    sft.main(dataclasses.replace(again, epochs=5.0))
   with pytest.raises(ValueError, match="holds no run of this script: its config.json has no 'loss'|has no 'num_pairs'"):
     of_run(dpo.Config, str(tmp_path / "run"))
 

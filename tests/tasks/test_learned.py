@@ -90,6 +90,7 @@ def test_metrics_call_it_by_its_folder(tmp_path, monkeypatch):
     named_rewards.load(["policy"])
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_a_model_with_another_tokenizer(tmp_path):
   folder = save(tmp_path / "judge", characters="0123456789+-= ")
   config = grpo.Config(
