@@ -51,7 +51,6 @@ UNSUPPORTED = (
   "lora_bias",
   "fan_in_fan_out",
   "layer_replication",
-  "layers_to_transform",
   "target_parameters",
   "trainable_token_indices",
   "use_qalora",
@@ -81,13 +80,14 @@ class Peft(NamedTuple):
   """What files in PEFT's format hold.
 
   Attributes:
-    adapters: Of one rank a matrix: adapters of layers with smaller ones are filled up with zeros, and what layers
-      differ in, or rsLoRA's scale, is in B.
+    adapters: Of one rank a matrix: adapters of layers with smaller ones, or none, are filled up with zeros, and what
+      layers differ in, or rsLoRA's scale, is in B.
     alpha: As given to `merge`.
     base_model: The name or path of what the adapters belong to, or "".
     magnitudes: DoRA's, `[layers, out]`, by matrix; empty without.
     replaced: Tensors that take the place of the base's (`modules_to_save`, or a whole embedding), by the checkpoint's
       names.
+    partial: Whether the settings leave layers out: behind the last one that has an adapter there may be others.
   """
 
   adapters: dict[str, Adapter]
@@ -95,6 +95,7 @@ class Peft(NamedTuple):
   base_model: str
   magnitudes: Mapping[str, Float[Array, "layers out"]] = {}
   replaced: Mapping[str, np.ndarray] = {}
+  partial: bool = False
 
 
 def init(key: Array, params: Any, *, rank: int = 16, targets: Sequence[str] = ()) -> dict[str, Adapter]:
@@ -265,15 +266,15 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   tensors = {PREFIX + families.of_text(name.removeprefix(PREFIX)): tensor for name, tensor in found.items()}
   alpha = float(config["lora_alpha"]) or 1.0
   scales = _Scales(float(config["lora_alpha"]), config["r"], config)
-  adapters, magnitudes = {}, {}
+  adapters, magnitudes, partial = {}, {}, _leaves_layers_out(config)
   for name in MODULES:
-    layers = 0
-    while all(_name(layers, name, f"{side}.weight") in tensors for side in ("lora_A", "lora_B")):
-      layers += 1
+    layers = _layers(tensors, name)
+    if layers and not partial and (lacking := set(range(max(layers))) - set(layers)):
+      raise ValueError(f"{where}: there is none of {name!r} in layer {min(lacking)}, which no setting leaves out")
     if layers:
       adapters[name] = _stacked(tensors, name, layers, scales, where)
-      if _name(0, name, MAGNITUDE) in tensors:
-        magnitudes[name] = jnp.stack([tensors.pop(_name(i, name, MAGNITUDE)) for i in range(layers)])
+      if all(_name(layer, name, MAGNITUDE) in tensors for layer in range(max(layers) + 1)):
+        magnitudes[name] = jnp.stack([tensors.pop(_name(i, name, MAGNITUDE)) for i in layers])
   if bool(config.get("use_dora")) != bool(magnitudes) or (magnitudes and magnitudes.keys() != adapters.keys()):
     given = config.get("use_dora", False)
     raise ValueError(
@@ -289,7 +290,7 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   base = str(config.get("base_model_name_or_path") or "")
   if config.get("revision") and hub.is_name(base):
     base = f"{base}@{config['revision']}"
-  return Peft(adapters, alpha, base, magnitudes, replaced)
+  return Peft(adapters, alpha, base, magnitudes, replaced, partial)
 
 
 def _check_settings(config: Mapping[str, Any], where: str) -> None:
@@ -335,19 +336,51 @@ class _Scales(NamedTuple):
     return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
-def _stacked(tensors: dict[str, np.ndarray], name: str, layers: int, scales: _Scales, where: str) -> Adapter:
+def _leaves_layers_out(config: Mapping[str, Any]) -> bool:
+  """Whether settings may choose among layers."""
+  targets = config.get("target_modules") or ()
+  by_name = isinstance(targets, str) or any(re.search(r"\d", str(target)) for target in targets)
+  return by_name or config.get("layers_to_transform") is not None or bool(config.get("exclude_modules"))
+
+
+def _layers(tensors: Mapping[str, np.ndarray], name: str) -> list[int]:
+  """The layers in which a matrix has an adapter."""
+  pattern = re.compile(re.escape(_name(0, name, "lora_A.weight")).replace("0", r"(\d+)", 1))
+  found = sorted(int(match[1]) for match in map(pattern.fullmatch, tensors) if match)
+  return [layer for layer in found if _name(layer, name, "lora_B.weight") in tensors]
+
+
+def for_layers(adapters: Mapping[str, Adapter], count: int) -> dict[str, Adapter]:
+  """Returns adapters of `count` layers: those behind the last one that has an adapter are zeros.
+
+  >>> few = {"query": Adapter(jnp.ones((1, 4, 2)), jnp.ones((1, 2, 4)))}
+  >>> for_layers(few, 3)["query"].a.shape
+  (3, 4, 2)
+  """
+  return {
+    name: Adapter(*(jnp.pad(side, ((0, max(count - side.shape[0], 0)), (0, 0), (0, 0))) for side in adapter))
+    for name, adapter in adapters.items()
+  }
+
+
+def _stacked(tensors: dict[str, np.ndarray], name: str, layers: list[int], scales: _Scales, where: str) -> Adapter:
   """Takes a matrix's adapters out of the tensors: of one rank, and with what differs from `alpha / rank` in B."""
-  sides = [[tensors.pop(_name(i, name, f"{side}.weight")).T for i in range(layers)] for side in ("lora_A", "lora_B")]
+  sides = [[tensors.pop(_name(i, name, f"{side}.weight")).T for i in layers] for side in ("lora_A", "lora_B")]
   rank = max(a.shape[-1] for a in sides[0])
-  for layer, (a, b) in enumerate(zip(*sides, strict=True)):
+  for place, (layer, a, b) in enumerate(zip(layers, *sides, strict=True)):
     module = f"model.layers.{layer}.{MODULES[name]}"
     if a.shape[-1] != scales.rank_of(module):
       raise ValueError(f"{where} are not of rank {scales.rank_of(module)}, which adapter_config.json names")
     factor = scales.scale_of(module) * rank / (scales.alpha or 1.0)
     more = rank - a.shape[-1]
-    sides[0][layer] = np.pad(a, ((0, 0), (0, more))) if more else a
-    sides[1][layer] = (np.pad(b, ((0, more), (0, 0))) if more else b) * (1 if factor == 1 else factor)
-  return Adapter(*(jnp.asarray(stacked, wide(stacked)) for stacked in map(np.stack, sides)))
+    sides[0][place] = np.pad(a, ((0, 0), (0, more))) if more else a
+    sides[1][place] = (np.pad(b, ((0, more), (0, 0))) if more else b) * (1 if factor == 1 else factor)
+  filled = []
+  for stacked in map(np.stack, sides):
+    every = np.zeros((max(layers) + 1, *stacked.shape[1:]), stacked.dtype)
+    every[layers] = stacked
+    filled.append(jnp.asarray(every, wide(every)))
+  return Adapter(*filled)
 
 
 def _name(layer: int, matrix: str, part: str) -> str:

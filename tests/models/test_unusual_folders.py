@@ -284,6 +284,26 @@ def test_a_whole_embedding_beside_adapters_takes_the_place_of_the_bases(tmp_path
     presets.load(str(tmp_path / "larger"))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_adapters_may_be_in_some_layers_alone(tmp_path, layer):
+  merged = save_adapters(tmp_path / "own", layers_to_transform=[layer])
+  plain = presets.load("tiny").params
+  rewrite_adapters(
+    tmp_path / "own",
+    lambda tensors: {name: each for name, each in tensors.items() if f".layers.{layer}." in name or "up" in name},
+  )
+  found = presets.load(str(tmp_path / "own")).params["layers"]
+  np.testing.assert_array_equal(found["up"]["kernel"], merged["layers"]["up"]["kernel"])
+  for each in range(2):
+    wanted = (merged if each == layer else plain)["layers"]["query"]["kernel"][each]
+    np.testing.assert_array_equal(found["query"]["kernel"][each], wanted)
+  path = tmp_path / "own" / "adapter_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_to_transform": None}))
+  message = "is for 1 layers of 64 x 64" if layer == 0 else "none of 'query' in layer 0, which no setting leaves out"
+  with pytest.raises(ValueError, match=message):
+    presets.load(str(tmp_path / "own"))
+
+
 def test_adapters_of_a_model_of_text_and_images_have_its_names(tmp_path):
   merged = save_adapters(tmp_path / "own")
   rewrite_adapters(
