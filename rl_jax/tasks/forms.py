@@ -4,20 +4,15 @@ A form makes of a row what the rest of the library reads: prompts with their oth
 preferences. Its name is told once, when rows are read.
 """
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rl_jax.tasks import messages
+
 Row = Mapping[str, Any]
 
-_SPEAKERS = {
-  "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-  "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
-  "function": "tool", "observation": "tool",
-}  # fmt: skip
+_CONVERSATIONS = ("prompt", "messages", "conversations", "completion", "chosen", "rejected")  # may hold messages
 _ASKED_ABOUT = ("context", "passage", "choices", "options")
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class Form(NamedTuple):
@@ -32,16 +27,6 @@ class Form(NamedTuple):
   name: str
   columns: tuple[str, ...]
   convert: Callable[[Row], dict[str, Any]]
-
-
-def user(text: Any) -> list[dict[str, Any]]:
-  """Returns a conversation of one message of the user."""
-  return [{"role": "user", "content": text}]
-
-
-def assistant(text: Any) -> list[dict[str, Any]]:
-  """Returns what an assistant answers."""
-  return [{"role": "assistant", "content": text}]
 
 
 def text_of(row: Row) -> str:
@@ -76,50 +61,10 @@ def instruction(row: Row) -> str:
   return "\n\n".join(parts)
 
 
-def turns(row: Row) -> list[dict[str, Any]]:
-  """Returns ShareGPT's conversation as messages.
-
-  >>> turns({"conversations": [{"from": "human", "value": "Hi"}]})
-  [{'role': 'user', 'content': 'Hi'}]
-  """
-  found = []
-  for turn in row["conversations"]:
-    if turn.get("from") is None:  # some have messages in this column
-      found.append({name: value for name, value in turn.items() if value is not None or name == "content"})
-      continue
-    if (speaker := str(turn["from"]).lower()) not in _SPEAKERS:
-      raise ValueError(f"a turn of conversations is from {turn['from']!r}, none of {', '.join(_SPEAKERS)}")
-    found.append({**without(turn, "from", "value"), "role": _SPEAKERS[speaker], "content": turn["value"]})
-  return found
-
-
-def asked(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-  """Returns a conversation up to its last answer, which is left out.
-
-  >>> asked([*user("Hi"), *assistant("Hello")])
-  [{'role': 'user', 'content': 'Hi'}]
-  """
-  last = messages[-1].get("role") if messages and isinstance(messages[-1], Mapping) else None
-  return list(messages[:-1]) if last == "assistant" else list(messages)
-
-
-def dialogue(text: str) -> list[dict[str, Any]]:
-  """Returns a text of HH-RLHF, `\\n\\nHuman: ...\\n\\nAssistant: ...`, as messages.
-
-  >>> dialogue("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
-  [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
-  """
-  _, *parts = _TURN.split(text)
-  return [
-    {"role": _SPEAKERS[speaker.lower()], "content": said.strip()}
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True)
-  ]
-
-
 def _dialogues(row: Row) -> dict[str, Any]:
   both = {name: row[name] for name in ("chosen", "rejected")}
   if all(isinstance(text, str) and text.startswith("\n\nHuman:") for text in both.values()):
-    both = {name: dialogue(text) for name, text in both.items()}
+    both = {name: messages.of_dialogue(text) for name, text in both.items()}
   return {**row, **both}
 
 
@@ -132,47 +77,25 @@ def _pair(row: Row) -> dict[str, Any]:
     if prompt.startswith("\n\nHuman:"):
       return _dialogues(without(row, "prompt"))
     return {**row, **{name: row[name][len(prompt) :] for name in ("chosen", "rejected")}}
-  if not all(_is_messages(answer) for answer in answers):
+  if not all(messages.is_messages(answer) for answer in answers):
     return dict(row)
   if isinstance(prompt, str):
-    said = [[str(each.get("content")).strip() for each in answer] for answer in answers if _asks(answer)]
+    said = [[str(each.get("content")).strip() for each in answer] for answer in answers if messages.asks(answer)]
     if any(prompt.strip() not in each for each in said):
       raise ValueError("chosen and rejected are conversations in which the prompt is not said")
-    prompt = user(prompt)
-  if not any(_asks(answer) for answer in answers):
+    prompt = messages.user(prompt)
+  if not any(messages.asks(answer) for answer in answers):
     return {**row, "prompt": prompt}
-  chosen, rejected = (conversation(prompt, answer)[0] for answer in answers)
+  chosen, rejected = (messages.conversation(prompt, answer)[0] for answer in answers)
   return {**without(row, "prompt"), "chosen": chosen, "rejected": rejected}
 
 
 def _single(row: Row, name: str = "completion") -> dict[str, Any]:
   """A prompt and an answer, which may say the prompt again."""
-  if not (_is_messages(row["prompt"]) and _is_messages(row[name])):
+  if not (messages.is_messages(row["prompt"]) and messages.is_messages(row[name])):
     return dict(row)
-  whole, end = conversation(row["prompt"], row[name])
+  whole, end = messages.conversation(row["prompt"], row[name])
   return {**row, "prompt": whole[:end], name: whole[end:]}
-
-
-def conversation(prompt: Sequence[Row], answer: Sequence[Row]) -> tuple[list[Row], int]:
-  """Returns a prompt with an answer that may say some of it again, or more, and where the prompt ends.
-
-  >>> conversation(user("Hi"), [*user("Hi"), *assistant("Hello")])
-  ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}], 1)
-  """
-  said, again = ([(each.get("role"), str(each.get("content")).strip()) for each in part] for part in (prompt, answer))
-  if not _asks(answer):
-    return [*prompt, *answer], len(prompt)
-  for size in range(min(len(said), len(again)), 0, -1):
-    if said[-size:] == again[:size]:
-      return [*prompt[:-size], *answer], len(prompt)
-  for end in range(len(said) + 1, len(again) + 1):
-    if again[end - len(said) : end] == said:
-      return list(answer), end
-  return [*prompt, *answer], len(prompt)
-
-
-def _asks(answer: Sequence[Row]) -> bool:
-  return answer[0].get("role") in ("system", "user")
 
 
 def with_system(row: Row) -> dict[str, Any]:
@@ -188,42 +111,44 @@ def with_system(row: Row) -> dict[str, Any]:
     return dict(row)
   found = dict(row)
   if isinstance(row.get("prompt"), str):
-    found["prompt"] = user(row["prompt"])
+    found["prompt"] = messages.user(row["prompt"])
     for name in ("completion", "single", "chosen", "rejected"):
       if isinstance(row.get(name), str):
-        found[name] = assistant(row[name])
+        found[name] = messages.assistant(row[name])
     if isinstance(row.get("answers"), list):
-      found["answers"] = [assistant(each) if isinstance(each, str) else each for each in row["answers"]]
+      found["answers"] = [messages.assistant(each) if isinstance(each, str) else each for each in row["answers"]]
   whole = ("prompt",) if found.get("prompt") is not None else ("messages", "chosen", "rejected")
   for name in whole:
-    if _is_messages(found.get(name)) and found[name][0].get("role") != "system":
+    if messages.is_messages(found.get(name)) and found[name][0].get("role") != "system":
       found[name] = [{"role": "system", "content": said}, *found[name]]
   return found
 
 
 def _instructed(row: Row) -> list[dict[str, Any]]:
   """Alpaca's instruction as chat, behind what was said before."""
-  before = [[*user(asked), *assistant(said)] for asked, said in row.get("history") or ()]
-  return [*(message for pair in before for message in pair), *user(instruction(row))]
-
-
-def _is_messages(value: Any) -> bool:
-  return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+  before = [[*messages.user(asked), *messages.assistant(said)] for asked, said in row.get("history") or ()]
+  return [*(message for pair in before for message in pair), *messages.user(instruction(row))]
 
 
 PROMPTS = (
   Form("prompts", ("prompt",), dict),
-  Form("questions, as chat", ("question",), lambda row: {**without(row, "question"), "prompt": user(row["question"])}),
-  Form("problems, as chat", ("problem",), lambda row: {**without(row, "problem"), "prompt": user(row["problem"])}),
+  Form(
+    "questions, as chat",
+    ("question",),
+    lambda row: {**without(row, "question"), "prompt": messages.user(row["question"])},
+  ),
+  Form(
+    "problems, as chat", ("problem",), lambda row: {**without(row, "problem"), "prompt": messages.user(row["problem"])}
+  ),
   Form(
     "conversations, up to the last answer",
     ("messages",),
-    lambda row: {**without(row, "messages"), "prompt": asked(row["messages"])},
+    lambda row: {**without(row, "messages"), "prompt": messages.asked(row["messages"])},
   ),
   Form(
     "ShareGPT's conversations, up to the last answer",
     ("conversations",),
-    lambda row: {**without(row, "conversations"), "prompt": asked(turns(row))},
+    lambda row: {**without(row, "conversations"), "prompt": messages.asked(messages.of_turns(row["conversations"]))},
   ),
   Form(
     "Alpaca's instructions, as chat",
@@ -235,7 +160,11 @@ TEXTS = (Form("plain text", ("text",), dict),)
 DEMONSTRATIONS = (
   Form("conversations", ("messages",), dict),
   Form("prompts and completions", ("prompt", "completion"), _single),
-  Form("ShareGPT's conversations", ("conversations",), lambda row: {**row, "messages": turns(row)}),
+  Form(
+    "ShareGPT's conversations",
+    ("conversations",),
+    lambda row: {**row, "messages": messages.of_turns(row["conversations"])},
+  ),
   Form("Alpaca's instructions and outputs, as chat", ("instruction", "output"), lambda row: _answered(row, "output")),
   Form(
     "Dolly's instructions and responses, as chat", ("instruction", "response"), lambda row: _answered(row, "response")
@@ -262,8 +191,8 @@ PREFERENCES = (
 
 def _answered(row: Row, answer: str, asked: str = "instruction") -> dict[str, Any]:
   """A question and its answer, as chat; a label in such a row is about something else."""
-  prompt = _instructed(row) if asked == "instruction" else user(row[asked])
-  return {**without(row, "label"), "prompt": prompt, "completion": assistant(row[answer])}
+  prompt = _instructed(row) if asked == "instruction" else messages.user(row[asked])
+  return {**without(row, "label"), "prompt": prompt, "completion": messages.assistant(row[answer])}
 
 
 def read(row: Any, forms: Sequence[Form]) -> tuple[str, dict[str, Any]]:
@@ -277,7 +206,8 @@ def read(row: Any, forms: Sequence[Form]) -> tuple[str, dict[str, Any]]:
   """
   form = recognise(row, forms)
   try:
-    return form.name, with_system(form.convert({name: plain(value) for name, value in row.items()}))
+    conversations = {name: messages.plain(row[name]) for name in _CONVERSATIONS if name in row}
+    return form.name, with_system(form.convert({**row, **conversations}))
   except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
     raise ValueError(f"not read as {form.name} ({error})") from None
 
@@ -321,45 +251,3 @@ def recognise(row: Any, forms: Sequence[Form]) -> Form:
     raise ValueError(f"preferences, which DPO and reward models learn from; no column {', '.join(first)} or {last}")
   hint = f". Rename one, such as rename={next(iter(row))}:{forms[0].columns[0]}" if len(row) == 1 else ""
   raise ValueError(f"no column {', '.join(first)} or {last}; it has {has}{hint}")
-
-
-def plain(value: Any) -> Any:
-  """Returns a column's value with messages in the form that templates read.
-
-  Messages may stand as JSON in a text, as a .csv has them; contents may be lists of texts, which are joined; and roles
-  may be ShareGPT's.
-
-  Raises:
-    ValueError: For a part that is no text.
-
-  >>> plain([{"role": "human", "content": [{"type": "text", "text": "Hi"}]}])
-  [{'role': 'user', 'content': 'Hi'}]
-  """
-  value = _parsed(value) if isinstance(value, str) and re.match(r"\s*\[\s*\{", value) else value
-  return [_message(each) for each in value] if _is_messages(value) else value
-
-
-def _parsed(text: str) -> Any:
-  """The messages that a text is JSON of, or the text."""
-  try:
-    value = json.loads(text)
-  except ValueError:
-    return text
-  return value if _is_messages(value) and all({"role", "content"} <= each.keys() for each in value) else text
-
-
-def _message(message: Row) -> dict[str, Any]:
-  found = dict(message)
-  if isinstance(found.get("content"), list):
-    found["content"] = _joined(found["content"])
-  if found.get("role") in ("human", "gpt", "model", "Human", "Assistant", "User"):
-    found["role"] = _SPEAKERS[found["role"].lower()]
-  return found
-
-
-def _joined(parts: Sequence[Any]) -> str:
-  for part in parts:
-    if not isinstance(part, str) and not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
-      kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-      raise ValueError(f"a message has a part of type {kind!r}; text alone is read")
-  return "".join(part if isinstance(part, str) else part["text"] for part in parts)

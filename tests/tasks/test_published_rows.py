@@ -7,7 +7,7 @@ import pytest
 
 from rl_jax import tasks
 from rl_jax.models import presets
-from rl_jax.tasks import examples, forms, preferences, sources
+from rl_jax.tasks import examples, forms, messages, preferences, sources
 from rl_jax.tasks.reading import Reader
 from rl_jax.tasks.rewards import Reward
 
@@ -174,7 +174,7 @@ def test_white_space_makes_no_other_prompt():
 
 def test_turns_of_tables_have_what_they_do_not_say():
   filled = [{"from": None, "value": None, **turn} for turn in (USER, REPLY)]
-  assert forms.turns({"conversations": filled}) == [USER, REPLY]
+  assert messages.of_turns(filled) == [USER, REPLY]
 
 
 def test_a_question_that_is_not_asked_again_is_not_lost():
@@ -210,7 +210,7 @@ def test_conversations_in_which_nothing_is_answered_are_counted():
 
 def test_turns_keep_what_they_say_besides():
   turns = [{"from": "Human", "value": "1 + 1?"}, {"from": "gpt", "value": "3", "weight": 0}]
-  assert forms.turns({"conversations": turns}) == [USER, BAD | {"weight": 0}]
+  assert messages.of_turns(turns) == [USER, BAD | {"weight": 0}]
 
 
 def test_single_answers_have_a_label():
@@ -277,7 +277,7 @@ def test_few_rows_that_cannot_be_read_are_left_out_and_many_are_refused(name):
   good, bad = GOOD_AND_BAD[name]
   many = [good] * 199
   if good.keys() == {"prompt"}:  # a task holds some prompts out
-    as_good = (lambda text: text) if isinstance(good["prompt"], str) else forms.user
+    as_good = (lambda text: text) if isinstance(good["prompt"], str) else messages.user
     many = [{"prompt": as_good(str(i))} for i in range(199)]
   count, told = read_by(name, [*many[:60], bad, *many[60:]])
   assert count == 199 and "; 1 row left out that cannot be read, such as " in told and " 61: " in told
