@@ -130,16 +130,15 @@ def _instructed(row: Row) -> list[dict[str, Any]]:
   return [*(message for pair in before for message in pair), *messages.user(instruction(row))]
 
 
+def _question(row: Row, name: str) -> dict[str, Any]:
+  """A question as chat."""
+  return {**without(row, name), "prompt": messages.user(row[name])}
+
+
 PROMPTS = (
   Form("prompts", ("prompt",), dict),
-  Form(
-    "questions, as chat",
-    ("question",),
-    lambda row: {**without(row, "question"), "prompt": messages.user(row["question"])},
-  ),
-  Form(
-    "problems, as chat", ("problem",), lambda row: {**without(row, "problem"), "prompt": messages.user(row["problem"])}
-  ),
+  Form("questions, as chat", ("question",), lambda row: _question(row, "question")),
+  Form("problems, as chat", ("problem",), lambda row: _question(row, "problem")),
   Form(
     "conversations, up to the last answer",
     ("messages",),
