@@ -235,6 +235,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_of(folder: Path) -> Any:
+  """Returns a folder's tokenizer.
+
+  Raises:
+    ValueError: If there is none that can be read, or it has no words.
+  """
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers and tokenizers raise many kinds
@@ -308,8 +313,8 @@ def _with_replaced(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
   flat: dict[Any, Any] = dict(flatten_dict(model.params, sep="/"))
   for name, tensor in tensors.items():
     if name not in entries or entries[name].shape != tensor.shape:
-      own = list(entries[name].shape) if name in entries else "none"
-      raise ValueError(f"they replace {name} by one of {list(tensor.shape)}; the model has {own}")
+      there = list(entries[name].shape) if name in entries else "none"
+      raise ValueError(f"they replace {name} by one of {list(tensor.shape)}; the model has {there}")
     for path, part in zip(entries[name].paths, entries[name].parts(tensor), strict=True):
       flat[path] = flat[path].at[entries[name].index].set(jnp.asarray(part, flat[path].dtype))
   return model._replace(params=unflatten_dict(flat, sep="/"))
