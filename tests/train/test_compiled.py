@@ -98,7 +98,8 @@ def test_every_kind_of_advantage_trains(name, model, options):
   run = compiled(TASK, model, objectives.load(name), optax.adam(1e-2), config)
   start, _ = jax.jit(run.start)(jax.random.key(0))
   state, history = jax.jit(run.advance)(start)
-  assert all(np.isfinite(values).all() for values in history.train.values())
+  unmeasured = {name for name, values in history.train.items() if not np.isfinite(values).all()}
+  assert unmeasured <= {"nll"}  # where nothing was solved, nothing is imitated
   moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), state.policy.params, start.policy.params)
   assert max(jax.tree.leaves(moved)) > 1e-3
   np.testing.assert_array_equal(history.train["skipped"], 0)
