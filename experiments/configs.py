@@ -321,7 +321,7 @@ def _of_models(config: Any) -> dict[str, Any]:
   """What a resumed run must share of models: the commit of one from the hub, and reward models among the rewards."""
   name = pinned(config, getattr(config, "model", ""), "model_commit")
   found: dict[str, Any] = {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
-  judges = [scorers.fingerprint(reward) for reward in getattr(config, "rewards", ()) if scorers.is_name(reward)]
+  judges = [scorers.fingerprint(name) for name in named_rewards.reward_models(getattr(config, "rewards", ()))]
   return found | ({"reward_fingerprints": judges} if judges else {})
 
 

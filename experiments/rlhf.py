@@ -205,7 +205,7 @@ def rule(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[fl
 def compare(model_folder: str, rows: list[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
   """Two sampled answers to each prompt, the better one by the rule first; equally good ones are left out."""
   model = presets.load(model_folder)
-  reader = Reader(model.tokenizer, model.eos_tokens)
+  reader = Reader(model.tokenizer, model.eos_tokens, vocab_size=model.config.vocab_size)
   stop_tokens = text.stop_tokens(reader)
   pad_token = text.pad_token(model.tokenizer)
   sizes: Any = dict(group_size=2, max_new_tokens=NEW_TOKENS, known_tokens=model.known_tokens)

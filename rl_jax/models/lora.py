@@ -263,14 +263,18 @@ def load_peft(folder: str | os.PathLike) -> Peft:
     found = load_file(folder / "adapter_model.safetensors")
   except (OSError, SafetensorError) as error:
     raise ValueError(f"{where}: no readable adapter_model.safetensors ({reason(error)})") from None
-  tensors = {PREFIX + families.of_text(name.removeprefix(PREFIX)): tensor for name, tensor in found.items()}
+  named = {families.of_text(name.removeprefix(PREFIX)): tensor for name, tensor in found.items()}
+  tensors = {PREFIX + name: tensor for name, tensor in named.items() if name}  # what reads images is left out
   alpha = float(config["lora_alpha"]) or 1.0
   scales = _Scales(float(config["lora_alpha"]), config["r"], config)
   adapters, magnitudes, partial = {}, {}, _leaves_layers_out(config)
   for name in MODULES:
     layers = _layers(tensors, name)
-    if layers and not partial and (lacking := set(range(max(layers))) - set(layers)):
+    lacking = set(range(max(layers, default=0))) - set(layers)
+    if lacking and not partial:
       raise ValueError(f"{where}: there is none of {name!r} in layer {min(lacking)}, which no setting leaves out")
+    if lacking and config.get("use_dora"):
+      raise ValueError(f"{where}: use_dora in some layers alone is not supported")
     if layers:
       adapters[name] = _stacked(tensors, name, layers, scales, where)
       if all(_name(layer, name, MAGNITUDE) in tensors for layer in range(max(layers) + 1)):
@@ -350,17 +354,26 @@ def _layers(tensors: Mapping[str, np.ndarray], name: str) -> list[int]:
   return [layer for layer in found if _name(layer, name, "lora_B.weight") in tensors]
 
 
-def for_layers(adapters: Mapping[str, Adapter], count: int) -> dict[str, Adapter]:
-  """Returns adapters of `count` layers: those behind the last one that has an adapter are zeros.
+def for_layers(found: Peft, count: int) -> Peft:
+  """Returns adapters of `count` layers: where settings leave layers out, those behind the last adapter have zeros.
 
-  >>> few = {"query": Adapter(jnp.ones((1, 4, 2)), jnp.ones((1, 2, 4)))}
-  >>> for_layers(few, 3)["query"].a.shape
+  Raises:
+    ValueError: For DoRA in some layers alone.
+
+  >>> few = Peft({"query": Adapter(jnp.ones((1, 4, 2)), jnp.ones((1, 2, 4)))}, 1.0, "", partial=True)
+  >>> for_layers(few, 3).adapters["query"].a.shape
   (3, 4, 2)
   """
-  return {
-    name: Adapter(*(jnp.pad(side, ((0, max(count - side.shape[0], 0)), (0, 0), (0, 0))) for side in adapter))
-    for name, adapter in adapters.items()
+  more = {name: count - adapter.a.shape[0] for name, adapter in found.adapters.items()}
+  if not found.partial or max(more.values()) <= 0:
+    return found
+  if found.magnitudes:
+    raise ValueError("use_dora in some layers alone is not supported")
+  filled = {
+    name: Adapter(*(jnp.pad(side, ((0, max(more[name], 0)), (0, 0), (0, 0))) for side in adapter))
+    for name, adapter in found.adapters.items()
   }
+  return found._replace(adapters=filled)
 
 
 def _stacked(tensors: dict[str, np.ndarray], name: str, layers: list[int], scales: _Scales, where: str) -> Adapter:

@@ -286,8 +286,8 @@ def with_adapters(
       model = with_adapters(Path(base), overrides, (*above, folder.resolve()), below, load_base=load_base, apart=apart)
     else:
       model = load_base(base, **overrides)
-    adapters = lora.for_layers(found.adapters, model.config.num_layers) if found.partial else found.adapters
-    params = lora.merge(model.params, adapters, alpha=found.alpha, magnitudes=found.magnitudes)
+    found = lora.for_layers(found, model.config.num_layers)
+    params = lora.merge(model.params, found.adapters, alpha=found.alpha, magnitudes=found.magnitudes)
     tensors = {name: tensor for name, tensor in found.replaced.items() if name not in apart}
     model = _with_replaced(model._replace(params=params), tensors)
   except ValueError as error:

@@ -45,12 +45,15 @@ def unread(scorer: presets.Model) -> int | None:
 
 
 def fingerprint(name: str) -> str:
-  """Returns the SHA-256 of a reward model's head, which tells one training from another.
+  """Returns the SHA-256 of a reward model's head, or of its adapters: it tells one training from another.
 
   Raises:
     ValueError: If there is no such model.
   """
-  head = _score(_folder(name))
+  folder = _folder(name)
+  head = _score(folder)
+  if head is not None and (folder / presets.ADAPTERS).exists():
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
   return "" if head is None else hashlib.sha256(head.tobytes()).hexdigest()
 
 

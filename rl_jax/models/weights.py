@@ -243,10 +243,12 @@ def open_safetensors(folder: str | os.PathLike, model_type: str) -> Source:
   """
   files = _files(Path(folder))
   try:
-    found = [(families.canonical(model_type, name), path, name) for path in files for name in _names(path)]
+    headers = {path: _header(path) for path in files}
+    found = [(families.canonical(model_type, name), path, name) for path in files for name in headers[path]]
     where = {name: (path, stored) for name, path, stored in found if name}
-    shapes = {name: _shape(*place) for name, place in where.items()}
-    if scales := [stored for _, path, stored in found if stored.endswith(QUANTIZED) or _is_float8(path, stored)]:
+    shapes = {name: headers[path][stored].shape for name, (path, stored) in where.items()}
+    eight_bits = [stored for _, path, stored in found if headers[path][stored].dtype.startswith("F8")]
+    if scales := eight_bits + [stored for _, _, stored in found if stored.endswith(QUANTIZED)]:
       raise ValueError(
         f"weights of {folder} are quantised, as {scales[0]} shows: take the original ones, or have transformers"
         " dequantise and save them"
@@ -299,19 +301,15 @@ def _files(folder: Path) -> list[Path]:
   return [folder / name for name in sorted(set(where.values()))]
 
 
-def _names(path: Path) -> list[str]:
+class _Stored(NamedTuple):
+  shape: tuple[int, ...]
+  dtype: str
+
+
+def _header(path: Path) -> dict[str, _Stored]:
   with safe_open(path, "np") as file:
-    return list(file.keys())
-
-
-def _shape(path: Path, name: str) -> tuple[int, ...]:
-  with safe_open(path, "np") as file:
-    return tuple(file.get_slice(name).get_shape())
-
-
-def _is_float8(path: Path, name: str) -> bool:
-  with safe_open(path, "np") as file:
-    return file.get_slice(name).get_dtype().startswith("F8")
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    return {name: _Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
 
 
 def _read(path: Path, name: str) -> np.ndarray:

@@ -59,6 +59,8 @@ def make_stream(
     first = known if first is None else first
   if first is None:
     raise ValueError("the tokenizer has neither a beginning nor an end of sequence, which text must follow")
+  if reader.vocab_size is not None and first >= reader.vocab_size:
+    raise ValueError(f"text would follow token {first}, and the model has {reader.vocab_size} tokens")
   encoded = [plain_tokens(reader, document) for document in texts]
   pieces = [tokens[i : i + length] for tokens in encoded for i in range(0, len(tokens), length)]
   if not pieces:

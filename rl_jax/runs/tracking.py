@@ -3,11 +3,12 @@
 import importlib
 import importlib.util
 import math
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from rl_jax.errors import reason
 
 SHOWN = 8  # completions of a step
 
@@ -94,7 +95,13 @@ def check_wandb() -> None:
     wandb: Any = importlib.import_module("wandb")
   except ImportError:
     raise ValueError("wandb needs the package wandb: pip install 'rl-jax[wandb]'") from None
-  if os.environ.get("WANDB_MODE", "online") in ("online", "run", "shared") and not wandb.api.api_key:
+  if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+    return
+  try:
+    known = wandb.login(prompt=False)
+  except Exception as error:  # of its own, or of the network
+    raise ValueError(f"wandb cannot log in ({reason(error)}); WANDB_MODE=offline keeps a run here") from None
+  if not known:
     raise ValueError("wandb has no API key: run wandb login, or set WANDB_API_KEY or WANDB_MODE=offline")
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from rl_jax.state import Sequences
 from rl_jax.tasks import files, forms, reading, sources, text
-from rl_jax.tasks.preferences import Preferences, Ranking
+from rl_jax.tasks.preferences import LABELS, Preferences, Ranking
 from rl_jax.tasks.reading import CHANGED, LAST, Example, Reader
 
 LONG = "over the limit of tokens: left out"
@@ -224,7 +224,7 @@ def _demonstration(reader: Reader, row: Mapping[str, Any]) -> tuple[str, list[Ex
     return _messages(reader, row)
   if row.get("prompt") is None or "completion" not in row:
     return _plain_text(reader, row)
-  if row.get("label") is False or str(row.get("label")).lower() == "false":  # KTO's; a 0 may be a class
+  if LABELS.get(str(row.get("label")).lower()) == -1:
     return "", [], BAD
   prompt, completion = row["prompt"], row["completion"]
   sides = (prompt, completion)

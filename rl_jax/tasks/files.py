@@ -115,14 +115,19 @@ def _read_json(path: Path, content: bytes) -> list[tuple[str, Any]]:
       return _read_jsonl(path, content)
     raise ValueError(f"{path}: not JSON ({error})") from None
   if isinstance(found, dict):
-    found = next((found[key] for key in ("data", "rows", "train") if isinstance(found.get(key), list)), found)
-  if isinstance(found, dict) and found and all(isinstance(each, list) for each in found.values()):
+    found = next((found[key] for key in ("data", "rows", "train") if _is_list_of_dicts(found.get(key))), found)
+  columns = isinstance(found, dict) and [each for each in found.values() if not _is_list_of_dicts(each)]
+  if columns and all(isinstance(each, list) for each in found.values()):
     if len(counts := {len(each) for each in found.values()}) > 1:
       raise ValueError(f"{path}: lists by column must be of one length, got {sorted(counts)}")
     found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
   if not isinstance(found, list):
     raise ValueError(f"{path}: must hold a list of rows, got {type(found).__name__}")
   return [(f"row {number}", row) for number, row in enumerate(found, start=1)]
+
+
+def _is_list_of_dicts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _read_csv(path: Path, content: bytes) -> list[tuple[str, Any]]:

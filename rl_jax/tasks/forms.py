@@ -4,6 +4,7 @@ A form makes of a row what the rest of the library reads: prompts with their oth
 preferences. Its name is told once, when rows are read.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,14 +52,11 @@ def instruction(row: Row) -> str:
   >>> instruction({"instruction": "Add.", "input": "1, 2"})
   'Add.\\n\\n1, 2'
   """
-  parts = [row["instruction"]]
-  for name in ("input", "context"):
-    value = row.get(name)
-    if value is not None and value != "" and value == value:  # tables have NaN where nothing is
-      parts.append(value)
-  if wrong := [part for part in parts if not isinstance(part, str)]:
-    raise ValueError(f"instruction and input must be text, got {wrong[0]!r:.80}")
-  return "\n\n".join(parts)
+  given = row.get("input")
+  if not isinstance(given, str | None) and given == given:  # tables have NaN where nothing is
+    raise ValueError(f"input must be text, got {given!r:.80}")
+  parts = [row["instruction"], *(row.get(name) for name in ("input", "context") if isinstance(row.get(name), str))]
+  return "\n\n".join(part for part in parts if part)
 
 
 def _dialogues(row: Row) -> dict[str, Any]:
@@ -72,11 +70,8 @@ def _pair(row: Row) -> dict[str, Any]:
   """A prompt and two answers, either of which may say the prompt again: what both begin with is the prompt then."""
   prompt, answers = row["prompt"], [row["chosen"], row["rejected"]]
   if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
-    if not prompt or not all(answer.startswith(prompt) for answer in answers):
-      return dict(row)
-    if prompt.startswith("\n\nHuman:"):
-      return _dialogues(without(row, "prompt"))
-    return {**row, **{name: row[name][len(prompt) :] for name in ("chosen", "rejected")}}
+    again = prompt.startswith("\n\nHuman:") and all(answer.startswith(prompt) for answer in answers)
+    return _dialogues(without(row, "prompt")) if again else dict(row)
   if not all(messages.is_messages(answer) for answer in answers):
     return dict(row)
   if isinstance(prompt, str):
@@ -117,8 +112,8 @@ def with_system(row: Row) -> dict[str, Any]:
         found[name] = messages.assistant(row[name])
     if isinstance(row.get("answers"), list):
       found["answers"] = [messages.assistant(each) if isinstance(each, str) else each for each in row["answers"]]
-  whole = ("prompt",) if found.get("prompt") is not None else ("messages", "chosen", "rejected")
-  for name in whole:
+  whole = [name for name in ("chosen", "rejected") if found.get("prompt") is None]  # conversations with their prompt
+  for name in ("prompt", "messages", *whole):
     if messages.is_messages(found.get(name)) and found[name][0].get("role") != "system":
       found[name] = [{"role": "system", "content": said}, *found[name]]
   return found
@@ -126,7 +121,9 @@ def with_system(row: Row) -> dict[str, Any]:
 
 def _instructed(row: Row) -> list[dict[str, Any]]:
   """Alpaca's instruction as chat, behind what was said before."""
-  before = [[*messages.user(asked), *messages.assistant(said)] for asked, said in row.get("history") or ()]
+  history = row.get("history") or []
+  history = json.loads(history) if isinstance(history, str) else history  # a .csv has texts
+  before = [[*messages.user(asked), *messages.assistant(said)] for asked, said in history]
   return [*(message for pair in before for message in pair), *messages.user(instruction(row))]
 
 
@@ -218,8 +215,9 @@ def not_shown(row: Row, converted: Row) -> list[str]:
   >>> not_shown(row, read(row, PROMPTS)[1])
   ['context']
   """
-  shown = str([converted.get(name) for name in ("prompt", "messages", "text", "chosen")])
-  return [name for name in _ASKED_ABOUT if row.get(name) and str(row[name]) not in shown]
+  shown = "\n".join(messages.words(converted.get(name)) for name in ("prompt", "messages", "text", "chosen"))
+  given = {name: row[name] for name in _ASKED_ABOUT if row.get(name) and row[name] == row[name]}
+  return [name for name, value in given.items() if str(value) not in shown]
 
 
 def recognise(row: Any, forms: Sequence[Form]) -> Form:
@@ -238,12 +236,10 @@ def recognise(row: Any, forms: Sequence[Form]) -> Form:
   """
   if not isinstance(row, Mapping):
     raise ValueError(f"a row must be a mapping of columns, got {type(row).__name__}")
-  for form in forms:
-    if all(row.get(name) not in (None, "") for name in form.columns):
-      return form
-  for form in forms:  # what is empty is told of by whoever reads it
-    if all(row.get(name) is not None for name in form.columns):
-      return form
+  there = [form for form in forms if all(row.get(name) is not None for name in form.columns)]
+  asked = [form for form in there if not (isinstance(row[form.columns[0]], str) and not row[form.columns[0]].strip())]
+  for form in asked or there:  # an empty question is none where there is another one
+    return form
   *first, last = [" and ".join(form.columns) for form in forms]
   has = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
   if {"chosen", "rejected"} <= row.keys() and forms is not PREFERENCES:

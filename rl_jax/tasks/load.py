@@ -87,12 +87,14 @@ def with_verifier(task: Task) -> Task:
   def solved(**keywords: Any) -> list[bool]:
     return [reward == 1 for reward in judge(**keywords)]
 
-  known = [row for row in task.evaluation if right_answers(columns([row]), 1) != [None]]
-  if not known and task.evaluation:
+  right = right_answers(columns(task.evaluation), len(task.evaluation)) if task.evaluation else []
+  known = [row for row, answer in zip(task.evaluation, right, strict=True) if answer is not None]
+  if task.evaluation and not known:
     return task
   lost = len(task.evaluation) - len(known)
-  left_out = f"; {lost} of these left out, which do not say what is right" * bool(lost)
-  return task._replace(solved=solved, answer=final_answer, evaluation=known, description=task.description + left_out)
+  left_out = f"{lost} of these left out, which do not say what is right" if lost else ""
+  told = "; ".join(filter(None, [task.description, left_out]))
+  return task._replace(solved=solved, answer=final_answer, evaluation=known, description=told)
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:

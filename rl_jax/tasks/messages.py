@@ -30,6 +30,17 @@ def is_messages(value: Any) -> bool:
   return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
+def words(value: Any) -> str:
+  """Returns what text or messages say.
+
+  >>> words([*user("Hi"), *assistant("Hello")])
+  'Hi\\nHello'
+  """
+  if is_messages(value):
+    return "\n".join(str(message.get("content") or "") for message in value)
+  return value if isinstance(value, str) else ""
+
+
 def asks(answer: Sequence[Message]) -> bool:
   """Whether an answer begins with words that are no answer."""
   return answer[0].get("role") in ("system", "user")
@@ -114,9 +125,11 @@ def _parsed(text: str) -> Any:
   """The messages that a text is JSON of, or the text."""
   try:
     value = json.loads(text)
-  except ValueError:
+  except (ValueError, RecursionError):
     return text
-  return value if is_messages(value) and all({"role", "content"} <= each.keys() for each in value) else text
+  forms = ({"role", "content"}, {"from", "value"})
+  said = is_messages(value) and all(any(form <= each.keys() for form in forms) for each in value)
+  return value if said else text
 
 
 def _message(message: Message) -> dict[str, Any]:

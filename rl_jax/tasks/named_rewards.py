@@ -45,10 +45,19 @@ def _shown(name: str) -> str:
   return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
+def reward_models(names: Sequence[str]) -> list[str]:
+  """Returns those of the names that are reward models'.
+
+  >>> reward_models(["math", "org/name", "my_module:reward"])
+  ['org/name']
+  """
+  return [name for name in names if name not in REWARDS and ":" not in name and scorers.is_name(name)]
+
+
 def _find(name: str) -> Callable[..., Any]:
   if name in REWARDS:
     return REWARDS[name]
-  if scorers.is_name(name):
+  if reward_models([name]):
     return learned.Learned(name)
   if ":" not in name:
     known = ", ".join(REWARDS)

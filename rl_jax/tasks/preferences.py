@@ -111,9 +111,20 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Preferences:
       if rankings and bool(ranking.ratings) != bool(rankings[0].ratings):
         raise ValueError(f"{place}: ratings are given for some rows and not for others ({first})")
       rankings.append(ranking._replace(place=place))
+  rankings, read = _behind_prompts(rankings, found.description)
   if not rankings:
     raise ValueError(f"no usable preferences; {Preferences([], left_out, found.description).describe()}")
-  return Preferences(rankings, left_out, found.description)
+  return Preferences(rankings, left_out, read)
+
+
+def _behind_prompts(rankings: list[Ranking], read: str) -> tuple[list[Ranking], str]:
+  """Cuts the prompt off texts where all answers of all rows say it again: one alone may begin with the same words."""
+  texts = [ranking for ranking in rankings if isinstance(ranking.prompt, str)]
+  again = [all(answer.startswith(ranking.prompt) for answer in ranking.answers) for ranking in texts]
+  if len(texts) < max(len(rankings), 2) or not all(again):
+    return rankings, read
+  cut = [each._replace(answers=tuple(answer[len(each.prompt) :] for answer in each.answers)) for each in texts]
+  return cut, f"{read}; answers are cut behind the prompts, which all of them say again"
 
 
 def _ranking(row: Mapping[str, Any]) -> Ranking:

@@ -157,10 +157,12 @@ def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
 
 
 def _copied(value: Any) -> Any:
-  """A copy of all lists and mappings in it, each of its own; other values, such as text, nobody can change."""
+  """A copy of all lists, mappings and arrays in it, each of its own; text and numbers nobody can change."""
   if isinstance(value, Mapping):
     return {key: _copied(part) for key, part in value.items()}
-  return [_copied(part) for part in value] if isinstance(value, list) else value
+  if type(value) in (list, tuple):
+    return type(value)(_copied(part) for part in value)
+  return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _failure(name: str, error: BaseException, where: str) -> ValueError:

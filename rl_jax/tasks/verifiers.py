@@ -21,11 +21,12 @@ from typing import Any
 COLUMNS = ("answer", "solution", "final_answer", "ground_truth")
 SECONDS, STARTING = 10.0, 120.0  # for one answer, as large as a model likes; and for a process to start
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_UNIT = r"(?:[\s%a-zA-Z€£¥.,;:!?'\"]|(?<=[a-zA-Z])[-/](?=[a-zA-Z]))*"
 _FRACTION = rf"{_DIGITS}(?:/{_DIGITS})?"
-_NUMBER = re.compile(rf"(?<![\w./)])-?{_FRACTION}")
+_NUMBER = re.compile(rf"(?<![\w./)])-?{_DIGITS}/{_DIGITS}(?![/\d])|(?<![\w.)])-?{_DIGITS}")
 _MARKED = re.compile(rf"####[ \t]*([-+]?[ \t]?{_FRACTION})(?![\d/])")
-_WHOLE = re.compile(rf"([-+]?)\s?({_DIGITS})(?:/({_DIGITS}))?(?!\s*[-+*/^=(])[^\d]*")  # with a unit, or without
-_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_WHOLE = re.compile(rf"([-+]?)\s?({_DIGITS})(?:/({_DIGITS}))?{_UNIT}")
+_THOUSANDS = re.compile(r"(?<![\d,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SENTENCE = re.compile(r"[a-zA-Z]{2,}\s")
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}")
 _INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
@@ -187,8 +188,9 @@ def math(completions: Sequence[Any], **columns: Any) -> list[float | None]:
 
 
 def _without_thousands(right: str) -> str:
-  """A number without the commas in it; a pair or a list, such as (1,100), keeps its own."""
-  return right.replace(",", "") if _THOUSANDS.fullmatch(right) else right
+  """What is right without the commas in its one number; a pair or a list, such as (1,100), keeps its own."""
+  found = _THOUSANDS.findall(right)
+  return right.replace(",", "") if len(found) == 1 and not re.search(r"[(\[{]", right) else right
 
 
 class Worker:

@@ -46,7 +46,7 @@ def check(folder, expected):
   np.testing.assert_allclose(actual[real], expected["log_probs"][real], rtol=0, atol=1e-4)
 
 
-WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True}
+WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention"] * 2, "use_sliding_window": True}
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,6 @@ WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attent
   ],
 )
 def test_settings_that_a_family_does_not_read_change_nothing(tmp_path, family, settings):
-  given = json.loads((PARITY / family / "config.json").read_text())
-  if "layer_types" in settings:
-    settings = settings | {"layer_types": ["sliding_attention"] * given["num_hidden_layers"]}
   check(tmp_path / "model", copy(family, tmp_path / "model", **settings))
 
 
@@ -114,7 +111,7 @@ def tied(tmp_path, family="llama"):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
   rewrite(tmp_path / "model", lambda each: {key: value for key, value in each.items() if key != weights.HEAD})
   expected["log_probs"] = log_probs(tmp_path / "model", *(jnp.asarray(expected[key]) for key in ("tokens", "mask")))
-  return tmp_path / "model", next(key for key in (name, name.removeprefix("transformer.")) if key), expected
+  return tmp_path / "model", name, expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -264,7 +261,10 @@ def test_a_reward_model_of_adapters_is_its_merged_base_with_the_head(tmp_path):
   save_adapters(tmp_path / "on_scores", base=str(tmp_path / "base"), more=head, **settings)
   again, kernel = scorers.load(str(tmp_path / "on_scores"))
   jax.tree.map(np.testing.assert_array_equal, again.params, merged)
-  assert scorers.fingerprint(str(tmp_path / "judge")) == scorers.fingerprint(str(tmp_path / "on_scores")) != ""
+  first = scorers.fingerprint(str(tmp_path / "judge"))
+  assert first == scorers.fingerprint(str(tmp_path / "on_scores")) != ""
+  rewrite_adapters(tmp_path / "on_scores", lambda tensors: {name: each + 1 for name, each in tensors.items()})
+  assert scorers.fingerprint(str(tmp_path / "on_scores")) != first
   with pytest.raises(ValueError, match="are a reward model's, as score.weight shows"):
     presets.load(str(tmp_path / "judge"))
   save_adapters(tmp_path / "policy")
@@ -330,7 +330,30 @@ def test_adapters_that_lack_what_their_settings_name_are_refused(tmp_path, setti
 
 def test_patterns_count_where_alpha_is_0(tmp_path):
   save_adapters(tmp_path / "own", lora_alpha=0, alpha_pattern={"q_proj": 4})
-  changed = presets.load(str(tmp_path / "own")).params["layers"]
-  plain = presets.load("tiny").params["layers"]
-  assert not np.allclose(changed["query"]["kernel"], plain["query"]["kernel"])
-  np.testing.assert_array_equal(changed["up"]["kernel"], plain["up"]["kernel"])
+  save_adapters(tmp_path / "four", lora_alpha=4)
+  changed, wanted = (presets.load(str(tmp_path / name)).params["layers"] for name in ("own", "four"))
+  np.testing.assert_allclose(changed["query"]["kernel"], wanted["query"]["kernel"], rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(changed["up"]["kernel"], presets.load("tiny").params["layers"]["up"]["kernel"])
+
+
+@pytest.mark.parametrize("layers", [[0], [1]])
+def test_dora_in_some_layers_alone_is_refused(tmp_path, layers):
+  magnitudes = {
+    f"base_model.model.model.layers.{layer}.{module}.lora_magnitude_vector": np.ones(size, np.float32)
+    for layer in layers
+    for module, size in (("self_attn.q_proj", 64), ("mlp.up_proj", 128))
+  }
+  save_adapters(tmp_path / "own", more=magnitudes, use_dora=True, layers_to_transform=layers)
+  rewrite_adapters(
+    tmp_path / "own", lambda tensors: {name: each for name, each in tensors.items() if f".layers.{layers[0]}." in name}
+  )
+  with pytest.raises(ValueError, match="use_dora in some layers alone is not supported"):
+    presets.load(str(tmp_path / "own"))
+
+
+def test_adapters_of_what_reads_images_are_left_out_as_that_is(tmp_path):
+  tower = {
+    f"base_model.model.model.vision_tower.layers.0.q.lora_{side}.weight": np.ones((2, 4), np.float32) for side in "AB"
+  }
+  merged = save_adapters(tmp_path / "own", more=tower)
+  jax.tree.map(np.testing.assert_array_equal, presets.load(str(tmp_path / "own")).params, merged)

@@ -2,15 +2,17 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
-from rl_jax.runs import tracking
 from rl_jax.runs.directory import RunDirectory, read_provenance
 from rl_jax.runs.results import EvaluationResult
 
+ROOT = Path(__file__).parents[2]
 ROWS = [
   {"prompt": "1 + 1 =", "completion": f" {i} <b>&", "reward": i / 4, "rewards": {}, "tokens": i} for i in range(4)
 ]
@@ -100,16 +102,17 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path, monkeypatch):
     write(tmp_path / "run", wandb="tries")
 
 
-def test_weights_and_biases_without_a_key_is_refused_before_a_run_begins(tmp_path, monkeypatch):
-  nobody = SimpleNamespace(api=SimpleNamespace(api_key=None))
-  monkeypatch.setitem(__import__("sys").modules, "wandb", nobody)
-  monkeypatch.delenv("WANDB_MODE", raising=False)
-  with pytest.raises(ValueError, match="wandb has no API key: run wandb login, or set WANDB_API_KEY"):
-    write(tmp_path / "run", wandb="tries")
-  assert not (tmp_path / "run").exists()
-  for mode in ("offline", "disabled"):
-    monkeypatch.setenv("WANDB_MODE", mode)
-    tracking.check_wandb()
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_weights_and_biases_without_a_key_is_refused_before_a_run_begins(tmp_path, monkeypatch, mode):
+  if importlib.util.find_spec("wandb") is None:
+    pytest.skip("wandb is not installed")
+  (tmp_path / "wandb").mkdir()
+  (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")  # as `wandb offline` writes it
+  code = "from rl_jax.runs import tracking; tracking.check_wandb()"
+  environment = {"PATH": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONPATH": str(ROOT)}
+  done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert (done.returncode == 0) == (mode != "online"), done.stderr
+  assert ("wandb has no API key: run wandb login, or set WANDB_API_KEY" in done.stderr) == (mode == "online")
 
 
 def test_every_start_of_a_run_leaves_what_it_was_started_with(tmp_path):

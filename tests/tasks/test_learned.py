@@ -85,6 +85,8 @@ def test_metrics_call_it_by_its_folder(tmp_path, monkeypatch):
   save(tmp_path / "runs" / "judge" / "model")
   for name in ("runs/judge", "runs/judge/", "runs/judge/model"):
     assert [reward.name for reward in named_rewards.load([name, "json"], [0.5, 1.0])] == ["judge", "json"]
+  presets.save(tmp_path / "math", presets.load("tiny"), presets.load("tiny").params)
+  assert named_rewards.reward_models(["math", "runs/judge", "x:y"]) == ["runs/judge"]
   presets.save(tmp_path / "policy", model := presets.load("tiny"), model.params)
   with pytest.raises(ValueError, match="no reward model's: they have no score.weight"):
     named_rewards.load(["policy"])

@@ -15,6 +15,7 @@ ONE = Reward(lambda completions, **_: [1.0] * len(completions), 1.0, "one")
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
 BAD = {"role": "assistant", "content": "3"}
+NAN = float("nan")  # one, since it equals itself alone
 
 PROMPTS = {
   "GSM8K": ({"question": "1 + 1?", "answer": "#### 2"}, {"prompt": [USER], "answer": "#### 2"}, "questions, as chat"),
@@ -72,9 +73,29 @@ PROMPTS = {
     {"prompt": [USER]},
     "conversations, up to the last answer",
   ),
+  "a context that is read": (
+    {"instruction": "Q", "context": "one 'line'\nand another", "response": "2"},
+    {
+      "prompt": [{"role": "user", "content": "Q\n\none 'line'\nand another"}],
+      "context": "one 'line'\nand another",
+      "response": "2",
+    },
+    "Alpaca's instructions, as chat",
+  ),
+  "a context that is no text": (
+    {"instruction": "1 + 1?", "context": ["a", "b"], "history": "[]", "output": "2"},
+    {"prompt": [USER], "context": ["a", "b"], "output": "2"},
+    "Alpaca's instructions, as chat; the model does not read context",
+  ),
+  "turns in a text": (
+    {"conversations": json.dumps([{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}])},
+    {"prompt": [USER]},
+    "ShareGPT's conversations, up to the last answer",
+  ),
+  "a text like JSON": ({"prompt": '[{"a":' + "[" * 5000}, {"prompt": '[{"a":' + "[" * 5000}, "prompts"),
   "a question about a text": (
-    {"question": "1 + 1?", "choices": ["2", "3"], "context": "1 + 1?"},
-    {"prompt": [USER], "choices": ["2", "3"], "context": "1 + 1?"},
+    {"question": "1 + 1?", "choices": ["2", "3"], "context": "1 + 1?", "options": NAN},
+    {"prompt": [USER], "choices": ["2", "3"], "context": "1 + 1?", "options": NAN},
     "questions, as chat; the model does not read choices",
   ),
   "empty": ({"prompt": "", "question": "1 + 1?"}, {"prompt": [USER]}, "questions, as chat"),
@@ -162,9 +183,41 @@ def test_preferences(row, prompt, answers):
   assert all(len(answer) == 1 for answer in found.answers)
 
 
-def test_texts_that_say_their_prompt_again_are_cut_behind_it():
-  rows = [("row 1", {"prompt": "Q: ", "chosen": "Q: A", "rejected": "Q: B"})]
-  assert preferences.from_rows(rows).rankings[0].answers == ("A", "B")
+def test_texts_that_all_say_their_prompt_again_are_cut_behind_it():
+  rows = [(f"row {i}", {"prompt": f"Q{i}: ", "chosen": f"Q{i}: A", "rejected": f"Q{i}: B"}) for i in range(3)]
+  found = preferences.from_rows(rows)
+  assert [ranking.answers for ranking in found.rankings] == [("A", "B")] * 3
+  assert "answers are cut behind the prompts, which all of them say again" in found.describe()
+  greeting = ("row 9", {"prompt": "Hello", "chosen": "Hello! How can I help?", "rejected": "Hello there"})
+  for some in ([greeting], [greeting, ("row 10", {"prompt": "Q", "chosen": "A", "rejected": "B"})]):
+    assert preferences.from_rows(some).rankings[0].answers == ("Hello! How can I help?", "Hello there")
+
+
+def test_a_system_prompt_stands_before_the_conversation_that_is_read():
+  for row in (
+    {"messages": [USER, REPLY], "prompt": "1 + 1?", "system": "Be brief."},
+    {
+      "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}],
+      "prompt": "",
+      "system": "Be brief.",
+    },
+  ):
+    assert forms.read(row, forms.DEMONSTRATIONS)[1]["messages"] == [SYSTEM, USER, REPLY]
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"instruction": "Say nothing.", "input": "", "output": "", "text": "### Instruction: ..."},
+    {"prompt": "Q", "completion": "", "text": "t"},
+    {"question": "Q", "answer": "", "text": "t"},
+  ],
+)
+def test_an_empty_answer_does_not_make_a_row_another_form(row):
+  model = presets.load("tiny")
+  rows = [("row 1", row), ("row 2", {"prompt": "a", "completion": "b"})]
+  found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), rows, max_tokens=64)
+  assert len(found.found) == 1 and found.problems == {examples.EMPTY: 1}
 
 
 def test_white_space_makes_no_other_prompt():
@@ -195,10 +248,9 @@ def test_columns_with_other_meanings_do_not_change_a_row():
   row = {"prompt": "Q", "chosen": "A", "rejected": "B", "answers": ["one", "two"], "label": 0}
   assert preferences.from_rows([("row 1", row)]).rankings[0].answers == ("A", "B")
   model = presets.load("tiny")
-  classes = [({"question": "1 + 1?", "answer": "2", "label": 0}), {"prompt": "a", "completion": "b", "label": 0}]
-  rows = [(f"row {number}", row) for number, row in enumerate(classes)]
+  rows = [("row 1", {"question": "1 + 1?", "answer": "2", "label": 0})]
   found = examples.encode_demonstrations(Reader(model.tokenizer, model.eos_tokens), rows, max_tokens=64)
-  assert len(found.found) == 2 and not found.problems
+  assert len(found.found) == 1 and not found.problems
 
 
 def test_conversations_in_which_nothing_is_answered_are_counted():
@@ -372,6 +424,7 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path, suffix):
     ("pandas.csv", "," + content_of(".csv").replace("\n", "\n0,", 3)),
     ("lines.json", content_of(".jsonl")),
     ("columns.json", json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]})),
+    ("rows.json", json.dumps({"info": [{}], "rows": ROWS})),
   ],
 )
 def test_files_as_other_programs_write_them(tmp_path, name, content):
@@ -407,6 +460,7 @@ def test_no_column_is_renamed_twice(tmp_path, rename):
     ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
     ("a.json", "[" * 100_000, "not JSON"),
     ("a.json", '{"a": [1], "b": [1, 2]}', r"lists by column must be of one length, got \[1, 2\]"),
+    ("a.json", '{"messages": [{"role": "user", "content": "Hi"}]}', "must hold a list of rows, got dict"),
     ("a.csv", "q,answer\n1\n", "row 1: not as many columns"),
     ("a.csv", "q\n1,2\n", "row 1: not as many columns"),
     ("a.json", "[1", "not JSON"),

@@ -188,19 +188,22 @@ def test_an_error_of_several_lines_is_told_in_one():
 def test_what_a_function_does_to_what_it_is_given_stays_with_it():
   prompts = [[{"role": "user", "content": "Hi"}]] * 2  # a group shares its prompt
   completions = [[{"role": "assistant", "content": "Ho"}] for _ in prompts]
-  columns = {"tests": [{"cases": [1, 2]}] * 2}
+  columns = {"tests": [{"cases": [1, 2], "pairs": ([],), "numbers": np.zeros(2)}] * 2}
 
   def greedy(prompts, completions, tests, **_):
     for prompt, completion, each in zip(prompts, completions, tests, strict=True):
       prompt.append(completion[0])
       each["cases"].pop()
+      each["pairs"][0].append(1)
+      each["numbers"] += 1
     completions.append("more")
     return [float(len(prompt) + len(each["cases"])) for prompt, each in zip(prompts, tests, strict=True)]
 
   twice = [Reward(greedy, 1.0, "one"), Reward(greedy, 1.0, "two")]
   found = rewards.judge(twice, prompts=prompts, completions=completions, completion_ids=[[1]] * 2, columns=columns)
   assert found["one"].tolist() == found["two"].tolist() == [3.0, 3.0]
-  assert len(prompts[0]) == 1 and len(completions) == 2 and columns["tests"][0] == {"cases": [1, 2]}
+  assert len(prompts[0]) == 1 and len(completions) == 2 and columns["tests"][0]["cases"] == [1, 2]
+  assert columns["tests"][0]["pairs"] == ([],) and not columns["tests"][0]["numbers"].any()
 
 
 class Halt(BaseException):

@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from rl_jax.tasks import load, named_rewards, verifiers
+from rl_jax.tasks import Task, load, named_rewards, verifiers
+from rl_jax.tasks.load import with_verifier
 from rl_jax.tasks.rewards import Reward, check_arguments, judge
 
 
@@ -72,6 +73,11 @@ def test_gsm8k_compares_final_numbers_in_text_and_chat():
     ("#### 15/2", "2", 0),
     ("so 3/4", "4", 0),
     (r"\boxed{3^2}", "3", 0),
+    ("2", "2x+y", 0),
+    (r"\boxed{3}", r"3\pi", 0),
+    ("5", "5x - y", 0),
+    ("on 5/10/2024", "2024", 1),
+    ("it is 1/2.", "1/2", 1),
     (r"\boxed{x+1}", "x+1", 1),
     ("42", "The answer is 42.", 1),
     ("42", ["42"], 1),
@@ -106,6 +112,10 @@ def test_math_is_equal_in_any_form_and_hangs_on_nothing():
   boxed = ["\\boxed{" + each + "}" for each in said]
   assert verifiers.math(boxed, answer=gold) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
   assert verifiers.math(["4"], answer=[float("nan")]) == [None]
+  assert (
+    verifiers.math([r"\boxed{1000\%}", r"\boxed{1000}", r"\boxed{1000}"], answer=["1,000%", "x = 1,000", "+1,000"])
+    == [1] * 3
+  )
   assert verifiers.math([r"\boxed{9^{9^{9^{9}}}}", "4"], answer=["3", "4"]) == [0.0, 1.0]
   workers = verifiers._workers()
   for _ in range(workers.maxsize):  # one that was ended is started anew, for the next answer
@@ -205,5 +215,9 @@ def test_rows_that_do_not_say_what_is_right_are_not_measured(tmp_path):
   known = [row for row in held_out if row["answer"] is not None]
   assert 0 < len(known) < 10 and task.evaluation == known
   assert f"; {10 - len(known)} of these left out, which do not say what is right" in task.description
+  rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b"}]  # of a task of one's own, whose rows differ
+  own = Task("own", lambda index: rows[0], rows, tuple(named_rewards.load(["gsm8k"])))
+  found = with_verifier(own)
+  assert found.evaluation == rows[:1] and found.description == "1 of these left out, which do not say what is right"
   path.write_text("".join(f'{{"prompt": "{i}", "answer": null}}\n' for i in range(20)))
   assert load(str(path), ["evaluation_size=10"], rewards=named_rewards.load(["gsm8k"])).solved is None
