@@ -214,7 +214,8 @@ class RolloutConfig(Checked):
 
   def load_task(self, seed: int) -> tasks.Task:
     """Loads the task, with the reward functions that were named."""
-    functions = named_rewards.load(self.rewards, self.reward_weights)
+    names = [pinned(self, name, "reward_commits") for name in self.rewards]
+    functions = named_rewards.load(names, self.reward_weights)
     task = tasks.load(pinned(self, self.task, "data_fingerprint"), self.task_options, rewards=functions, seed=seed)
     if task.description:
       print(f"{task.name}: {task.description}", flush=True)
@@ -318,18 +319,23 @@ def source_options(given: Sequence[str], who: str) -> dict[str, str]:
 
 
 def _of_models(config: Any) -> dict[str, Any]:
-  """What a resumed run must share of models: the commit of one from the hub, and reward models among the rewards."""
+  """What a resumed run must share of models: commits of those from the hub, and which training reward models are of."""
   name = pinned(config, getattr(config, "model", ""), "model_commit")
   found: dict[str, Any] = {"model_commit": hub.model_folder(name).name} if hub.is_name(name) else {}
-  judges = [scorers.fingerprint(name) for name in named_rewards.reward_models(getattr(config, "rewards", ()))]
-  return found | ({"reward_fingerprints": judges} if judges else {})
+  judges = named_rewards.reward_models(getattr(config, "rewards", ()))
+  judges += filter(None, [getattr(config, "reward_model", "")])
+  pins = {name: pinned(config, name, "reward_commits") for name in judges}
+  if commits := {name: hub.model_folder(pin).name for name, pin in pins.items() if hub.is_name(pin)}:
+    found["reward_commits"] = commits
+  return found | ({"reward_fingerprints": [scorers.fingerprint(pin) for pin in pins.values()]} if pins else {})
 
 
 def pinned(config: Any, name: str, key: str) -> str:
   """Returns a name on the hub with the commit that a run which goes on began with; any other name as it is."""
   if not (getattr(config, "resume", False) and hub.is_name(name) and "@" not in name):
     return name
-  commit = str(read_config(config.run_dir).get(key, "")).partition(" ")[0]
+  saved = read_config(config.run_dir).get(key, "")
+  commit = str(saved.get(name) if isinstance(saved, dict) else saved).partition(" ")[0]
   return f"{name}@{commit}" if re.fullmatch("[0-9a-f]{40}", commit) else name
 
 
@@ -395,11 +401,9 @@ def with_options(settings: dict[str, Any], options: Sequence[str]) -> dict[str, 
   return settings | found
 
 
-def reward_model_settings(folder: str) -> dict[str, Any]:
-  """Returns what a resumed run must share of its reward model; nothing where there is none."""
-  return {"reward_model_fingerprint": scorers.fingerprint(folder)} if folder else {}
-
-
-def load_reward(folder: str, model: presets.Model, *, max_tokens: int, remat: bool) -> LoadedReward | None:
-  """Loads a reward model, which must read the policy's tokens; None where there is none."""
-  return load_reward_model(folder, model.tokenizer, max_tokens=max_tokens, remat=remat) if folder else None
+def load_reward(config: Any, model: presets.Model) -> LoadedReward | None:
+  """Loads the run's reward model, which must read the policy's tokens; None where there is none."""
+  if not config.reward_model:
+    return None
+  name = pinned(config, config.reward_model, "reward_commits")
+  return load_reward_model(name, model.tokenizer, max_tokens=config.max_tokens, remat=config.remat)

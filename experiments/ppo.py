@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.configs import load_reward, reward_model_settings
+from experiments.configs import load_reward
 from experiments.ppo_configs import Config, load_algorithm
 from rl_jax import objectives
 from rl_jax.devices import Devices
@@ -43,14 +43,14 @@ def main(config: Config) -> Path:
   algorithm, task = load_algorithm(config), config.load_task(config.seed)
   if "target_mask" in algorithm.needs and not config.ptx_data and task.solved is None:
     raise ValueError(f"objective {config.objective!r} imitates solved completions; task {task.name!r} knows of none")
-  settings = {"data_fingerprint": task.fingerprint, **reward_model_settings(config.reward_model)}
+  settings = {"data_fingerprint": task.fingerprint}
   if (texts := config.read_texts()) is not None:
     settings["ptx_fingerprint"] = texts.fingerprint
   directory = config.directory(**settings)
   model = config.load_model(max(config.max_tokens, config.ptx_tokens + 1))
   reader = config.make_reader(model)
   stream = config.make_stream(texts, reader, group_size=config.group_size, seed=config.seed)
-  reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
+  reward = load_reward(config, model)
   rewards.check_any(task.rewards, reward is not None)
   prompts = config.make_prompts(task, reader)
   with directory as run:

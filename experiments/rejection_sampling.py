@@ -17,14 +17,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.configs import (
-  ModelConfig,
-  OptimizerConfig,
-  RolloutConfig,
-  RunConfig,
-  load_reward,
-  reward_model_settings,
-)
+from experiments.configs import ModelConfig, OptimizerConfig, RolloutConfig, RunConfig, load_reward
 from rl_jax.devices import Devices
 from rl_jax.models import presets
 from rl_jax.objectives import algorithm, dpo, gpg, sft
@@ -66,13 +59,9 @@ def main(config: Config) -> Path:
   """Trains, and returns the folder of the trained model."""
   config.check()
   task = config.load_task(config.seed)
-  settings = {
-    "data_fingerprint": task.fingerprint,
-    "above": str(config.above),
-    **reward_model_settings(config.reward_model),
-  }
+  settings = {"data_fingerprint": task.fingerprint, "above": str(config.above)}
   directory, model = config.directory(**settings), config.load_model(config.max_tokens)
-  reward = load_reward(config.reward_model, model, max_tokens=config.max_tokens, remat=config.remat)
+  reward = load_reward(config, model)
   rewards.check_any(task.rewards, reward is not None)
   prompts = config.make_prompts(task, config.make_reader(model))
   with directory as run:

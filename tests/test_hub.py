@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from rl_jax import hub
-from rl_jax.models import presets
+from rl_jax.models import heads, presets, scorers
 from tests.hub_server import COMMIT, serve
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,7 @@ def repositories(tmp_path_factory):
   folder = tmp_path_factory.mktemp("hub")
   model = presets.load("tiny")
   presets.save(folder / "tiny", model, model.params)
+  scorers.save(folder / "judge", model, model.params, heads.init_head(jax.random.key(0), 64, bias=False))
   rows = [{"question": f"{i} + 1?", "answer": f"It is one more.\n#### {i + 1}"} for i in range(24)]
   for name in ("main/train-00000-of-00001", "main/test-00000-of-00001", "socratic/train-00000-of-00001"):
     path = folder / "sums" / f"{name}.jsonl"
@@ -43,7 +45,7 @@ def repositories(tmp_path_factory):
   (folder / "plain" / "data" / "train.csv").write_text("prompt,answer\n1 + 1 =,2\n")
   (folder / "script").mkdir()
   (folder / "script" / "script.py").write_text("raise SystemExit\n")
-  names = {"tiny": "models", "sums": "datasets", "plain": "datasets", "script": "datasets"}
+  names = {"tiny": "models", "judge": "models", "sums": "datasets", "plain": "datasets", "script": "datasets"}
   return {f"{kind}/org/{name}": folder / name for name, kind in names.items()} | {"models/org/closed": folder / "tiny"}
 
 
@@ -131,8 +133,8 @@ def test_what_is_here_goes_before_the_hub(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_run_by_names_alone_keeps_the_commits(repositories, tmp_path):
   arguments = (
-    "--model org/tiny --task org/sums --task-options config=main evaluation_size=8 --rewards math format"
-    " --reward-weights 1 0 --steps 1 --num-prompts 2 --group-size 2 --minibatches 1 --max-new-tokens 4"
+    "--model org/tiny --task org/sums --task-options config=main evaluation_size=8 --rewards math format org/judge"
+    " --reward-weights 1 0 0 --steps 1 --num-prompts 2 --group-size 2 --minibatches 1 --max-new-tokens 4"
     " --evaluation-samples 2 --run-dir run"
   )
   env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
@@ -148,6 +150,7 @@ def test_a_run_by_names_alone_keeps_the_commits(repositories, tmp_path):
   assert done.returncode == 0, done.stdout + done.stderr
   assert "24 rows read as questions, as chat" in done.stdout and "the first prompt reads 'user: " in done.stdout
   config = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert config["reward_commits"] == {"org/judge": COMMIT} and len(config["reward_fingerprints"]) == 1
   assert config["model_commit"] == COMMIT and config["data_fingerprint"] == f"{COMMIT} train"
   assert json.loads((tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()[0])["solved"] == 0
   with serve(repositories, commit="d" * 40) as (url, _):  # the hub has moved on; the run stays with what it began with

@@ -76,7 +76,7 @@ def test_a_reward_model_is_trained_and_ppo_learns_from_it(tmp_path, pairs, adapt
   assert np.isfinite(evaluation["reward"]) and evaluation["solved"] is None
   backbone, _ = scorers.load(str(judge))
   scorers.save(judge, backbone, backbone.params, {"out": {"kernel": np.ones((64, 1), np.float32)}})
-  with pytest.raises(ValueError, match="reward_model_fingerprint was"):  # it is another one by now
+  with pytest.raises(ValueError, match="reward_fingerprints was"):  # it is another one by now
     ppo.main(dataclasses.replace(config, resume=True, steps=3))
   with pytest.raises(ValueError, match="steps was 2, is 3"):  # the learning rates would be others
     reward_model.main(reward_model.Config(data=pairs, **(SMALL | {"steps": 3}), **settings, resume=True))

@@ -103,7 +103,11 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
   >>> parse_options(["digits=3", "operators=+-"])
   {'digits': 3, 'operators': '+-'}
   """
-  return dict(_option(text) for text in options)
+  found = [_option(text) for text in options]
+  names = [name for name, _ in found]
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise ValueError(f"option {twice[0]!r} is given twice")
+  return dict(found)
 
 
 def _call(loader: Callable[..., Task], name: str, settings: dict[str, Any], **fixed: Any) -> Task:
