@@ -265,9 +265,10 @@ def read_tokenizer(reader: Gguf) -> PreTrainedTokenizerFast:
   if pre == "qwen2":
     tokenizer.normalizer = normalizers.NFC()
   tokenizer.decoder = decoders.ByteLevel()
-  kinds = list(zip(tokens, _required(reader, "tokenizer.ggml.token_type"), strict=False))
-  if len(kinds) < len(tokens):
-    raise ValueError(f"field 'tokenizer.ggml.token_type' must have {len(tokens)} entries, got {len(kinds)}")
+  types = _required(reader, "tokenizer.ggml.token_type")
+  if len(types) != len(tokens):
+    raise ValueError(f"field 'tokenizer.ggml.token_type' must have {len(tokens)} entries, got {len(types)}")
+  kinds = list(zip(tokens, types, strict=True))
   tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in kinds if kind == _CONTROL])
   tokenizer.add_tokens([AddedToken(token) for token, kind in kinds if kind == _USER_DEFINED])
   special = {

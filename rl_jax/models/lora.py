@@ -57,6 +57,7 @@ UNSUPPORTED = (
   "use_bdlora",
   "arrow_config",
 )
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # a folder with the first is one of adapters
 INITS = ("gaussian", "orthogonal", "eva")  # these leave the base as it is
 
 
@@ -228,8 +229,8 @@ def save_peft(
     "bias": "none",
     "inference_mode": True,
   }
-  save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-  (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+  save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_peft(folder: str | os.PathLike) -> Peft:
@@ -242,7 +243,7 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   """
   folder = Path(folder)
   try:
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kind = config.get("peft_type", "LORA")
   except (OSError, ValueError, AttributeError) as error:
     raise ValueError(f"adapters in {str(folder)!r}: no readable adapter_config.json ({reason(error)})") from None
@@ -260,7 +261,7 @@ def load_peft(folder: str | os.PathLike) -> Peft:
   where = f"adapters in {str(folder)!r}"
   _check_settings(config, where)
   try:
-    found = load_file(folder / "adapter_model.safetensors")
+    found = load_file(folder / TENSORS)
   except (OSError, SafetensorError) as error:
     raise ValueError(f"{where}: no readable adapter_model.safetensors ({reason(error)})") from None
   named = {families.of_text(name.removeprefix(PREFIX)): tensor for name, tensor in found.items()}

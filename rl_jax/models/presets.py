@@ -56,7 +56,6 @@ class Model(NamedTuple):
     return None if known.all() else known
 
 
-ADAPTERS = "adapter_config.json"  # a folder that has it is one of adapters
 NAMES = ("smollm2", "tiny", "small")  # of models that are in a package, or made at random
 
 
@@ -78,7 +77,7 @@ def load(name: str, *, base: str = "", **overrides: Any) -> Model:
   80384
   """
   folder = folder_of(name)
-  if (folder / ADAPTERS).exists():
+  if (folder / lora.CONFIG).exists():
     return with_adapters(folder, overrides, base=base)
   if base:
     raise ValueError(f"model {name!r} is none of adapters: it takes no base")
@@ -277,7 +276,7 @@ def with_adapters(
     ValueError: If they fit no base.
   """
   found = lora.load_peft(folder)
-  on_others = bool(found.base_model) and (Path(found.base_model) / ADAPTERS).exists()
+  on_others = bool(found.base_model) and (Path(found.base_model) / lora.CONFIG).exists()
   below, base = base, found.base_model if on_others else base or found.base_model
   if not base or folder.resolve() in above:
     raise ValueError(f"adapters in {str(folder)!r} name no base model to be merged into, but {base!r}")

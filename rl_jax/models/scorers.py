@@ -30,7 +30,7 @@ def load(name: str, **overrides: Any) -> tuple[presets.Model, Any]:
     ValueError: If there is no such model, its files do not fit together, or it does not give one number.
   """
   folder = _folder(name)
-  if (folder / presets.ADAPTERS).exists():
+  if (folder / lora.CONFIG).exists():
     return _adapted(folder, overrides)
   hf, _ = presets.configuration_of(folder)
   config = families.transformer_config(hf, **overrides | {"tie_embeddings": True})
@@ -52,14 +52,14 @@ def fingerprint(name: str) -> str:
   """
   folder = _folder(name)
   head = _score(folder)
-  if head is not None and (folder / presets.ADAPTERS).exists():
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+  if head is not None and (folder / lora.CONFIG).exists():
+    return hashlib.sha256((folder / lora.TENSORS).read_bytes()).hexdigest()
   return "" if head is None else hashlib.sha256(head.tobytes()).hexdigest()
 
 
 def _score(folder: Path) -> np.ndarray | None:
   """The head that a folder holds, if it is a reward model's."""
-  if (folder / presets.ADAPTERS).exists():
+  if (folder / lora.CONFIG).exists():
     return lora.load_peft(folder).replaced.get(weights.SCORE)
   source = weights.open_safetensors(folder, families.read(str(folder)).model_type)
   return source.read(weights.SCORE) if weights.SCORE in source.shapes else None
@@ -67,10 +67,11 @@ def _score(folder: Path) -> np.ndarray | None:
 
 def _adapted(folder: Path, overrides: dict[str, Any]) -> tuple[presets.Model, Any]:
   """A reward model of adapters: the base that they name with the adapters merged into it, and the head beside them."""
-  head = _score(folder)
+  found = lora.load_peft(folder)
+  head = found.replaced.get(weights.SCORE)
   if head is None or len(head) != 1:
     raise ValueError(f"adapters in {str(folder)!r} are no reward model's: they have no {weights.SCORE} of one label")
-  base = presets.folder_of(lora.load_peft(folder).base_model)
+  base = presets.folder_of(found.base_model)
   of_scores = (base / "config.json").is_file() and _score(base) is not None
   load_base = (lambda name, **given: load(name, **given)[0]) if of_scores else presets.load
   model = presets.with_adapters(folder, overrides, load_base=load_base, apart=(weights.SCORE,))
@@ -89,7 +90,7 @@ def is_name(name: str) -> bool:
 
 
 def _holds_model(folder: Path) -> bool:
-  return any((folder / file).is_file() for file in ("config.json", presets.ADAPTERS))
+  return any((folder / file).is_file() for file in ("config.json", lora.CONFIG))
 
 
 def _folder(name: str) -> Path:

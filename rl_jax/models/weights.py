@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rl_jax.errors import reason
-from rl_jax.models import families
+from rl_jax.models import families, lora
 from rl_jax.models.families.common import Tensor, rope_settings
 from rl_jax.models.transformer import TransformerConfig, policy
 
@@ -50,7 +50,6 @@ TOKENIZER_FILES = (
 )
 # What tensors of FP8, GPTQ, AWQ, bitsandbytes, HQQ and MXFP4 checkpoints are called.
 QUANTIZED = (".weight_scale", ".weight_scale_inv", ".qweight", ".SCB", ".absmax", ".quant_map", ".W_q", "_scales")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # a folder that has them is one of adapters
 
 
 class Entry(NamedTuple):
@@ -475,7 +474,8 @@ def _replace(folder: Path, new: Path, *, with_tokenizer: bool) -> None:
   written = {path.name for path in new.iterdir()}
   (folder / CONFIG).unlink(missing_ok=True)
   shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
-  earlier = {SINGLE, INDEX, GENERATION, *ADAPTER_FILES, *shards, *(TOKENIZER_FILES if with_tokenizer else ())}
+  tokenizer = TOKENIZER_FILES if with_tokenizer else ()
+  earlier = {SINGLE, INDEX, GENERATION, lora.CONFIG, lora.TENSORS, *shards, *tokenizer}
   for name in earlier - written:
     _remove(folder / name)
   for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):

@@ -238,8 +238,8 @@ def recognise(row: Any, forms: Sequence[Form]) -> Form:
     raise ValueError(f"a row must be a mapping of columns, got {type(row).__name__}")
   there = [form for form in forms if all(row.get(name) is not None for name in form.columns)]
   asked = [form for form in there if not (isinstance(row[form.columns[0]], str) and not row[form.columns[0]].strip())]
-  for form in asked or there:  # an empty question is none where there is another one
-    return form
+  if there:  # an empty question is none where there is another one
+    return (asked or there)[0]
   *first, last = [" and ".join(form.columns) for form in forms]
   has = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
   if {"chosen", "rejected"} <= row.keys() and forms is not PREFERENCES:

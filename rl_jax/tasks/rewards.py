@@ -148,12 +148,17 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 def _call(reward: Reward, keywords: Mapping[str, Any], count: int) -> Any:
   try:
-    returned = reward.function(**_copied(keywords))
-    return list(returned) if isinstance(returned, Iterator) else returned
+    return _returned(reward, keywords)
   except KeyboardInterrupt:
     raise
   except BaseException as error:
     raise _failure(reward.name, error, _where(reward, keywords, count)) from error
+
+
+def _returned(reward: Reward, keywords: Mapping[str, Any]) -> Any:
+  """What a function gives for copies of its arguments; what it makes one by one is made here."""
+  returned = reward.function(**_copied(keywords))
+  return list(returned) if isinstance(returned, Iterator) else returned
 
 
 def _copied(value: Any) -> Any:
@@ -178,10 +183,8 @@ def _where(reward: Reward, keywords: Mapping[str, Any], count: int) -> str:
     if time.monotonic() - start > _SEARCH_SECONDS:
       break
     try:
-      value = reward.function(**_copied({name: values[row : row + 1] for name, values in keywords.items()}))
+      value = _returned(reward, {name: values[row : row + 1] for name, values in keywords.items()})
       failed = inspect.isawaitable(value) and isinstance(_await_all([value])[0], BaseException)
-      if isinstance(value, Iterator):
-        list(value)
     except KeyboardInterrupt:
       raise
     except BaseException:

@@ -12,13 +12,6 @@ from rl_jax.models import presets
 WEIGHTS, INDEX, GENERATION = "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 
 
-@pytest.fixture
-def folder(tmp_path):
-  model = presets.load("tiny")
-  presets.save(tmp_path / "model", model, model.params)
-  return tmp_path / "model"
-
-
 def refused(folder):
   with pytest.raises(ValueError) as error:
     presets.load(str(folder))

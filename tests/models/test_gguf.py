@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import jax
@@ -205,3 +206,13 @@ def test_smollm2_greedy_text_matches_torch(smollm2):
     ids = np.asarray(out.tokens[i, 0])[np.asarray(out.mask[i, 0])].tolist()
     assert tokenizer.decode(ids) == row["completion"]
     assert ids == row["completion_ids"]
+
+
+@pytest.mark.parametrize("types", [[3, 1], [3, 1, 1, 1]])
+def test_every_token_has_one_type(types):
+  fields = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"], "token_type": types}
+  named = {
+    f"tokenizer.ggml.{name}": SimpleNamespace(contents=lambda value=value: value) for name, value in fields.items()
+  }
+  with pytest.raises(ValueError, match=f"token_type' must have 3 entries, got {len(types)}"):
+    gguf_file.read_tokenizer(gguf_file.Gguf(named.get, []))

@@ -174,13 +174,6 @@ def test_longrope_is_saved_with_all_that_it_needs(tmp_path):
   assert {name: again[name] for name in config.ropes[0]} == dict(config.ropes[0])
 
 
-@pytest.fixture
-def folder(tmp_path):
-  model = presets.load("tiny")
-  presets.save(tmp_path / "model", model, model.params)
-  return tmp_path / "model"
-
-
 def test_tokens_that_the_model_has_not_are_refused_where_a_text_holds_them(folder):
   tokenizer = presets.load(str(folder)).tokenizer
   tokenizer.add_tokens([AddedToken("<image>", special=True), AddedToken("<pad2>", special=True)])

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
+from rl_jax.models.experts import ExpertsConfig
+
 
 class Tensor(NamedTuple):
   """One tensor of the parameters, and what a checkpoint calls it.
@@ -74,11 +76,16 @@ def check_sizes(hf: PretrainedConfig, *names: str) -> None:
       raise ValueError(f"{name} of {hf.model_type} must be positive, got {value!r}")
 
 
-def check_experts(hf: PretrainedConfig, count: int) -> None:
-  """Raises ValueError if a token goes to no expert, or to more than there are."""
+def experts(hf: PretrainedConfig, count: int, **settings: Any) -> ExpertsConfig:
+  """Returns the experts of a layer, of which there are `count`.
+
+  Raises:
+    ValueError: If a token goes to none of them, or to more than there are.
+  """
   if not 1 <= hf.num_experts_per_tok <= count:
     given = hf.num_experts_per_tok
     raise ValueError(f"num_experts_per_tok of {hf.model_type} must be between 1 and its {count} experts, got {given}")
+  return ExpertsConfig(count, hf.num_experts_per_tok, **settings)
 
 
 def sizes(hf: PretrainedConfig) -> dict[str, Any]:
@@ -153,9 +160,14 @@ def rotation(hf: PretrainedConfig, *, partial: bool = False) -> dict[str, Any]:
   found = rope_settings(hf)
   if "rope_theta" not in found:
     raise ValueError(f"rope_parameters of {hf.model_type} must be one for all layers, got those of {', '.join(found)}")
-  if not partial and found.get("partial_rotary_factor", 1.0) != 1.0:
-    raise ValueError(f"partial_rotary_factor of {hf.model_type} must be 1, got {found['partial_rotary_factor']}")
+  if not partial:
+    _check_whole(hf, found)
   return {"ropes": (_for_context(found, hf),)}
+
+
+def _check_whole(hf: PretrainedConfig, rope: dict[str, Any]) -> None:
+  if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+    raise ValueError(f"partial_rotary_factor of {hf.model_type} must be 1, got {share}")
 
 
 def rotation_by_type(hf: PretrainedConfig) -> dict[str, Any]:
@@ -170,9 +182,8 @@ def rotation_by_type(hf: PretrainedConfig) -> dict[str, Any]:
     raise ValueError(
       f"rope_parameters of {hf.model_type} must be by type of layer alone, got {strange[0]!r} among them"
     )
-  if partial := [each for each in found.values() if each.get("partial_rotary_factor", 1.0) != 1.0]:
-    given = partial[0]["partial_rotary_factor"]
-    raise ValueError(f"partial_rotary_factor of {hf.model_type} must be 1, got {given}")
+  for each in found.values():
+    _check_whole(hf, each)
   return {
     "ropes": tuple(_for_context(found[kind], hf) for kind in kinds),
     "rope_of": tuple(kinds.index(kind) for kind in hf.layer_types),

@@ -4,17 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.experts import ExpertsConfig
-from rl_jax.models.families.common import (
-  ATTENTION,
-  ENDS,
-  PRE_NORMS,
-  Tensor,
-  check_experts,
-  rotation,
-  sizes,
-  windows_by_type,
-)
+from rl_jax.models.families.common import ATTENTION, ENDS, PRE_NORMS, Tensor, experts, rotation, sizes, windows_by_type
 
 MODEL_TYPES = ("gpt_oss",)
 _LAYER = "model.layers.{}"
@@ -44,7 +34,6 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
 
   Reference: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv:2508.10925.
   """
-  check_experts(hf, hf.num_local_experts)
   return (
     sizes(hf)
     | rotation(hf)
@@ -53,6 +42,6 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
       activation=hf.hidden_act,
       sinks=True,
       clamped_gate=(hf.swiglu_alpha, hf.swiglu_limit),
-      experts=ExpertsConfig(hf.num_local_experts, hf.num_experts_per_tok, bias=True),
+      experts=experts(hf, hf.num_local_experts, bias=True),
     )
   )

@@ -4,8 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from rl_jax.models.experts import ExpertsConfig
-from rl_jax.models.families.common import ATTENTION, ENDS, PRE_NORMS, Tensor, check_experts, one_window, rotation, sizes
+from rl_jax.models.families.common import ATTENTION, ENDS, PRE_NORMS, Tensor, experts, one_window, rotation, sizes
 
 MODEL_TYPES = ("qwen3_moe",)
 TENSORS = (
@@ -31,7 +30,6 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
   """
   if hf.mlp_only_layers or hf.decoder_sparse_step != 1:
     raise ValueError("mlp_only_layers and decoder_sparse_step: every layer must have experts")
-  check_experts(hf, hf.num_experts)
   return (
     sizes(hf)
     | rotation(hf)
@@ -40,6 +38,6 @@ def settings(hf: PretrainedConfig) -> dict[str, Any]:
       activation=hf.hidden_act,
       qk_norm="head",
       mlp_dim=hf.moe_intermediate_size,
-      experts=ExpertsConfig(hf.num_experts, hf.num_experts_per_tok, normalized=hf.norm_topk_prob),
+      experts=experts(hf, hf.num_experts, normalized=hf.norm_topk_prob),
     )
   )
